@@ -1,0 +1,156 @@
+"""Publication figures of result files: `draw` and `save`, or `python -m analysis.figures`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import xarray as xr
+from matplotlib.figure import Figure
+
+from analysis import results as result_files
+from analysis.figures import style
+from analysis.figures.registry import FIGURES
+from analysis.figures.scale import Choice
+
+__all__ = ["FIGURES", "draw", "draw_beside", "fitting", "save"]
+
+Format = Literal["png", "pdf"]
+
+
+def draw(
+    results: xr.Dataset | Sequence[xr.Dataset],
+    *,
+    kind: str | None = None,
+    variable: str | None = None,
+    scale: Choice = "auto",
+    columns: int = 1,
+) -> Figure:
+    """Draw one result, or several in one figure on one scale.
+
+    Surfaces stand side by side with the same limits, heights and colours, so that they can be
+    compared by eye; lines share their Axes. The figure belongs to no window and to no global
+    state; in a notebook, `%matplotlib inline` shows it.
+
+    Args:
+        results: one result or several, of the same probe and number of dimensions.
+        kind: a name in `FIGURES`; by default the first that fits.
+        variable: `loss` or `accuracy`; by default what the kind of figure is for.
+        scale: "linear", "log", or "auto": logarithmic where values are positive and span more
+            than `scale.LOG_RATIO`; the label says so.
+        columns: 1 or 2 columns of a journal, 85 or 175 mm wide.
+
+    Raises:
+        ValueError: no result, kinds of result mixed, axes with different units, no finite value.
+    """
+    shown = [results] if isinstance(results, xr.Dataset) else list(results)
+    if columns not in style.WIDTHS:
+        raise ValueError(f"columns={columns}: a figure is 1 or 2 columns wide.")
+    kinds = fitting(shown)
+    if kind is not None and kind not in kinds:
+        raise ValueError(
+            f"{kind}: does not fit {_described(shown[0])}. Ask for {' or '.join(kinds)}."
+        )
+    chosen = FIGURES[kind or kinds[0]]
+    variables = chosen.variables if variable is None else (variable,)
+    for result in shown:
+        for needed in variables:
+            if needed not in result:
+                raise ValueError(
+                    f"{needed}: {_described(result)} without it. Draw another variable."
+                )
+    with style.context():
+        return chosen.arrange(chosen, shown, variables, scale, columns)
+
+
+def fitting(results: Sequence[xr.Dataset]) -> list[str]:
+    """Names in `FIGURES` of all kinds that can draw these results together.
+
+    Raises:
+        ValueError: no result, kinds of result mixed, axes with different names or units, or no
+            figure for such results.
+    """
+    if not results:
+        raise ValueError("no result to draw. Give at least one.")
+    for result in results:
+        result_files.check(result)
+    first, *others = results
+    for other in others:
+        files = result_files.source(first), result_files.source(other)
+        if _described(other) != _described(first):
+            raise ValueError(
+                f"{files[0]} is {_described(first)}, {files[1]} is {_described(other)}. "
+                "Draw them in separate figures."
+            )
+        for dim in first["measured"].dims:
+            labels = [result_files.axis_label(result[dim]) for result in (first, other)]
+            if labels[0] != labels[1]:
+                raise ValueError(
+                    f"{dim} is {labels[0]} in {files[0]}, {labels[1]} in {files[1]}. "
+                    "Draw them in separate figures."
+                )
+    kinds = _kinds(first)
+    if not kinds:
+        raise ValueError(
+            f"{result_files.source(first)} is {_described(first)}, and no figure is for that. "
+            f"There are {', '.join(FIGURES)}, in analysis/figures/registry.py."
+        )
+    return kinds
+
+
+def save(
+    figure: Figure, path_stem: str | Path, *, formats: Sequence[Format] = ("png", "pdf")
+) -> list[Path]:
+    """Write a figure as PNG (300 dpi) and PDF (vectors, embedded fonts).
+
+    The same figure gives the same bytes: no date is written.
+
+    Args:
+        figure: from `draw`.
+        path_stem: path without the ending, such as `figures/resnet18.surface.contour`.
+        formats: which of the two.
+
+    Returns:
+        The paths written, in the order of `formats`.
+
+    Raises:
+        ValueError: the folder does not exist.
+    """
+    stem = Path(path_stem)
+    if not stem.parent.is_dir():
+        raise ValueError(f"{stem.parent}: there is no such folder. Make it, or choose another.")
+    paths = []
+    with style.context():
+        for ending in formats:
+            path = stem.with_name(f"{stem.name}.{ending}")
+            metadata = {"CreationDate": None} if ending == "pdf" else None
+            figure.savefig(path, format=ending, metadata=metadata)
+            paths.append(path)
+    return paths
+
+
+def draw_beside(path: str | Path) -> list[Path]:
+    """Draw every kind of figure that fits one result file, beside it.
+
+    Returns:
+        The paths written, such as `resnet18.surface.contour.png`; none where no kind fits.
+
+    Raises:
+        ValueError: `path` is no result file, or holds no finite value.
+    """
+    path = Path(path)
+    result = result_files.load(path)
+    return [
+        written
+        for kind in _kinds(result)
+        for written in save(draw(result, kind=kind), path.with_name(f"{path.stem}.{kind}"))
+    ]
+
+
+def _kinds(result: xr.Dataset) -> list[str]:
+    return [name for name, kind in FIGURES.items() if kind.fits(result)]
+
+
+def _described(result: xr.Dataset) -> str:
+    return f"a {result['measured'].ndim}-dimensional {result.attrs['probe']}"

@@ -1,0 +1,93 @@
+"""Draw result files: python -m analysis.figures resnet18.surface.h5 [more.h5 ...]."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from analysis import results
+from analysis.figures import FIGURES, draw, fitting, save
+
+_LONGEST_NAME = 120
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Draw the files named on the command line; print the paths written, one a line.
+
+    Returns:
+        The exit code: 0 done, 1 refused with one line on stderr. Wrong usage exits with 2.
+    """
+    options = _parser().parse_args(arguments)
+    try:
+        shown = [results.load(path) for path in options.files]
+        stem = options.out or _default_stem(options.files)
+        kinds = [options.kind] if options.kind else fitting(shown)
+        for kind in kinds:
+            figure = draw(
+                shown,
+                kind=kind,
+                variable=options.variable,
+                scale=options.scale,
+                columns=options.columns,
+            )
+            given = options.variable
+            special = f".{given}" if given and FIGURES[kind].variables != (given,) else ""
+            named = stem.with_name(f"{stem.name}{special}.{kind}")
+            for path in save(figure, named, formats=options.format):
+                print(path)
+    except (ValueError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m analysis.figures",
+        description="Draw result files as publication figures: several files, one figure, "
+        "on one scale.",
+    )
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="result files (.h5)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="STEM",
+        help="path without the ending; the kind of figure is appended (default: beside the first "
+        "file, named after all of them)",
+    )
+    parser.add_argument("--kind", choices=FIGURES, help="kind of figure (default: all that fit)")
+    parser.add_argument(
+        "--columns", type=int, choices=(1, 2), default=1, help="journal columns: 85 or 175 mm"
+    )
+    parser.add_argument(
+        "--format", nargs="+", choices=("png", "pdf"), default=("png", "pdf"), help="file formats"
+    )
+    parser.add_argument(
+        "--variable",
+        choices=("loss", "accuracy"),
+        help="what to draw (default: loss; in a profile both)",
+    )
+    scale = parser.add_mutually_exclusive_group()
+    scale.add_argument("--linear", dest="scale", action="store_const", const="linear")
+    scale.add_argument("--log", dest="scale", action="store_const", const="log")
+    parser.set_defaults(scale="auto")
+    return parser
+
+
+def _default_stem(paths: Sequence[Path]) -> Path:
+    """`resnet18.surface` and `fmmnet18.surface` give `resnet18-fmmnet18.surface`."""
+    stems = [path.stem for path in paths]
+    heads, dots, tails = zip(*(stem.rpartition(".") for stem in stems), strict=True)
+    joined = "-".join(heads) + "." + tails[0] if all(dots) and len(set(tails)) == 1 else ""
+    name = joined or "-".join(stems)
+    if len(name) > _LONGEST_NAME:
+        raise ValueError(
+            f"{len(paths)} files make a file name of {len(name)} characters. Choose one with --out."
+        )
+    return paths[0].with_name(name)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

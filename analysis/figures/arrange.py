@@ -1,0 +1,231 @@
+"""Several results in one figure: side by side or one over the other, on one scale."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import xarray as xr
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import FuncFormatter
+
+from analysis import results
+from analysis.figures import style
+from analysis.figures.scale import Choice, finite, shared_scale
+
+# Most panels side by side in one and two columns; labels of 3-D axes need the room.
+_PANELS = {None: {1: 2, 2: 4}, "3d": {1: 1, 2: 2}}
+_HEIGHT, _HEIGHT_3D = 0.8, 0.75  # of a panel's width, unless it is drawn to scale
+_HEIGHT_OVERLAY = {1: 0.5, 2: 0.3}  # of the width
+_TICKS_3D = 6
+_LIFT_3D, _GAP_3D = -11, 0.13  # 3-D Axes are empty at the top and overhang at the bottom
+_TICK = {False: 0.15, True: 0.3}  # inches a tick of an upright and of a lying colour bar takes
+_CHARACTER = 0.055  # inches a character of 8 pt takes
+_HANDLE = 0.5  # inches a legend's handle takes
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of figure: its marks, the results it fits, and how several share a page.
+
+    Args:
+        marks: (result, Axes, *, variable, scale) -> what a colour bar needs.
+        probe: the probe whose results it draws.
+        dimensions: of the grid of these results.
+        arrange: `panels` (side by side, one colour bar) or `overlay` (in the same Axes).
+        variables: drawn unless another is asked for.
+        projection: of the Axes; None or "3d".
+    """
+
+    marks: Callable[..., Any]
+    probe: str
+    dimensions: int
+    arrange: Callable[[Kind, Sequence[xr.Dataset], Sequence[str], Choice, int], Figure]
+    variables: tuple[str, ...] = ("loss",)
+    projection: Literal["3d"] | None = None
+
+    def fits(self, result: xr.Dataset) -> bool:
+        """Whether this figure can draw `result`."""
+        return result.attrs["probe"] == self.probe and result["measured"].ndim == self.dimensions
+
+
+def panels(
+    kind: Kind,
+    shown: Sequence[xr.Dataset],
+    variables: Sequence[str],
+    choice: Choice,
+    columns: int,
+) -> Figure:
+    """One panel a result, the same limits and colours in all, one colour bar."""
+    (variable,) = variables
+    scale = shared_scale(shown, variable, choice)
+    figure = _figure(columns, gap=_GAP_3D if kind.projection else 0.02)
+    across = min(len(shown), _PANELS[kind.projection][columns])
+    down = -(-len(shown) // across)
+    axes = [
+        figure.add_subplot(down, across, position + 1, projection=kind.projection)
+        for position in range(len(shown))
+    ]
+    drawn = [
+        kind.marks(result, ax, variable=variable, scale=scale)
+        for result, ax in zip(shown, axes, strict=True)
+    ]
+    flat = kind.projection is None
+    below = not flat or (columns == 1 and across > 1)  # where a bar at the side is too dear
+    panel = style.WIDTHS[columns] / across
+    for result, title, ax in zip(shown, results.names(shown), axes, strict=True):
+        _title(ax, title, note(result, variable), 0.8 * panel, lift=0 if flat else _LIFT_3D)
+    _share_limits(axes)
+    ratio = _HEIGHT_3D
+    if flat:
+        to_scale = axes[0].get_aspect() == 1
+        ratio = np.ptp(axes[0].get_ylim()) / np.ptp(axes[0].get_xlim()) if to_scale else _HEIGHT
+        _label_outer(axes, across, 0.8 * panel, 0.75 * panel * ratio)
+    length = 0.9 * style.WIDTHS[columns] if below else 0.65 * panel * ratio * down
+    ticks = scale.place(scale.levels) if flat else scale.ticks(_TICKS_3D)
+    label = scale.label(results.axis_label(shown[0][variable]))
+    figure.colorbar(
+        drawn[0],
+        ax=axes,
+        label=_wrapped(label, length),
+        format=FuncFormatter(scale.text),
+        ticks=ticks[:: int(np.ceil(len(ticks) * _TICK[below] / length))],
+        location="bottom" if below else "right",
+        aspect=40 if below else 25,
+        pad=0.02 if flat else _GAP_3D / down,
+        shrink=0.75 if columns == 2 and below else 1.0,
+    )
+    _legend(figure, axes)
+    _fit_height(figure, axes[0], down, ratio)
+    return figure
+
+
+def overlay(
+    kind: Kind,
+    shown: Sequence[xr.Dataset],
+    variables: Sequence[str],
+    choice: Choice,
+    columns: int,
+) -> Figure:
+    """All results in the same Axes, one Axes a variable, one above the other."""
+    figure = _figure(columns, gap=0.02)
+    axes = [
+        figure.add_subplot(len(variables), 1, position + 1) for position in range(len(variables))
+    ]
+    labels = results.names(shown)
+    counts = [note(result, variables[0]) for result in shown]
+    if len(shown) == 1:
+        _title(axes[0], labels[0], counts[0], 0.8 * style.WIDTHS[columns], lift=0)
+        labels = [""]
+    else:
+        labels = [
+            f"{label} ({count})" if count else label
+            for label, count in zip(labels, counts, strict=True)
+        ]
+    for variable, ax in zip(variables, axes, strict=True):
+        scale = shared_scale(shown, variable, choice)
+        for result, label in zip(shown, labels, strict=True):
+            kind.marks(result, ax, variable=variable, scale=scale, label=label)
+    for ax in axes[:-1]:
+        ax.sharex(axes[-1])
+        ax.set_xlabel("")
+        ax.tick_params(labelbottom=False)
+    figure.align_ylabels()
+    _legend(figure, axes, labels)
+    _fit_height(figure, axes[0], len(axes), _HEIGHT_OVERLAY[columns])
+    return figure
+
+
+def note(result: xr.Dataset, variable: str) -> str:
+    """How many points were not measured or have no finite value; empty where there are none."""
+    points, measured = result["measured"].size, int(result["measured"].sum())
+    astray = measured - finite(result, variable).size
+    counts = [f"{measured} of {points} points measured"] if measured < points else []
+    counts += [f"{astray} not finite"] if astray else []
+    return ", ".join(counts)
+
+
+def _figure(columns: int, *, gap: float) -> Figure:
+    width = style.WIDTHS[columns]
+    figure = Figure(figsize=(width, width), layout=ConstrainedLayoutEngine(hspace=gap))
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _title(ax: Axes, name: str, counts: str, width: float, *, lift: float) -> None:
+    counts = _wrapped(counts, width)
+    above = (counts.count("\n") + 1) * 1.25 * style.NOTE_SIZE if counts else 0.0
+    ax.set_title(_wrapped(name, width), pad=4 + lift + above)
+    ax.annotate(
+        counts,
+        (0.5, 1),
+        (0, 3 + lift),
+        xycoords="axes fraction",
+        textcoords="offset points",
+        ha="center",
+        size=style.NOTE_SIZE,
+    )
+
+
+def _label_outer(axes: Sequence[Axes], across: int, width: float, height: float) -> None:
+    """Keep only the outer axis labels, broken into lines that fit along a panel."""
+    for position, ax in enumerate(axes):
+        left, lowest = position % across == 0, position + across >= len(axes)
+        ax.set_xlabel(_wrapped(ax.get_xlabel(), width) if lowest else "")
+        ax.set_ylabel(_wrapped(ax.get_ylabel(), height) if left else "")
+        ax.tick_params(labelbottom=lowest, labelleft=left)
+
+
+def _wrapped(text: str, width: float) -> str:
+    """`text` in lines of about `width` inches at most, broken at a comma or a unit if there is."""
+    if len(text) * _CHARACTER <= width:
+        return text
+    for end, start in ((",", ""), ("", "(")):
+        first, found, rest = text.partition(f"{end} {start}")
+        if found and len(first) * _CHARACTER <= width:
+            return f"{first}{end}\n{start}{rest}"
+    return textwrap.fill(text, max(8, int(width / _CHARACTER)))
+
+
+def _share_limits(axes: Sequence[Axes]) -> None:
+    left, right = zip(*(ax.get_xlim() for ax in axes), strict=True)
+    bottom, top = zip(*(ax.get_ylim() for ax in axes), strict=True)
+    for ax in axes:
+        ax.set(xlim=(min(left), max(right)), ylim=(min(bottom), max(top)))
+
+
+def _legend(figure: Figure, axes: Sequence[Axes], first: Sequence[str] = ()) -> None:
+    """One legend below for all Axes: the labels in `first`, then the others, each once."""
+    entries: dict[str, Artist] = {}
+    for ax in axes:
+        for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
+            entries.setdefault(label, handle)
+    if not entries:
+        return
+    labels = sorted(entries, key=lambda label: label not in first)
+    widest = max(map(len, labels)) * _CHARACTER + _HANDLE
+    figure.legend(
+        [entries[label] for label in labels],
+        labels,
+        loc="outside lower center",
+        ncols=min(len(labels), max(1, int(figure.get_figwidth() / widest))),
+    )
+
+
+def _fit_height(figure: Figure, ax: Axes, down: int, ratio: float) -> None:
+    """Give every one of `down` rows of Axes `ratio` times its width: no white margins."""
+    for _ in range(4):  # labels and colour bar change a little with the height
+        figure.draw_without_rendering()
+        box = ax.get_position(original=True)
+        width, height = figure.get_size_inches()
+        change = down * (box.width * width * ratio - box.height * height)
+        figure.set_size_inches(width, height + change)
+        if abs(change) < 0.01:
+            break

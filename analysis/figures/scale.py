@@ -1,0 +1,139 @@
+"""How values become heights and colours: one linear or logarithmic scale for all panels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import xarray as xr
+from matplotlib.colors import Normalize
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Choice = Literal["auto", "linear", "log"]
+
+LOG_RATIO = 30.0  # largest / smallest finite value above which "auto" draws a logarithmic scale
+_STEPS = [1, 2, 2.5, 5, 10]
+_CONSTANT = 1e-5  # a smaller relative range is drawn as one value, which tick labels can write
+_DECADES = 4  # a scale over more decades writes them as powers
+_LEVELS = 12  # about as many contours as stay apart in a panel of one column
+
+
+@dataclass(frozen=True, eq=False)
+class Scale:
+    """Where values are drawn. The values themselves are never changed.
+
+    Args:
+        log: whether log10 of a value is drawn instead of the value.
+        levels: (L,) ascending, in the unit of the variable; all finite values lie within.
+        norm: colours of drawn values (`place` of a value), shared by every panel.
+    """
+
+    log: bool
+    levels: Floats
+    norm: Normalize
+
+    def place(self, values: Floats) -> Floats:
+        """Drawn height of each value: the value itself, or its log10."""
+        return np.asarray(np.log10(values) if self.log else values)
+
+    def text(self, place: float, position: object = None) -> str:
+        """The value drawn at height `place`, as a tick or contour label writes it."""
+        del position  # matplotlib hands it to every tick formatter
+        low, high = self.place(self.levels[[0, -1]])
+        if self.log and high - low > _DECADES and place == round(place):
+            return f"$10^{{{place:.0f}}}$"
+        return _number(10.0**place if self.log else place)
+
+    def ticks(self, most: int) -> Floats:
+        """Drawn heights of about `most` round values within the scale."""
+        low, high = self.levels[[0, -1]]
+        ticks = _log_levels(low, high, most) if self.log else _linear_levels(low, high, most)
+        return self.place(ticks[(ticks >= low) & (ticks <= high)])
+
+    def label(self, text: str) -> str:
+        """`text`, with a word on the scale where it is logarithmic."""
+        return f"{text}, log scale" if self.log else text
+
+
+def finite(result: xr.Dataset, variable: str) -> Floats:
+    """The finite measured values of `variable`, as one flat array."""
+    values = result[variable].values[result["measured"].values == 1]
+    return np.asarray(values[np.isfinite(values)], dtype=float)
+
+
+def shared_scale(results: Sequence[xr.Dataset], variable: str, choice: Choice = "auto") -> Scale:
+    """One scale that holds every finite value of `variable` in all `results`.
+
+    Args:
+        results: at least one.
+        variable: such as `loss`.
+        choice: "auto" is logarithmic where all values are positive and the largest is more than
+            `LOG_RATIO` times the smallest.
+
+    Raises:
+        ValueError: no finite value at all, or a logarithmic scale asked for zero or less.
+    """
+    values = np.concatenate([finite(result, variable) for result in results])
+    if not values.size:
+        points = sum(int(result["measured"].sum()) for result in results)
+        raise ValueError(
+            f"{variable}: no finite value among {points} measured points, so there is nothing "
+            "to draw. Measure more points, or a smaller extent."
+        )
+    low, high = float(values.min()), float(values.max())
+    if choice == "log" and low <= 0:
+        raise ValueError(
+            f"{variable}: the smallest value is {low:g}, a logarithmic scale needs values above 0. "
+            "Draw it on a linear scale."
+        )
+    log = choice == "log" or (choice == "auto" and low > 0 and high / low > LOG_RATIO)
+    levels = (_log_levels if log else _linear_levels)(low, high, _LEVELS)
+    first, last = np.log10(levels[[0, -1]]) if log else levels[[0, -1]]
+    return Scale(log, levels, Normalize(float(first), float(last)))
+
+
+def _linear_levels(low: float, high: float, most: int) -> Floats:
+    if high - low <= _CONSTANT * max(abs(low), abs(high)):
+        low, high = low - (abs(low) / 2 or 0.5), high + (abs(high) / 2 or 0.5)
+    ticks = MaxNLocator(most, steps=_STEPS).tick_values(low, high)
+    return _around(np.asarray(ticks, dtype=float), low, high)
+
+
+def _log_levels(low: float, high: float, most: int) -> Floats:
+    first, last = int(np.floor(np.log10(low))), int(np.ceil(np.log10(high)))
+    last = max(last, first + 1)
+    per_decade = [(1, 1.5, 2, 3, 4, 5, 6, 8), (1, 2, 3, 5), (1, 2, 5), (1, 3), (1,)]
+    choices = [
+        np.array([step * 10.0**decade for decade in range(first, last) for step in steps])
+        for steps in per_decade
+    ]
+    stride = max(1, (last - first) // most + 1)
+    choices.append(10.0 ** np.arange(first, last, stride))
+    tops = [10.0**last] * len(per_decade) + [10.0 ** (first + stride * len(choices[-1]))]
+    ladders = [
+        _around(np.append(levels, top), low, high)
+        for levels, top in zip(choices, tops, strict=True)
+    ]
+    return next((levels for levels in ladders if len(levels) <= most + 1), ladders[-1])
+
+
+def _around(levels: Floats, low: float, high: float) -> Floats:
+    """The levels from the last one below `low` to the first one above `high`."""
+    start = max(int(np.searchsorted(levels, low, side="right")) - 1, 0)
+    stop = int(np.searchsorted(levels, high, side="left")) + 1
+    kept = levels[start : max(stop, start + 2)].copy()
+    kept[0], kept[-1] = min(kept[0], low), max(kept[-1], high)  # a rounding error is no clipping
+    return kept
+
+
+def _number(value: float) -> str:
+    if value == 0 or 1e-3 <= abs(value) < 1e4:
+        return f"{round(value, 12):.6g}".replace("-", "\N{MINUS SIGN}")
+    mantissa, exponent = f"{value:.2e}".split("e")
+    power = rf"10^{{{int(exponent)}}}"
+    short = f"{float(mantissa):g}"
+    return f"${power}$" if short == "1" else rf"${short}\times{power}$"

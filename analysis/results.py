@@ -1,0 +1,140 @@
+"""Result files: open them, check them, and read what they say about themselves."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import h5py
+import xarray as xr
+
+SCHEMA_VERSION = 1
+VARIABLES = {"surface": ("loss", "loss_stderr", "accuracy", "accuracy_stderr")}
+
+
+def load(path: str | Path) -> xr.Dataset:
+    """The result stored in one file, checked, wholly in memory, the file closed.
+
+    Values come as they were measured: NaN and infinity included, points not measured are NaN
+    with `measured` = 0.
+
+    Raises:
+        ValueError: no such file, not a whole HDF5 file, or `check` refuses it.
+
+    Cost: the memory of the whole file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path}: there is no such file. Give the path of a result file (.h5).")
+    if not h5py.is_hdf5(path):
+        raise ValueError(f"{path}: is no HDF5 file. Give the path of a result file (.h5).")
+    try:
+        with h5py.File(path) as file:
+            if "probe" not in file.attrs:
+                raise ValueError(_no_probe(path.name))
+        with xr.open_dataset(path, engine="h5netcdf") as result:
+            result.load()
+    except OSError as error:
+        raise ValueError(
+            f"{path}: cannot be read as HDF5 ({error}). If a run is still writing it, wait; "
+            "if it was cut short while being copied, copy it again."
+        ) from error
+    check(result)
+    return result
+
+
+def check(result: xr.Dataset) -> None:
+    """Refuse a data set that is no result of this toolkit, or of a newer version of it.
+
+    Raises:
+        ValueError: no `probe` attribute, schema version unknown, variables or coordinates missing.
+    """
+    file = source(result)
+    if "probe" not in result.attrs:
+        raise ValueError(_no_probe(file))
+    probe = result.attrs["probe"]
+    version = result.attrs.get("schema_version")
+    if version is None or not 1 <= int(version) <= SCHEMA_VERSION:
+        raise ValueError(
+            f"{file}: schema version is {version}, this toolkit reads 1 to {SCHEMA_VERSION}. "
+            "Update the toolkit, or measure again with this one."
+        )
+    needed = ["measured", *VARIABLES.get(probe, ())]
+    if "measured" in result:
+        needed += [str(dim) for dim in result["measured"].dims]
+    missing = [variable for variable in needed if variable not in result.variables]
+    if missing:
+        raise ValueError(
+            f"{file}: {', '.join(missing)} missing, needed for a {probe} result. Measure it again."
+        )
+
+
+def source(result: xr.Dataset) -> str:
+    """Name of the file the result was read from, for messages."""
+    return Path(result.encoding.get("source", "result")).name
+
+
+def spec(result: xr.Dataset) -> dict[str, Any]:
+    """Every setting the measurement was made with."""
+    return _attribute(result, "spec")
+
+
+def provenance(result: xr.Dataset) -> dict[str, Any]:
+    """What was measured and with what: checkpoint, data, device, dtype, versions."""
+    return _attribute(result, "provenance")
+
+
+def name(result: xr.Dataset) -> str:
+    """A short label for legends: the stem of the checkpoint's file, else the model's name.
+
+    A line or plane towards a second checkpoint is named after both: `a → b`.
+    """
+    checkpoint = provenance(result).get("checkpoint") or {}
+    file, model = checkpoint.get("file"), checkpoint.get("model")
+    label = Path(file).stem if file else str(model or "unnamed network")
+    other = spec(result).get("to")
+    return f"{label} → {Path(other).stem}" if other else label
+
+
+def names(results: Sequence[xr.Dataset]) -> list[str]:
+    """`name` of each result; where names coincide, with the settings that tell them apart."""
+    labels = [name(result) for result in results]
+    settings = [_settings(result) for result in results]
+    full = []
+    for label, own in zip(labels, settings, strict=True):
+        namesakes = [other for at, other in zip(labels, settings, strict=True) if at == label]
+        differing = [key for key in own if any(other.get(key) != own[key] for other in namesakes)]
+        full.append(", ".join([label, *(f"{key} {own[key]}" for key in differing)]))
+    return full
+
+
+def axis_label(variable: xr.DataArray) -> str:
+    """Name and unit for an axis or colour bar, such as `loss (nat)`; a unit of 1 is left out."""
+    text = str(variable.attrs.get("long_name", variable.name))
+    units = variable.attrs.get("units", "1")
+    return text if units == "1" else f"{text} ({units})"
+
+
+def _settings(result: xr.Dataset) -> dict[str, Any]:
+    data = provenance(result).get("data") or {}
+    checkpoint = provenance(result).get("checkpoint") or {}
+    return spec(result) | {
+        "data": data.get("name"),
+        "split": data.get("split"),
+        "examples": data.get("examples"),
+        "SHA-256": str(checkpoint.get("sha256"))[:8],
+    }
+
+
+def _attribute(result: xr.Dataset, key: str) -> dict[str, Any]:
+    content = json.loads(result.attrs.get(key, "{}"))
+    return content if isinstance(content, dict) else {}
+
+
+def _no_probe(file: str) -> str:
+    return (
+        f"{file}: no `probe` attribute, so this is no result of this toolkit. "
+        "Give a file written by python -m landscape.<probe>."
+    )

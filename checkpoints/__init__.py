@@ -1,0 +1,1 @@
+"""Trained networks and the real images they are probed on: what is studied."""

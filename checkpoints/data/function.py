@@ -1,0 +1,70 @@
+"""`package.module:function` and `path/to/file.py:function`: images that your own code makes."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+from checkpoints.data import arrays
+from checkpoints.data.images import Images, Split
+
+
+def load(split: Split, target: str) -> Images:
+    """What the function that `target` names returns for the split.
+
+    It is called as `function(split)` with `"train"` or `"test"`, and returns either (x, y), the
+    arrays that `npz:` takes, or an `Images` of that split. It must return the same images on
+    every call: results are compared by the fingerprint of the data. Importing the module runs
+    its code.
+
+    Args:
+        split: `train` or `test`.
+        target: an importable module or the path of a `.py` file, a colon, the function's name.
+
+    Raises:
+        ValueError: the module cannot be imported, it has no such function, or the function
+            returns something else. What the function itself raises is passed on.
+    """
+    source, _, attribute = target.rpartition(":")
+    try:
+        module = _imported_file(Path(source)) if source.endswith(".py") else _imported(source)
+    except Exception as error:  # the module is the user's own and may raise anything
+        raise ValueError(
+            f"{target}: {source} cannot be imported ({type(error).__name__}: "
+            f"{' '.join(str(error).split())}). Needed: a module on Python's path, or a .py file."
+        ) from error
+    function = getattr(module, attribute, None)
+    if not callable(function):
+        raise ValueError(
+            f"{target}: {source} has no function {attribute!r}. Needed: {attribute}(split) that "
+            "returns (x, y) or Images."
+        )
+    made = function(split)
+    if isinstance(made, Images):
+        if made.split != split:
+            raise ValueError(f"{target} returned the split {made.split!r}, asked for {split!r}.")
+        return replace(made, name=target)
+    if not isinstance(made, tuple) or len(made) != 2:
+        found = f"a tuple of {len(made)}" if isinstance(made, tuple) else type(made).__name__
+        raise ValueError(f"{target} returned {found}; needed: (x, y) or Images.")
+    x, y = made
+    return arrays.to_images(x, y, classes=None, name=target, split=split)
+
+
+def _imported(source: str) -> ModuleType:
+    return importlib.import_module(source)
+
+
+def _imported_file(file: Path) -> ModuleType:
+    name = f"data set {file.resolve()}"  # no importable name, so that it hides no other module
+    spec = importlib.util.spec_from_file_location(name, file)
+    if spec is None or spec.loader is None:
+        raise ImportError("it is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module

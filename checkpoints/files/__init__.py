@@ -1,0 +1,1 @@
+"""Trained checkpoints and real images that ship with the project."""

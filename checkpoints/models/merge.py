@@ -1,0 +1,128 @@
+"""How a block's residual branch R and its shortcut S meet: by addition, or by a product.
+
+Every variant is a module called as `merge(residual, shortcut)`, so that a hook on it sees both
+factors. Names and forms follow Ye et al. 2021 (arXiv:2106.15067) and its first author's public
+table of variants; R comes from the branch's last batch norm in all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+
+class Add(nn.Module):
+    """R + S: the residual network of He et al. 2016."""
+
+    def forward(self, residual: Tensor, shortcut: Tensor) -> Tensor:
+        """Merge two (N, C, H, W)."""
+        return residual + shortcut
+
+
+class Product(nn.Module):
+    """R * S, with nothing done to either factor."""
+
+    def forward(self, residual: Tensor, shortcut: Tensor) -> Tensor:
+        """Merge two (N, C, H, W)."""
+        return residual * shortcut
+
+
+class NormalizedProduct(nn.Module):
+    """BN(R) * BN(S).
+
+    Args:
+        channels: C.
+        mean: what both batch-norm biases start at. 1 makes each factor 1 on average, so that a
+            branch at its neutral value leaves the other as it is.
+        residual_scale: what the batch-norm weights of R start at; below 1, R starts near `mean`.
+        clamped: keep the biases at `mean` instead of training them.
+    """
+
+    def __init__(
+        self, channels: int, *, mean: float, residual_scale: float = 1.0, clamped: bool = False
+    ) -> None:
+        super().__init__()
+        self.norm_residual = nn.BatchNorm2d(channels)
+        self.norm_shortcut = nn.BatchNorm2d(channels)
+        nn.init.constant_(self.norm_residual.weight, residual_scale)
+        for norm in (self.norm_residual, self.norm_shortcut):
+            nn.init.constant_(norm.bias, mean)
+            norm.bias.requires_grad_(not clamped)
+
+    def forward(self, residual: Tensor, shortcut: Tensor) -> Tensor:
+        """Merge two (N, C, H, W)."""
+        return cast(Tensor, self.norm_residual(residual) * self.norm_shortcut(shortcut))
+
+
+class SigmoidShortcut(nn.Module):
+    """(sigmoid(S) + 1/2) * R: the shortcut is a parameter-free mask of the branch."""
+
+    def forward(self, residual: Tensor, shortcut: Tensor) -> Tensor:
+        """Merge two (N, C, H, W)."""
+        return (torch.sigmoid(shortcut) + 0.5) * residual
+
+
+class SigmoidResidual(nn.Module):
+    """(sigmoid(R) + 1/2) * S: the branch is a mask of the shortcut."""
+
+    def forward(self, residual: Tensor, shortcut: Tensor) -> Tensor:
+        """Merge two (N, C, H, W)."""
+        return (torch.sigmoid(residual) + 0.5) * shortcut
+
+
+class SigmoidBoth(nn.Module):
+    """sigmoid(BN(R)) * sigmoid(BN(S)). Without the norms it does not train well."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm_residual = nn.BatchNorm2d(channels)
+        self.norm_shortcut = nn.BatchNorm2d(channels)
+
+    def forward(self, residual: Tensor, shortcut: Tensor) -> Tensor:
+        """Merge two (N, C, H, W)."""
+        gate = torch.sigmoid(self.norm_residual(residual))
+        return gate * torch.sigmoid(self.norm_shortcut(shortcut))
+
+
+class TanhResidual(nn.Module):
+    """(1 + tanh(R)) * S."""
+
+    def forward(self, residual: Tensor, shortcut: Tensor) -> Tensor:
+        """Merge two (N, C, H, W)."""
+        return (1 + torch.tanh(residual)) * shortcut
+
+
+class GatedAdd(nn.Module):
+    """R * sigmoid(G h) + S: the product stands inside the branch, then is added.
+
+    `h` is the branch's own hidden feature map before its ReLU and G a 1x1 convolution, so the
+    gate is an attention of the branch to itself. The block hands `h` over as a third argument.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.gate = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, residual: Tensor, shortcut: Tensor, hidden: Tensor) -> Tensor:
+        """Merge two (N, C, H, W), given the branch's hidden (N, C, H, W)."""
+        return residual * torch.sigmoid(self.gate(hidden)) + shortcut
+
+
+MERGES: dict[str, Callable[[int], nn.Module]] = {
+    "add": lambda channels: Add(),
+    "product": lambda channels: Product(),
+    "bn_product": lambda channels: NormalizedProduct(channels, mean=0),
+    "bn_product_mean1": lambda channels: NormalizedProduct(channels, mean=1, residual_scale=0.2),
+    "bn_product_mean1_unit": lambda channels: NormalizedProduct(channels, mean=1),
+    "bn_product_clamped": lambda channels: NormalizedProduct(
+        channels, mean=1, residual_scale=0.2, clamped=True
+    ),
+    "sigmoid_shortcut": lambda channels: SigmoidShortcut(),
+    "sigmoid_residual": lambda channels: SigmoidResidual(),
+    "sigmoid_both": SigmoidBoth,
+    "tanh_residual": lambda channels: TanhResidual(),
+    "inner_gate": GatedAdd,
+}

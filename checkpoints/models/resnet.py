@@ -1,0 +1,186 @@
+"""The ResNet family for small images, with addition or a product where branch and shortcut meet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from checkpoints.models.merge import MERGES
+from checkpoints.models.se import SqueezeExcitation
+
+# The product that trains best and most stably here: see docs/models.md for the measured table.
+DEFAULT_PRODUCT = "bn_product_mean1"
+
+ATTENTIONS: dict[str, Callable[[int], nn.Module]] = {
+    "none": lambda channels: nn.Identity(),
+    "se": SqueezeExcitation,
+}
+
+# Blocks in each stage of the four-stage networks; all other depths are 6n+2, in three stages.
+FOUR_STAGES = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
+
+
+class PaddingShortcut(nn.Module):
+    """Shortcut option A: take every second pixel and pad with channels of zeros. No parameters.
+
+    The new channels are put half before and half after the old ones, as in the option-A networks
+    that are in circulation.
+    """
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+        self.before = (outputs - inputs) // 2
+        self.after = outputs - inputs - self.before
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(N, C, H, W) to (N, C', H / stride, W / stride)."""
+        thinned = features[:, :, :: self.stride, :: self.stride]
+        return functional.pad(thinned, (0, 0, 0, 0, self.before, self.after))
+
+
+class Block(nn.Module):
+    """Two 3x3 convolutions and a shortcut, merged, then a ReLU."""
+
+    def __init__(
+        self, inputs: int, outputs: int, stride: int, shortcut: str, merge: str, attention: str
+    ) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.attention = ATTENTIONS[attention](outputs)
+        self.downsample: nn.Module = nn.Identity()
+        if stride != 1 or inputs != outputs:
+            if shortcut == "A":
+                self.downsample = PaddingShortcut(inputs, outputs, stride)
+            else:
+                self.downsample = nn.Sequential(
+                    nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
+                )
+        self.merge = MERGES[merge](outputs)
+        self.merge_reads_hidden = merge == "inner_gate"
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(N, C, H, W) to (N, C', H / stride, W / stride)."""
+        hidden = self.bn1(self.conv1(features))
+        residual = self.attention(self.bn2(self.conv2(torch.relu(hidden))))
+        factors: tuple[Tensor, ...] = (residual, self.downsample(features))
+        if self.merge_reads_hidden:
+            factors += (hidden,)
+        return torch.relu(self.merge(*factors))
+
+
+class ResNet(nn.Module):
+    """A residual network of basic blocks with a 3x3 stem, for images of about 28 to 64 pixels.
+
+    Args:
+        depth: 6n+2 (8, 14, 20, 32, 44, 56, 110 …) for the three-stage networks of He et al. 2016,
+            section 4.2; 18 or 34 for the four-stage ones, without their 7x7 stem and pooling.
+        width: channels of the first stage; each further stage doubles them.
+        classes: number of classes.
+        channels: channels of the images.
+        shortcut: where the shape changes: A pads with zeros, B is a 1x1 convolution with BN.
+        merge: how branch and shortcut meet, one of `merge.MERGES`.
+        attention: what the branch passes through before it is merged: `none` or `se`.
+
+    Raises:
+        ValueError: an option that is not one of those.
+    """
+
+    def __init__(
+        self,
+        depth: int = 20,
+        *,
+        width: int = 16,
+        classes: int = 10,
+        channels: int = 3,
+        shortcut: Literal["A", "B"] = "B",
+        merge: str = "add",
+        attention: str = "none",
+    ) -> None:
+        super().__init__()
+        if depth not in FOUR_STAGES and (depth < 8 or (depth - 2) % 6):
+            raise ValueError(
+                f"ResNet: depth={depth}; needed: 18, 34, or 6n+2 such as 8, 14, 20, 32, 44, 56."
+            )
+        for option, value, known in (
+            ("shortcut", shortcut, ("A", "B")),
+            ("merge", merge, MERGES),
+            ("attention", attention, ATTENTIONS),
+        ):
+            if value not in known:
+                raise ValueError(f"ResNet: {option}={value!r}; needed: one of {', '.join(known)}.")
+        blocks = FOUR_STAGES.get(depth) or ((depth - 2) // 6,) * 3
+        self.conv1 = nn.Conv2d(channels, width, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        planes = width
+        for stage, count in enumerate(blocks):
+            stride = 1 if stage == 0 else 2
+            outputs = width * 2**stage
+            layer = nn.Sequential()
+            for index in range(count):
+                layer.append(
+                    Block(planes, outputs, 1 if index else stride, shortcut, merge, attention)
+                )
+                planes = outputs
+            self.add_module(f"layer{stage + 1}", layer)
+        self.stages = len(blocks)
+        self.fc = nn.Linear(planes, classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (N, classes) of images (N, channels, H, W)."""
+        features = torch.relu(self.bn1(self.conv1(images)))
+        for stage in range(self.stages):
+            features = self.get_submodule(f"layer{stage + 1}")(features)
+        return cast(Tensor, self.fc(features.mean(dim=(2, 3))))
+
+
+def canonical_key(key: str) -> str:
+    """The name that this family gives to what another ResNet code calls `key`.
+
+    The last layer is `fc` here and `linear` elsewhere; the projection `downsample` or `shortcut`.
+    """
+    if key.startswith("linear."):
+        key = "fc." + key.removeprefix("linear.")
+    return key.replace(".shortcut.", ".downsample.")
+
+
+def options_from(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any] | None:
+    """What a state dict's shapes say of width, classes, channels and shortcut; None if not ours."""
+    stem, head = shapes.get("conv1.weight"), shapes.get("fc.weight")
+    if stem is None or head is None or len(stem) != 4 or len(head) != 2:
+        return None
+    projected = any(".downsample." in key for key in shapes)
+    return {
+        "width": stem[0],
+        "channels": stem[1],
+        "classes": head[0],
+        "shortcut": "B" if projected else "A",
+    }
+
+
+def _named(prefix: str, **options: Any) -> dict[str, Callable[..., nn.Module]]:
+    three: dict[str, Callable[..., nn.Module]] = {
+        f"{prefix}{depth}": partial(ResNet, depth, **options)
+        for depth in (8, 14, 20, 26, 32, 44, 56, 110)
+    }
+    four: dict[str, Callable[..., nn.Module]] = {
+        f"{prefix}{depth}": partial(ResNet, depth, **({"width": 64} | options))
+        for depth in FOUR_STAGES
+    }
+    return three | four
+
+
+ARCHITECTURES = (
+    _named("resnet") | _named("fmmnet", merge=DEFAULT_PRODUCT) | _named("se_resnet", attention="se")
+)

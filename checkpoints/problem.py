@@ -1,0 +1,396 @@
+"""The problem that every probe is given: a network, examples, a loss for each of them."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from checkpoints import checkpoint
+from checkpoints.checkpoint import Checkpoint
+from checkpoints.data.images import Images, interleave
+from checkpoints.registry import load_images
+
+Tensors: TypeAlias = dict[str, Tensor]
+Loss: TypeAlias = Callable[[Any, Tensor], Tensor]
+
+# The real images that ship with the project, for networks trained on the data set they are from.
+SAMPLES = {"fashion-mnist": "fashion-mnist-sample"}
+
+
+def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
+    """The negative log-likelihood of each example in nat: (N,) from (N, classes) and (N,)."""
+    return functional.cross_entropy(outputs, targets, reduction="none")
+
+
+def top1(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Whether the largest output is the target's: (N,) bool from (N, classes) and (N,)."""
+    return outputs.argmax(dim=1) == targets
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """(x - mean) / std, channel by channel, so that a problem's inputs stay in pixel units."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.mean) != len(self.std) or not self.mean or min(self.std) <= 0:
+            raise ValueError(
+                f"--mean {self.mean} and --std {self.std}: needed: one value a channel each, "
+                "std positive; one value alone serves every channel."
+            )
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Normalise (N, C, ...)."""
+        shape = (1, -1) + (1,) * (images.ndim - 2)
+        return (images - images.new_tensor(self.mean).view(shape)) / images.new_tensor(
+            self.std
+        ).view(shape)
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """What is probed. Frozen, and no probe writes to what it holds.
+
+    `Problem.of(model, batches)` makes one from a network and data of your own, `load_problem`
+    from a checkpoint file.
+
+    Args:
+        model: called with the inputs: one tensor positionally, several by their names. Probes
+            work on a private copy in eval mode.
+        inputs: {name: (N, ...)}, the first axis the example. Images are in [0, 1].
+        targets: (N, ...).
+        loss: (outputs, targets) to (N,), one value an example in nat. Floating-point outputs
+            reach it as float64, since in float32 a confident example's loss cancels.
+        correct: (outputs, targets) to (N,) bool; None where accuracy means nothing.
+        normalization: applied to a single input before the model sees it.
+        batch_norm: `running` uses the running statistics, as in deployment; `recompute` sets
+            them, at every point, to the exact statistics of `calibration` there.
+        calibration: {name: (M, ...)}, for `recompute`.
+        batch_size: examples in a forward pass; 0 lets a short measurement decide. It changes
+            results by rounding alone.
+        provenance: what result files record of where all this came from.
+    """
+
+    model: nn.Module
+    inputs: Tensors
+    targets: Tensor
+    loss: Loss = cross_entropy
+    correct: Callable[[Any, Tensor], Tensor] | None = top1
+    normalization: Normalization | None = None
+    batch_norm: Literal["running", "recompute"] = "running"
+    calibration: Tensors = field(default_factory=dict)
+    batch_size: int = 0
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        sizes = {name: len(value) for name, value in self.inputs.items()}
+        if not sizes or any(size != len(self.targets) for size in sizes.values()):
+            raise ValueError(f"inputs hold {sizes} examples, targets {len(self.targets)}.")
+        if not len(self.targets):
+            raise ValueError("there are no examples.")
+        if self.batch_norm == "recompute" and not self.calibration:
+            raise ValueError("batch_norm='recompute' needs a calibration set, and there is none.")
+        if self.batch_size < 0:
+            raise ValueError(f"batch_size={self.batch_size}; needed: at least 1, or 0 to measure.")
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        batches: Iterable[tuple[Tensor | Mapping[str, Tensor], Tensor]],
+        loss: Loss = cross_entropy,
+        **others: Any,
+    ) -> Problem:
+        """A problem from a network and batches of your own.
+
+        Args:
+            model: any module.
+            batches: (inputs, targets) pairs, such as a DataLoader; they are read once and kept.
+                Inputs are a tensor, or a mapping that the model takes as keyword arguments.
+            loss: (outputs, targets) to (N,): one value an example.
+            **others: further fields of `Problem`.
+
+        Raises:
+            ValueError: no batches, or batches that are no such pairs.
+        """
+        parts: list[Tensors] = []
+        targets: list[Tensor] = []
+        for batch in batches:
+            if not isinstance(batch, tuple | list) or len(batch) != 2:
+                raise ValueError(
+                    f"a batch is a {type(batch).__name__}; needed: a pair (inputs, targets)."
+                )
+            inputs, target = batch
+            parts.append({"input": inputs} if isinstance(inputs, Tensor) else dict(inputs))
+            targets.append(target)
+        if not parts:
+            raise ValueError("there are no batches.")
+        joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        labels = torch.cat(targets)
+        if labels.is_floating_point() or labels.ndim != 1:
+            others.setdefault("correct", None)
+        return cls(model, joined, labels, loss, **others)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the examples are; the model is there as well."""
+        return self.targets.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of the network's weights."""
+        return next((p.dtype for p in self.model.parameters()), torch.get_default_dtype())
+
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> Problem:
+        """The same problem elsewhere, or in another precision; this one stays as it is."""
+
+        def moved(tensors: Tensors) -> Tensors:
+            return {
+                k: v.to(device, dtype if v.is_floating_point() else v.dtype)
+                for k, v in tensors.items()
+            }
+
+        return replace(
+            self,
+            model=copy.deepcopy(self.model).to(device, dtype),
+            inputs=moved(self.inputs),
+            targets=moved({"": self.targets})[""],
+            calibration=moved(self.calibration),
+        )
+
+    def outputs(self, call: Callable[..., Any], inputs: Tensors) -> Any:
+        """What `call`, the model or a functional form of it, gives for a batch of raw inputs."""
+        if len(inputs) > 1:
+            return call(**inputs)
+        (value,) = inputs.values()
+        return call(self.normalization(value) if self.normalization else value)
+
+    def losses(self, outputs: Any, targets: Tensor) -> Tensor:
+        """The loss of each example, (N,) float64.
+
+        Raises:
+            ValueError: the loss does not return one value an example.
+        """
+        wide = outputs.double() if _is_real(outputs) else outputs
+        target = targets.double() if targets.is_floating_point() else targets
+        losses = self.loss(wide, target)
+        if losses.shape != (len(targets),):
+            raise ValueError(
+                f"the loss returned shape {tuple(losses.shape)} for {len(targets)} examples; "
+                "needed: one value an example. Use reduction='none', and a mean over all axes "
+                "but the first."
+            )
+        return losses.double()
+
+    def fingerprints(self) -> dict[str, Any]:
+        """The provenance that a result is bound to: what network, which examples, how treated."""
+        told = dict(self.provenance)
+        told.setdefault("checkpoint", {"sha256": _digest(self.model.state_dict())})
+        examples = {**self.inputs, "targets": self.targets}
+        told.setdefault("data", {"examples": len(self), "sha256": _digest(examples)})
+        calibration: dict[str, Any] = {"examples": 0}
+        if self.calibration:
+            size = len(next(iter(self.calibration.values())))
+            calibration = {"examples": size, "sha256": _digest(self.calibration)}
+        told["batch_norm"] = {"policy": self.batch_norm, "calibration": calibration}
+        told["device"] = self.device.type
+        told["dtype"] = str(self.dtype).removeprefix("torch.")
+        return told
+
+
+def _is_real(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, value in tensors.items():
+        digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def load_problem(
+    name: str | Path,
+    *,
+    data: str | None = None,
+    root: Path | None = None,
+    size: tuple[int, int] | None = None,
+    split: Literal["train", "test"] = "test",
+    examples: int = 0,
+    model: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    mean: tuple[float, ...] = (),
+    std: tuple[float, ...] = (),
+    batch_norm: Literal["running", "recompute"] = "running",
+    calibration: int = 500,
+    batch_size: int = 0,
+    say: Callable[[str], None] = lambda line: None,
+) -> Problem:
+    """The problem of a checkpoint file on real images.
+
+    Args:
+        name: a path, or the name of a checkpoint that ships.
+        data: a data set's name, `npz:FILE`, `folder:DIR` or a function; by default the one the
+            checkpoint was trained on, or the sample of it that ships.
+        root: the folder that holds that data set's files.
+        size: (height, width) that a folder's images are resized to.
+        split: `train` or `test`.
+        examples: how many, balanced over the classes; 0 for all.
+        model: the architecture, for files that do not tell.
+        options: its keyword arguments.
+        mean: one value a channel, or one for all; for files that do not tell.
+        std: one value a channel, or one for all; for files that do not tell.
+        batch_norm: see `Problem`.
+        calibration: how many examples set the statistics for `recompute`: of the training split,
+            or, where the data have none, of those that are not measured.
+        batch_size: see `Problem`.
+        say: is handed a line for everything that was decided here.
+
+    Raises:
+        ValueError: one line: what is missing or does not fit, and what to pass.
+    """
+    source = checkpoint.load(
+        name, model=model, options=options, mean=mean, std=std, data=data, say=say
+    )
+    missing = [
+        flag
+        for flag, value in (("--mean", source.mean), ("--std", source.std), ("--data", source.data))
+        if not value
+    ]
+    if missing:
+        raise ValueError(
+            f"{name} does not say what it was trained on. Pass {' and '.join(missing)} "
+            "(--mean 0 --std 1 for inputs in [0, 1] as they are)."
+        )
+    chosen = data or SAMPLES.get(source.data, source.data)
+    if chosen != source.data:
+        say(f"data: {chosen}; the whole test split is --data {source.data}.")
+    images = load_images(chosen, split, root, size)
+    order = interleave(images.labels)
+    if examples > len(order):
+        raise ValueError(f"--examples {examples} exceeds the {len(order)} of {chosen} ({split}).")
+    measured = images.take(order[: examples or len(order)])
+    normalization = Normalization(*_for_channels(source.mean, source.std, measured))
+    problem = Problem(
+        model=source.network(),
+        **_tensors(measured),
+        normalization=normalization,
+        batch_norm=batch_norm,
+        calibration=(
+            _tensors(_calibration(calibration, chosen, split, root, size, images, order, examples))[
+                "inputs"
+            ]
+            if batch_norm == "recompute"
+            else {}
+        ),
+        batch_size=batch_size,
+        provenance=_provenance(source, normalization, measured),
+    )
+    _check(problem, source, measured)
+    return problem
+
+
+def _tensors(images: Images) -> dict[str, Any]:
+    pixels = torch.from_numpy(images.pixels).float() / 255
+    return {"inputs": {"input": pixels}, "targets": torch.from_numpy(images.labels)}
+
+
+def _for_channels(
+    mean: tuple[float, ...], std: tuple[float, ...], images: Images
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    channels = images.pixels.shape[1]
+    mean, std = (v * channels if len(v) == 1 else v for v in (mean, std))
+    if len(mean) != channels or len(std) != channels:
+        raise ValueError(
+            f"{images.name} has {channels} channels; mean has {len(mean)} values, std {len(std)}. "
+            "Pass --mean and --std with one value a channel, or other --data."
+        )
+    return mean, std
+
+
+def _calibration(
+    count: int,
+    chosen: str,
+    split: Literal["train", "test"],
+    root: Path | None,
+    size: tuple[int, int] | None,
+    images: Images,
+    order: Any,
+    examples: int,
+) -> Images:
+    """Examples for batch-norm statistics, never those that are measured on the test split."""
+    try:
+        train = images if split == "train" else load_images(chosen, "train", root, size)
+        pool = train.take(interleave(train.labels))
+    except ValueError:
+        pool = images.take(order[examples or len(order) :]) if examples < len(order) else images
+        if not examples or len(pool) < count:
+            raise ValueError(
+                f"{chosen} has no training split and leaves fewer than --calibration {count} "
+                "examples unmeasured. Pass a smaller --examples, or --data with a training split."
+            ) from None
+    if len(pool) < count or count < 2:
+        raise ValueError(f"--calibration {count}: needed: 2 to {len(pool)} examples.")
+    return pool.take(slice(0, count))
+
+
+def _provenance(source: Checkpoint, normalization: Normalization, images: Images) -> dict[str, Any]:
+    return {
+        "checkpoint": {
+            "file": source.file,
+            "sha256": source.sha256,
+            "model": source.model,
+            "options": dict(source.options),
+            "seed": source.seed,
+            "mean": list(normalization.mean),
+            "std": list(normalization.std),
+        },
+        "data": {
+            "name": images.name,
+            "split": images.split,
+            "examples": len(images),
+            "sha256": images.fingerprint(),
+        },
+    }
+
+
+def _check(problem: Problem, source: Checkpoint, images: Images) -> None:
+    """One forward pass of two images, so that what does not fit is said in one line."""
+    first = {name: value[:2] for name, value in problem.inputs.items()}
+    shape = tuple(images.pixels.shape[1:])
+    try:
+        with torch.inference_mode():
+            outputs = problem.outputs(problem.model, first)
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"{source.file}: {source.model} does not take images of shape {shape} of "
+            f"{images.name}: {reason}"
+        ) from error
+    if not _is_real(outputs) or outputs.ndim != 2:
+        raise ValueError(f"{source.model} does not return logits of shape (N, classes).")
+    if source.input_shape and shape != source.input_shape:
+        raise ValueError(
+            f"{source.file} was trained on images of shape {source.input_shape}, {images.name} has "
+            f"{shape}. Pass other --data, or --size for a folder."
+        )
+    classes = cast(int, outputs.shape[1])
+    if len(images.classes) != classes:
+        raise ValueError(
+            f"{source.file} has {classes} classes, {images.name} has {len(images.classes)}. "
+            "Pass the --data that it was trained on."
+        )

@@ -1,0 +1,45 @@
+"""Loss-landscape probes: how a trained network is measured.
+
+`python -m landscape.<probe> --ckpt FILE` measures from the command line; in Python,
+`landscape.measure("surface", problem)` gives the same result as an `xarray.Dataset`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from checkpoints.problem import Problem
+
+__all__ = ["measure"]
+
+
+def measure(
+    probe: str, problem: Problem, *, out: Path | str | None = None, **spec: Any
+) -> xr.Dataset:
+    """Measure one probe of one problem.
+
+    Args:
+        probe: a name in `landscape.registry.PROBES`, such as `surface`.
+        problem: from `checkpoints.problem`: `Problem.of(model, batches, loss)` or `load_problem`.
+        out: a result file to save to and to continue from; None keeps the result in memory.
+        **spec: fields of the probe's `Spec`.
+
+    Returns:
+        The result, as `xarray.open_dataset(out, engine="h5netcdf")` would give it.
+
+    Raises:
+        ValueError: an unknown probe, a spec that cannot be measured, a file of another run.
+    """
+    # Imported late, so that `python -m landscape.surface` finds its own module not yet imported.
+    from landscape.core.plan import run
+    from landscape.core.spaces import prepared
+    from landscape.registry import probe_named
+
+    entry = probe_named(probe)
+    path = Path(out) if out is not None else None
+    problem = prepared(problem, path)
+    return run(entry.plan(problem, entry.spec(**spec)), path)

@@ -1,0 +1,189 @@
+"""The command line of every probe: flags from its Spec, one line for a mistake, paths on stdout."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+
+import torch
+
+from checkpoints import allocator, flags
+from checkpoints.problem import Problem, load_problem
+from landscape.core import spaces
+from landscape.core.plan import run
+from landscape.core.workers import workers_of_this_process
+from landscape.registry import probe_named
+
+EXAMPLES = 300
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+def main(probe: str, arguments: list[str] | None = None) -> int:
+    """Measure `probe` of a checkpoint as the command line says.
+
+    Returns:
+        0 done, 1 refused with one line on stderr, 130 stopped with what was measured saved;
+        argparse exits with 2 itself.
+    """
+    parser = _parser(probe)
+    chosen = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        return _measure(probe, chosen)
+    except ValueError as error:
+        print(" ".join(str(error).split("\n")), file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("Stopped. What was measured is saved; the same command continues.", file=sys.stderr)
+        return 130
+
+
+def _interrupt(signal_number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _measure(probe: str, chosen: argparse.Namespace) -> int:
+    workers = workers_of_this_process()
+    first = workers.rank == 0
+
+    def say(line: str) -> None:
+        if first:
+            print(line, file=sys.stderr)
+
+    allocator.keep_freed_memory()
+    entry = probe_named(probe)
+    spec = flags.from_flags(entry.spec, chosen)
+    out = chosen.out or Path(f"{Path(chosen.ckpt).stem}.{probe}.h5")
+    problem = load_problem(
+        chosen.ckpt,
+        data=chosen.data,
+        root=chosen.data_root,
+        size=chosen.size and tuple(chosen.size),
+        split=chosen.split,
+        examples=chosen.examples,
+        model=chosen.model,
+        options=dict(chosen.option),
+        mean=tuple(chosen.mean or ()),
+        std=tuple(chosen.std or ()),
+        batch_norm=chosen.batch_norm,
+        calibration=chosen.calibration,
+        batch_size=chosen.batch_size,
+        say=say,
+    ).to(_device(chosen.device), DTYPES[chosen.dtype])
+    size = workers.share("batch_size", lambda: spaces.prepared(problem, out).batch_size)
+    problem = replace(problem, batch_size=size)
+    plan = entry.plan(problem, spec)
+    if first:
+        _introduce(problem, say)
+    run(
+        plan,
+        out,
+        workers=workers,
+        save_seconds=chosen.save_seconds,
+        show_progress=sys.stderr.isatty(),
+    )
+    if first:
+        print(out)
+        if chosen.figure:
+            # Only here does the package know of the other: to draw the file that it has written.
+            from analysis.figures import draw_beside
+
+            for path in draw_beside(out):
+                print(path)
+    return 0
+
+
+def _introduce(problem: Problem, say: Callable[[str], None]) -> None:
+    told = problem.provenance
+    data, network = told["data"], told["checkpoint"]
+    say(
+        f"{network['file']}: {network['model']} on {data['examples']} images of {data['name']} "
+        f"({data['split']}), {problem.device.type} {str(problem.dtype).removeprefix('torch.')}, "
+        f"batches of {problem.batch_size}"
+    )
+
+
+def _device(name: str | None) -> torch.device:
+    """The device asked for; else the GPU of this rank where there is one, else the CPU."""
+    if name is None:
+        rank = int(os.environ.get("LOCAL_RANK", "0"))
+        if torch.cuda.is_available():
+            return torch.device("cuda", rank % torch.cuda.device_count())
+        return torch.device("cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"--device {name} cannot be used: {reason}") from error
+    return device
+
+
+def _parser(probe: str) -> argparse.ArgumentParser:
+    entry = probe_named(probe)
+    summary = (entry.plan.__doc__ or "").splitlines()[0]
+    parser = argparse.ArgumentParser(
+        prog=f"python -m landscape.{probe}",
+        description=f"{summary} The same command again continues a run that was stopped.",
+    )
+    parser.add_argument(
+        "--ckpt", required=True, metavar="FILE",
+        help="the checkpoint: a path, or a file that ships, such as resnet18.pt",
+    )  # fmt: skip
+    parser.add_argument("--out", type=Path, metavar="FILE", help=f"(default: CKPT.{probe}.h5)")
+    parser.add_argument(
+        "--figure", action=argparse.BooleanOptionalAction, default=True,
+        help="draw the figures beside the result",
+    )  # fmt: skip
+    flags.add_flags(parser.add_argument_group("what is measured"), entry.spec)
+    data = parser.add_argument_group("on which examples")
+    data.add_argument(
+        "--data", metavar="NAME",
+        help="fashion-mnist, cifar10, cifar100, npz:FILE, folder:DIR, or package.module:function "
+        "(default: what the checkpoint was trained on, or the sample of it that ships)",
+    )  # fmt: skip
+    data.add_argument("--data-root", type=Path, metavar="DIR", help="folder of its files")
+    data.add_argument("--split", choices=("train", "test"), default="test", help="(default: test)")
+    data.add_argument(
+        "--examples", type=int, default=EXAMPLES, metavar="N",
+        help=f"how many, balanced over the classes; 0 for all (default: {EXAMPLES})",
+    )  # fmt: skip
+    data.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="resize a folder's")
+    foreign = parser.add_argument_group("for a checkpoint that does not say")
+    foreign.add_argument(
+        "--model", metavar="NAME",
+        help="its architecture: resnet20, path/to/file.py:build or package.module:build",
+    )  # fmt: skip
+    foreign.add_argument(
+        "--option", action="append", default=[], type=flags.key_value, metavar="NAME=VALUE",
+        help="a keyword argument of the architecture, such as num_classes=10",
+    )  # fmt: skip
+    foreign.add_argument(
+        "--mean", type=float, nargs="+", metavar="X", help="of its normalisation, for [0, 1] inputs"
+    )
+    foreign.add_argument("--std", type=float, nargs="+", metavar="X", help="likewise")
+    how = parser.add_argument_group("how")
+    how.add_argument(
+        "--batch-norm", choices=("running", "recompute"), default="running",
+        help="use the running statistics, or recompute them at every point (default: running)",
+    )  # fmt: skip
+    how.add_argument(
+        "--calibration", type=int, default=500, metavar="N",
+        help="examples that statistics are recomputed from (default: 500)",
+    )  # fmt: skip
+    how.add_argument("--device", help="cpu, cuda, cuda:1 … (default: a GPU where there is one)")
+    how.add_argument("--dtype", choices=DTYPES, default="float32", help="(default: float32)")
+    how.add_argument(
+        "--batch-size", type=int, default=0, metavar="N", help="(default: a short measurement)"
+    )
+    how.add_argument(
+        "--save-seconds", type=float, default=5.0, metavar="X",
+        help="a killed run loses at most this much work (default: 5)",
+    )  # fmt: skip
+    return parser

@@ -1,0 +1,229 @@
+"""Directions in a space: random, to another point, or read from a file; and their normalisation."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import h5py
+import numpy as np
+import torch
+from torch import Tensor
+
+from checkpoints.problem import Tensors
+
+Normalization = Literal["filter", "layer", "unit", "none"]
+
+
+def gaussian(origin: Tensors, generator: torch.Generator) -> Tensors:
+    """Independent standard normal entries.
+
+    They are drawn in float64 on the CPU in the order of the names, so that one seed gives the
+    same direction, up to rounding, on every device and in every precision.
+
+    Args:
+        origin: {name: tensor}; gives names, shapes, dtypes and devices.
+        generator: on the CPU; it is moved on.
+    """
+    return {
+        name: torch.randn(value.shape, generator=generator, dtype=torch.float64).to(value)
+        for name, value in origin.items()
+    }
+
+
+def difference(end: Tensors, origin: Tensors) -> Tensors:
+    """The direction from `origin` to `end`: a step of 1 arrives there.
+
+    Raises:
+        ValueError: names or shapes differ.
+    """
+    check(end, origin)
+    return {name: end[name].to(value) - value for name, value in origin.items()}
+
+
+def displaced(origin: Tensors, directions: Sequence[Tensors], steps: Sequence[float]) -> Tensors:
+    """The point origin + sum of step * direction, computed anew from the origin.
+
+    Args:
+        origin: {name: tensor}.
+        directions: each with the names and shapes of `origin`.
+        steps: one a direction.
+
+    Returns:
+        A new point; a step of 0 leaves `origin`'s values exactly.
+    """
+    point = [value.clone(memory_format=torch.preserve_format) for value in origin.values()]
+    for direction, step in zip(directions, steps, strict=True):
+        if step:
+            torch._foreach_add_(point, [direction[name] for name in origin], alpha=step)
+    return dict(zip(origin, point, strict=True))
+
+
+def filter_normalize(direction: Tensors, origin: Tensors) -> Tensors:
+    """Give every filter of `direction` the norm of the same filter of `origin`.
+
+    A filter is one slice w[i] along the first axis. Tensors with fewer than two axes (biases,
+    norm scales) have no filters and become zero: the plane then holds them fixed. A step of 1
+    moves each filter by its own length, so two networks that differ only by per-filter
+    rescaling get the same surface. In the input space a slice is an example.
+
+    Args:
+        direction: {name: (out, ...)}, any scale. A zero filter stays zero.
+        origin: {name: (out, ...)}, the same names and shapes.
+
+    Returns:
+        {name: (out, ...)}, in multiples of `origin`'s filters. Inputs are not written to.
+
+    Raises:
+        ValueError: names or shapes differ.
+
+    Cost: one pass over the parameters; no model evaluation.
+    Source: Li et al. 2018, section 4, arXiv:1712.09913.
+    """
+    return normalize(direction, origin, "filter")
+
+
+def normalize(direction: Tensors, origin: Tensors, how: Normalization) -> Tensors:
+    """Scale `direction`, slice by slice or tensor by tensor.
+
+    Args:
+        direction: {name: tensor}, any scale. What is zero stays zero.
+        origin: {name: tensor}, the same names and shapes.
+        how: `filter`: see `filter_normalize`; `layer`: every tensor of two axes or more gets the
+            norm of `origin`'s, the others become zero; `unit`: every slice along the first axis
+            gets norm 1, and tensors of one axis become zero; `none`: nothing is changed, and
+            biases and norm scales move as well.
+
+    Raises:
+        ValueError: names or shapes differ.
+    """
+    check(direction, origin)
+    if how == "none":
+        return dict(direction)
+    scaled = {}
+    for name, value in direction.items():
+        if value.ndim < 2:
+            scaled[name] = torch.zeros_like(value)
+            continue
+        target = torch.ones(()) if how == "unit" else _norms(origin[name], how)
+        norms = _norms(value, how)
+        factor = torch.where(norms > 0, target.to(norms) / norms, 0.0)
+        scaled[name] = (value.double() * factor).to(value)
+    return scaled
+
+
+def orthogonalize(direction: Tensors, first: Tensors, how: Normalization) -> Tensors:
+    """Take from `direction` its component along `first`, at the grain of a normalisation.
+
+    Slice by slice for `filter` and `unit`, tensor by tensor for `layer`, over everything for
+    `none`: so that scaling the parts afterwards keeps the two directions orthogonal. A slice of
+    a single entry has no orthogonal direction and becomes zero.
+
+    Args:
+        direction: {name: tensor}.
+        first: the same names and shapes.
+        how: the normalisation that follows.
+
+    Raises:
+        ValueError: names or shapes differ.
+    """
+    check(direction, first)
+    if how == "none":
+        product = sum(float((direction[n].double() * first[n].double()).sum()) for n in first)
+        length = sum(float((first[n].double() ** 2).sum()) for n in first)
+        part = product / length if length else 0.0
+        return {name: value - part * first[name] for name, value in direction.items()}
+    result = {}
+    for name, value in direction.items():
+        a, b = value.double(), first[name].double()
+        axes = tuple(range(0 if how == "layer" else 1, a.ndim)) if a.ndim else ()
+        square = (b * b).sum(dim=axes, keepdim=True)
+        share = torch.where(square > 0, (a * b).sum(dim=axes, keepdim=True) / square, 0.0)
+        rest = a - share * b
+        # What is left of a single entry is rounding; it must not be blown up to a full slice.
+        size = (a * a).sum(dim=axes, keepdim=True)
+        left = (rest * rest).sum(dim=axes, keepdim=True)
+        result[name] = torch.where(left > 1e-12 * size, rest, 0.0).to(value)
+    return result
+
+
+def check(direction: Tensors, origin: Tensors) -> None:
+    """Raise unless `direction` has the names and shapes of `origin`.
+
+    Raises:
+        ValueError: naming the first that differs.
+    """
+    for name in [*origin, *direction]:
+        if name not in direction or name not in origin:
+            where = "direction" if name in direction else "origin"
+            raise ValueError(
+                f"{name} is only in the {where}. A direction fits only the architecture it was "
+                "made for."
+            )
+        if direction[name].shape != origin[name].shape:
+            raise ValueError(
+                f"{name}: direction is {tuple(direction[name].shape)}, origin is "
+                f"{tuple(origin[name].shape)}. A direction fits only the architecture it was "
+                "made for."
+            )
+
+
+def save(directions: Sequence[Tensors], path: Path) -> None:
+    """Write directions as one HDF5 file: for each name an array (rank, ...) in `directions/`."""
+    partial = path.with_name(path.name + ".partial")
+    with h5py.File(partial, "w") as file:
+        group = file.create_group("directions")
+        for name in directions[0]:
+            group[name] = np.stack([d[name].detach().cpu().numpy() for d in directions])
+    partial.replace(path)
+
+
+def load(path: Path, origin: Tensors) -> list[Tensors]:
+    """Read the directions that a result file holds in its group `directions`.
+
+    Args:
+        path: written by `save`, or a result with stored eigenvectors.
+        origin: gives the names, shapes, dtypes and devices that they must fit. What the file
+            leaves out (running statistics, say) becomes zero.
+
+    Returns:
+        All of them, in the file's order.
+
+    Raises:
+        ValueError: no such file, no directions in it, or they do not fit.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file. Needed: an HDF5 file with a group `directions`.")
+    try:
+        with h5py.File(path) as file:
+            if "directions" not in file:
+                raise ValueError(
+                    f"{path} holds no directions. Needed: a group `directions` with one array "
+                    "(rank, ...) a parameter, as --save-directions writes it."
+                )
+            arrays = {name: np.asarray(value) for name, value in file["directions"].items()}
+    except OSError as error:
+        raise ValueError(f"{path} is no HDF5 file, or damaged: {error}") from error
+    ranks = {len(array) for array in arrays.values()}
+    if len(ranks) != 1:
+        raise ValueError(f"{path}: the parameters hold different numbers of directions, {ranks}.")
+    read = [
+        {name: torch.from_numpy(array[rank]) for name, array in arrays.items()}
+        for rank in range(ranks.pop())
+    ]
+    for direction in read:
+        check(direction, origin)
+    return [{n: direction[n].to(v) for n, v in origin.items()} for direction in read]
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _norms(value: Tensor, how: Normalization) -> Tensor:
+    """The norm of each slice along the first axis, or of the whole tensor; shaped to divide by."""
+    axes = tuple(range(0 if how == "layer" else 1, value.ndim))
+    return value.double().pow(2).sum(dim=axes, keepdim=True).sqrt()

@@ -1,0 +1,229 @@
+"""What is to be measured, as a table of blank cells, and the one loop that fills it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from landscape.core import store
+
+Cell: TypeAlias = dict[str, int]
+Values: TypeAlias = dict[str, NDArray[Any]]
+
+# The whole vocabulary: every probe's dims come from here.
+DIMS = (
+    "alpha", "beta", "t", "radius", "draw", "step", "rank", "example", "layer", "head", "channel",
+)  # fmt: skip
+SAVE_SECONDS = 5.0
+# A save that takes long is done seldom: never more than this share of the time.
+SAVE_SHARE = 0.05
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """A probe's measurement, ready to be done.
+
+    Args:
+        probe: its name in `PROBES`.
+        spec: the probe's Spec, with every default decided.
+        provenance: where network and data came from.
+        coords: {dim: (values, attributes)} of every dim.
+        variables: {name: (dims, attributes)}; all are float64 and begin as NaN.
+        walk: the dims whose cells are measured one by one; a variable's first dims.
+        measure: from a few cells to {variable: (cells, remaining dims...)}.
+        block: how many cells `measure` is handed at once.
+        watch: the variable whose range the progress bar shows.
+
+    Raises:
+        ValueError: a dim that is not in `DIMS`.
+    """
+
+    probe: str
+    spec: Any
+    provenance: Mapping[str, Any]
+    coords: Mapping[str, tuple[Any, Mapping[str, str]]]
+    variables: Mapping[str, tuple[tuple[str, ...], Mapping[str, str]]]
+    walk: tuple[str, ...]
+    measure: Callable[[Sequence[Cell]], Values]
+    block: int = 1
+    watch: str = ""
+
+    def __post_init__(self) -> None:
+        unknown = [dim for dim in self.coords if dim not in DIMS]
+        if unknown:
+            raise ValueError(f"{self.probe}: dims {', '.join(unknown)} are not in {DIMS}.")
+
+    def blank(self) -> xr.Dataset:
+        """The result with nothing measured."""
+        sizes = {dim: len(values) for dim, (values, _) in self.coords.items()}
+        data: dict[str, Any] = {
+            name: (dims, np.full([sizes[d] for d in dims], np.nan), dict(attributes))
+            for name, (dims, attributes) in self.variables.items()
+        }
+        mask = np.zeros([sizes[dim] for dim in self.walk], dtype=np.uint8)
+        about = {"long_name": "1 where the cell has been measured", "units": "1"}
+        data["measured"] = (self.walk, mask, about)
+        coords = {dim: (dim, np.asarray(v), dict(a)) for dim, (v, a) in self.coords.items()}
+        spec = dataclasses.asdict(self.spec)
+        return xr.Dataset(data, coords, store.described(self.probe, spec, self.provenance))
+
+
+class Workers(Protocol):
+    """The processes that share one run; see `landscape.core.workers`."""
+
+    rank: int
+    size: int
+
+    def share(self, name: str, make: Callable[[], Any]) -> Any:
+        """What rank 0 makes, for every rank; it must survive JSON."""
+
+    def claim(self) -> int:
+        """The number of the next block that nobody has."""
+
+    def deliver(self, block: int, values: Values) -> None:
+        """Hand a measured block to rank 0."""
+
+    def collect(self) -> list[tuple[int, Values]]:
+        """On rank 0: the blocks that have come in since the last call."""
+
+
+@dataclass
+class Alone:
+    """One process, which does all the work."""
+
+    rank: int = 0
+    size: int = 1
+    _claimed: int = -1
+    _delivered: list[tuple[int, Values]] = field(default_factory=list)
+
+    def share(self, name: str, make: Callable[[], Any]) -> Any:
+        """What `make` makes."""
+        return make()
+
+    def claim(self) -> int:
+        """The next number."""
+        self._claimed += 1
+        return self._claimed
+
+    def deliver(self, block: int, values: Values) -> None:
+        """Keep a block."""
+        self._delivered.append((block, values))
+
+    def collect(self) -> list[tuple[int, Values]]:
+        """The blocks kept since the last call."""
+        delivered, self._delivered = self._delivered, []
+        return delivered
+
+
+def run(
+    plan: Plan,
+    path: Path | None = None,
+    *,
+    workers: Workers | None = None,
+    save_seconds: float = SAVE_SECONDS,
+    show_progress: bool = False,
+) -> xr.Dataset:
+    """Measure the cells of a plan that are not measured yet.
+
+    Args:
+        plan: what to measure.
+        path: the result file: continued where it is there, saved every `save_seconds` and at the
+            end, also when the run is interrupted. None keeps the result in memory.
+        workers: the processes that share the work; each cell has the same value whoever
+            measures it.
+        save_seconds: how much work a killed run may lose. Where one save takes more than a
+            twentieth of that, saves are rarer.
+        show_progress: a bar on stderr with rate, time left and the range measured so far.
+
+    Returns:
+        The whole result; on a rank other than 0, the blank.
+
+    Raises:
+        ValueError: `path` holds the result of another run.
+    """
+    workers = workers or Alone()
+    result = plan.blank()
+
+    def begin() -> list[Any]:
+        nonlocal result
+        if path is not None:
+            result = store.resume(result, path)
+        return list(result["measured"].values.tolist())
+
+    mask = workers.share("measured", begin)
+    missing = np.argwhere(np.asarray(mask, dtype=np.uint8).reshape(result["measured"].shape) == 0)
+    blocks = [missing[i : i + plan.block] for i in range(0, len(missing), plan.block)]
+    if workers.rank:
+        _work(plan, blocks, workers)
+        return result
+    done, all_claimed = 0, False
+    saved_at, saving = time.monotonic(), 0.0
+    total = result["measured"].size
+    with tqdm(
+        total=total, initial=total - len(missing), desc=plan.probe, unit="point",
+        disable=not show_progress, dynamic_ncols=True, smoothing=0.1,
+    ) as bar:  # fmt: skip
+        try:
+            while done < len(blocks):
+                if all_claimed:
+                    time.sleep(0.01)  # The other ranks still measure.
+                else:
+                    all_claimed = not _work(plan, blocks, workers, at_most=1)
+                for number, values in workers.collect():
+                    _fill(result, plan, blocks[number], values)
+                    done += 1
+                    bar.update(len(blocks[number]))
+                    bar.set_postfix_str(_range(result, plan.watch), refresh=False)
+                pause = max(save_seconds, saving / SAVE_SHARE)
+                if path is not None and time.monotonic() - saved_at >= pause:
+                    saving = _timed_save(result, path)
+                    saved_at = time.monotonic()
+        finally:
+            if path is not None and done:
+                store.save(result, path)
+    return result
+
+
+def _timed_save(result: xr.Dataset, path: Path) -> float:
+    start = time.monotonic()
+    store.save(result, path)
+    return time.monotonic() - start
+
+
+def _work(
+    plan: Plan, blocks: Sequence[NDArray[np.int64]], workers: Workers, at_most: int | None = None
+) -> int:
+    """Measure blocks that nobody has, `at_most` of them; return how many there were."""
+    count = 0
+    while (at_most is None or count < at_most) and (number := workers.claim()) < len(blocks):
+        cells = [dict(zip(plan.walk, map(int, cell), strict=True)) for cell in blocks[number]]
+        workers.deliver(number, plan.measure(cells))
+        count += 1
+    return count
+
+
+def _fill(
+    result: xr.Dataset, plan: Plan, cells: NDArray[np.int64], values: Mapping[str, NDArray[Any]]
+) -> None:
+    where = tuple(cells.T)
+    for name, array in values.items():
+        result[name].values[where] = array
+    result["measured"].values[where] = 1
+
+
+def _range(result: xr.Dataset, name: str) -> str:
+    if not name:
+        return ""
+    values = result[name].values[result["measured"].values == 1]
+    low, high = (float(f(values)) for f in (np.min, np.max)) if values.size else (math.nan,) * 2
+    return f"{name} {low:.4g} to {high:.4g}"

@@ -1,0 +1,280 @@
+"""The two spaces in which a problem's loss is a landscape; the only place a model is called."""
+
+from __future__ import annotations
+
+import copy
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from checkpoints.problem import Problem, Tensors
+from landscape.core import store
+
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+# Forward passes of about this size were the fastest, or within a few per cent of it, on every CPU
+# and network tried; another size is taken only where it gains more than a tenth.
+USUAL_BATCH = 100
+CANDIDATES = {"cpu": (25, 50, 200), "cuda": (250, 500, 1000, 2500)}
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """The loss at one point, example by example.
+
+    Args:
+        losses: (N,) float64, nat.
+        hits: (N,) bool, whether each example is classified correctly; None where that means
+            nothing.
+    """
+
+    losses: NDArray[np.float64]
+    hits: NDArray[np.bool_] | None
+
+    def summary(self) -> dict[str, float]:
+        """Mean loss and accuracy over the examples, with their standard errors.
+
+        The standard error is that of a mean of N independent examples, s / sqrt(N) with the
+        unbiased s; it is NaN for a single example. A loss that is inf or NaN stays so.
+        """
+        row = _mean_and_stderr("loss", self.losses)
+        if self.hits is not None:
+            row |= _mean_and_stderr("accuracy", self.hits.astype(np.float64))
+        return row
+
+
+def _mean_and_stderr(name: str, values: NDArray[np.float64]) -> dict[str, float]:
+    count = len(values)
+    with np.errstate(invalid="ignore", over="ignore"):
+        stderr = float(values.std(ddof=1)) / count**0.5 if count > 1 else float("nan")
+        return {name: float(values.sum() / count), f"{name}_stderr": stderr}
+
+
+class Space(ABC):
+    """What moves, and how the problem's loss is evaluated where it moved to.
+
+    The network is a private copy: whatever happens here, the problem's own stays as it is.
+
+    Args:
+        problem: with a batch size (see `prepared`).
+
+    Attributes:
+        origin: {name: tensor}, the point that is the problem itself. Not to be written to.
+    """
+
+    origin: Tensors
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+        self._network = copy.deepcopy(problem.model).eval().requires_grad_(requires_grad=False)
+        if any(p.ndim == 4 for p in self._network.parameters()):
+            self._network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    @abstractmethod
+    def _moved(self, point: Tensors) -> Tensors:
+        """Put the private network at `point`; return the raw inputs to evaluate it on."""
+
+    @torch.inference_mode()
+    def evaluate(self, point: Tensors) -> Evaluation:
+        """The losses of all examples at `point`.
+
+        Args:
+            point: the names and shapes of `origin`.
+
+        Returns:
+            One loss an example; nothing is averaged over batches. Exactly the same values for
+            the same point and batch size, wherever the space was before.
+
+        Raises:
+            ValueError: the loss does not return one value an example.
+
+        Cost: one forward pass of all examples, in float32 without TF32 unless the problem has
+        another dtype.
+        """
+        problem = self.problem
+        inputs = self._moved(point)
+        losses, hits = [], []
+        with exact_convolutions():
+            for start in range(0, len(problem), problem.batch_size or USUAL_BATCH):
+                part = slice(start, start + (problem.batch_size or USUAL_BATCH))
+                batch = {name: _channels_last(value[part]) for name, value in inputs.items()}
+                outputs = problem.outputs(self._network, batch)
+                losses.append(problem.losses(outputs, problem.targets[part]))
+                if problem.correct is not None:
+                    hits.append(problem.correct(outputs, problem.targets[part]))
+        return Evaluation(
+            torch.cat(losses).cpu().numpy(), torch.cat(hits).cpu().numpy() if hits else None
+        )
+
+
+class Weights(Space):
+    """The space of a network's parameters.
+
+    Args:
+        problem: with a batch size.
+        statistics: let batch norm's running means and variances move as well. Along a line to
+            another network both ends are then those two networks.
+
+    Attributes:
+        parameters: the names in `origin` that are parameters, and not statistics.
+    """
+
+    def __init__(self, problem: Problem, *, statistics: bool = False) -> None:
+        super().__init__(problem)
+        self._places = dict(self._network.named_parameters())
+        self.parameters = frozenset(self._places)
+        if statistics:
+            self._places |= {
+                f"{name}.{which}" if name else which: getattr(module, which)
+                for name, module in self._network.named_modules()
+                if isinstance(module, NORMS) and module.track_running_stats
+                for which in ("running_mean", "running_var")
+            }
+        self.origin = {name: place.detach().clone() for name, place in self._places.items()}
+
+    def _moved(self, point: Tensors) -> Tensors:
+        torch._foreach_copy_(list(self._places.values()), [point[name] for name in self._places])
+        if self.problem.batch_norm == "recompute":
+            _recompute_statistics(self._network, self.problem)
+        return self.problem.inputs
+
+
+class Inputs(Space):
+    """The space of the examples themselves: each moves on its own, the network stays."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem)
+        integer = [name for name, value in problem.inputs.items() if not value.is_floating_point()]
+        if integer:
+            raise ValueError(f"inputs {', '.join(integer)} are integers; only real ones can move.")
+        self.origin = problem.inputs
+        if problem.batch_norm == "recompute":
+            _recompute_statistics(self._network, problem)
+
+    def _moved(self, point: Tensors) -> Tensors:
+        return point
+
+
+def space_of(problem: Problem, kind: Literal["weights", "inputs"]) -> Space:
+    """The weight space or the input space of a problem."""
+    return Weights(problem) if kind == "weights" else Inputs(problem)
+
+
+def _channels_last(value: Tensor) -> Tensor:
+    return value.contiguous(memory_format=torch.channels_last) if value.ndim == 4 else value
+
+
+@torch.inference_mode()
+def _recompute_statistics(network: nn.Module, problem: Problem) -> None:
+    """Set every batch norm of `network` to its exact statistics over the calibration set.
+
+    The set goes through as one batch: a mean over batches would not give the variance.
+    """
+    norms = [module for module in network.modules() if isinstance(module, NORMS)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.train()
+        norm.momentum = 1.0
+    batch = {name: _channels_last(value) for name, value in problem.calibration.items()}
+    with exact_convolutions():
+        problem.outputs(network, batch)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.eval()
+        norm.momentum = momentum
+
+
+@contextmanager
+def exact_convolutions() -> Iterator[None]:
+    """On a GPU: deterministic algorithms, and float32 that is float32 and not TF32."""
+    if not torch.cuda.is_available():
+        yield
+        return
+    matmul = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        with torch.backends.cudnn.flags(
+            enabled=True, benchmark=False, deterministic=True, allow_tf32=False
+        ):
+            yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = matmul
+
+
+def prepared(problem: Problem, path: Path | None = None) -> Problem:
+    """The problem with its batch size decided: its own, else the result file's, else measured."""
+    if problem.batch_size:
+        return problem
+    recorded = store.recorded(path, "batch_size") if path is not None else None
+    return replace(problem, batch_size=recorded or fastest_batch(problem))
+
+
+def fastest_batch(problem: Problem) -> int:
+    """The batch size at which a forward pass costs the least per example.
+
+    Args:
+        problem: its own batch size is not looked at.
+
+    Returns:
+        `USUAL_BATCH`, or a candidate that is more than a tenth faster: small differences are
+        noise, and the same size in every run gives the same bytes.
+
+    Cost: a few forward passes of each candidate, a second or two on a CPU.
+    """
+    sizes = [
+        size
+        for size in (USUAL_BATCH, *CANDIDATES.get(problem.device.type, ()))
+        if size <= max(len(problem), 1)
+    ]
+    if len(sizes) < 2:
+        return min(USUAL_BATCH, len(problem))
+    seconds: dict[int, list[float]] = {size: [] for size in sizes}
+    for repeat in range(4):
+        for size in list(seconds):
+            probe = _first(problem, size)
+            try:
+                spent = _forward_seconds(probe)
+            except torch.OutOfMemoryError:
+                del seconds[size]
+                continue
+            if repeat:  # The first is a warm-up.
+                seconds[size].append(spent / size)
+    cost = {size: median(values) for size, values in seconds.items()}
+    if not cost:
+        raise ValueError(f"a batch of {min(sizes)} examples exceeds the memory. Pass --batch-size.")
+    best = min(cost, key=lambda size: cost[size])
+    usual = cost.get(USUAL_BATCH)
+    return USUAL_BATCH if usual is not None and cost[best] > 0.9 * usual else best
+
+
+def _first(problem: Problem, size: int) -> Space:
+    part = replace(
+        problem,
+        inputs={name: value[:size] for name, value in problem.inputs.items()},
+        targets=problem.targets[:size],
+        batch_size=size,
+    )
+    return (
+        Inputs(part) if all(v.is_floating_point() for v in part.inputs.values()) else Weights(part)
+    )
+
+
+def _forward_seconds(space: Space) -> float:
+    _synchronize(space.problem.device)
+    start = time.perf_counter()
+    space.evaluate(space.origin)
+    _synchronize(space.problem.device)
+    return time.perf_counter() - start
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

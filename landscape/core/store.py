@@ -1,0 +1,171 @@
+"""Result files: one HDF5 file each, written whole or not at all, refused where it does not fit."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import xarray as xr
+
+SCHEMA_VERSION = 1
+PACKAGES = ("cnn-landscape", "torch", "numpy", "xarray", "h5py")
+# What a result is bound to besides its spec; the names are paths into its provenance, those that
+# people recognise before the checksums that decide.
+BOUND = (
+    "checkpoint.file", "checkpoint.model", "checkpoint.mean", "checkpoint.std",
+    "checkpoint.sha256", "data.name", "data.split", "data.examples", "data.sha256",
+    "batch_norm", "batch_size", "device", "dtype", "files",
+)  # fmt: skip
+
+
+def described(probe: str, spec: Mapping[str, Any], provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """The attributes that make a result file tell what it is.
+
+    Args:
+        probe: its name in `PROBES`.
+        spec: every number that changed the answer.
+        provenance: where network and data came from, device, dtype, batch size.
+    """
+    versions = {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()}
+    return {
+        "probe": probe,
+        "schema_version": SCHEMA_VERSION,
+        "spec": json.dumps(spec),
+        "provenance": json.dumps({**provenance, "versions": versions}),
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def save(result: xr.Dataset, path: Path) -> None:
+    """Write `result` beside `path` and move it there, so that a file is always whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    plain = {name: {"_FillValue": None} for name in [*result.data_vars, *result.coords]}
+    result.to_netcdf(partial, engine="h5netcdf", encoding=plain)
+    with partial.open("rb+") as file:
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def load(path: Path) -> xr.Dataset:
+    """Read a result file whole, and close it.
+
+    Raises:
+        ValueError: it is no result of this toolkit, damaged, or of a newer schema.
+    """
+    try:
+        with xr.open_dataset(path, engine="h5netcdf") as file:
+            result = file.load()
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(
+            f"{path} is no result file, or damaged ({reason}). Delete it, or pass --out with a "
+            "new name."
+        ) from error
+    version = result.attrs.get("schema_version")
+    if version is None:
+        raise ValueError(f"{path} is not a result of this toolkit. Pass --out with a new name.")
+    if version > SCHEMA_VERSION:
+        raise ValueError(
+            f"{path} has schema version {version}; this version reads {SCHEMA_VERSION}. "
+            "Update cnn-landscape, or pass --out with a new name."
+        )
+    return result
+
+
+def recorded(path: Path, name: str) -> Any:
+    """The entry `name` of a result file's provenance; None where there is no file or entry."""
+    if not path.is_file():
+        return None
+    return json.loads(load(path).attrs["provenance"]).get(name)
+
+
+def resume(blank: xr.Dataset, path: Path) -> xr.Dataset:
+    """What `path` already holds of the result that `blank` describes; `blank` where no file is.
+
+    Args:
+        blank: nothing measured, with the attributes of `described`.
+        path: a result file, or none yet.
+
+    Raises:
+        ValueError: one line that names the first thing in which the file differs.
+    """
+    if not path.is_file():
+        return blank
+    stored = load(path)
+    if stored.attrs["probe"] != blank.attrs["probe"]:
+        raise ValueError(
+            f"{path} is a result of {stored.attrs['probe']}, this run is {blank.attrs['probe']}. "
+            "Pass --out with a new name."
+        )
+    for label, flag, was, now in _differences(stored, blank):
+        back = f"Pass {flag} to continue it, or" if flag else "Pass"
+        raise ValueError(
+            f"{path} was measured with {label}={was}, this run asks for {label}={now}. "
+            f"{back} --out with a new name."
+        )
+    if stored.sizes != blank.sizes or set(stored.data_vars) != set(blank.data_vars):
+        raise ValueError(f"{path} has other dims or variables. Pass --out with a new name.")
+    was, now = (json.loads(r.attrs["provenance"]) for r in (stored, blank))
+    if now["versions"] not in [was["versions"], *was.get("continued_with", [])]:
+        was["continued_with"] = [*was.get("continued_with", []), now["versions"]]
+        stored.attrs["provenance"] = json.dumps(was)
+    return stored
+
+
+def _differences(stored: xr.Dataset, blank: xr.Dataset) -> Iterator[tuple[str, str, str, str]]:
+    """(label, flag that goes back, was, now) of everything in which two results differ."""
+    was, now = (json.loads(r.attrs["spec"]) for r in (stored, blank))
+    for name in [*now, *(set(was) - set(now))]:
+        if was.get(name) != now.get(name):
+            yield name, _flag(name, was.get(name)), _shown(was.get(name)), _shown(now.get(name))
+    was, now = (json.loads(r.attrs["provenance"]) for r in (stored, blank))
+    for path in BOUND:
+        old, new = _entry(was, path), _entry(now, path)
+        if old != new:
+            flag = FLAGS.get(path)
+            yield path, f"{flag} {_shown(old)}" if flag else "", _shown(old), _shown(new)
+
+
+FLAGS = {
+    "checkpoint.file": "--ckpt",
+    "data.name": "--data",
+    "data.split": "--split",
+    "data.examples": "--examples",
+    "batch_size": "--batch-size",
+    "device": "--device",
+    "dtype": "--dtype",
+}
+
+
+def _entry(tree: Any, path: str) -> Any:
+    for key in path.split("."):
+        tree = tree.get(key) if isinstance(tree, dict) else None
+    return tree
+
+
+def _flag(name: str, value: Any) -> str:
+    flag = "--" + name.replace("_", "-")
+    if isinstance(value, bool):
+        return flag if value else flag.replace("--", "--no-", 1)
+    return f"without {flag}" if value is None or value == [] else f"{flag} {_shown(value)}"
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list):
+        return " ".join(map(str, value))
+    if isinstance(value, dict):
+        return json.dumps(value)
+    text = str(value)
+    return text[:12] if len(text) == 64 else text

@@ -1,0 +1,242 @@
+"""The loss on a line or a plane through a trained network, or through real samples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from checkpoints import checkpoint
+from checkpoints.flags import option
+from checkpoints.problem import Problem, Tensors
+from landscape.core import directions
+from landscape.core.plan import Cell, Plan, Values
+from landscape.core.spaces import Inputs, Space, Weights
+
+POINTS = {1: 51, 2: 21}
+# In the input space, about the distance from a real sample to its nearest neighbour.
+EXTENT = {"weights": 1.0, "inputs": 4.0}
+NORMALIZE: dict[str, directions.Normalization] = {"weights": "filter", "inputs": "unit"}
+
+
+@dataclass(frozen=True)
+class Spec:
+    """Every number that changes a surface. What is None is decided by `resolved`."""
+
+    space: Literal["weights", "inputs"] = option(
+        "weights", "what moves: the network's weights, or each example on its own"
+    )
+    dimensions: Literal[1, 2] = option(2, "a line or a plane")
+    points: tuple[int, ...] | None = option(
+        None, "points an axis, one number or one an axis (default: 51 on a line, 21 in a plane)"
+    )
+    extent: tuple[float, ...] | None = option(
+        None,
+        "half the width of each axis: it runs from -X to X, and with --to from 0.5-X to 0.5+X "
+        "(default: 1 in the weights, 4 in the inputs, 0.5 with --to)",
+    )
+    normalize: Literal["filter", "layer", "unit", "none"] | None = option(
+        None,
+        "scale of random directions: that of the origin's filters or layers, norm 1 a slice, or as "
+        "drawn (default: filter in the weights; in the inputs unit, so that a step is an L2 "
+        "distance in units of the [0, 1] pixel range)",
+    )
+    orthogonal: bool = option(False, "make the second direction orthogonal to the first")
+    to: str | None = option(None, "a second checkpoint: the first axis is the line to it")
+    directions: str | None = option(
+        None, "a result file whose first directions are taken as they are"
+    )
+    save_directions: str | None = option(None, "write the directions to this HDF5 file")
+    example_losses: bool | None = option(
+        None, "store every example's loss as well (default: in the inputs only)"
+    )
+    seed: int = option(0, "of the random directions")
+
+    def resolved(self) -> Spec:
+        """This spec with every default decided.
+
+        Raises:
+            ValueError: options that contradict each other, or a grid that is none.
+        """
+        for name in ("points", "extent"):
+            given = getattr(self, name)
+            if given is not None and len(given) not in (1, self.dimensions):
+                raise ValueError(
+                    f"--{name} {' '.join(map(str, given))}: needed: one number, or "
+                    f"{self.dimensions}, one an axis (--dimensions {self.dimensions})."
+                )
+        if self.space == "inputs" and (self.to or self.directions):
+            raise ValueError("--to and --directions are for --space weights.")
+        if self.to and self.directions:
+            raise ValueError("--to and --directions both give the first axis; pass one of them.")
+        if self.orthogonal and self.dimensions == 1:
+            raise ValueError("--orthogonal is for a plane; a line has no second direction.")
+        points = self.points or (POINTS[self.dimensions],)
+        extent = self.extent or (EXTENT[self.space],)
+        if self.to and not self.extent:
+            extent = (0.5, EXTENT[self.space])[: self.dimensions]
+        if min(points) < 1 or not all(0 <= x < float("inf") for x in extent):
+            raise ValueError(
+                f"--points {points} and --extent {extent}: needed: at least 1 point, "
+                "and a finite extent that is not negative."
+            )
+        in_inputs = self.space == "inputs"
+        return replace(
+            self,
+            points=points * (self.dimensions // len(points)),
+            extent=extent * (self.dimensions // len(extent)),
+            normalize=self.normalize or NORMALIZE[self.space],
+            example_losses=in_inputs if self.example_losses is None else self.example_losses,
+        )
+
+
+def surface(problem: Problem, spec: Spec) -> Plan:
+    """Loss and accuracy over the examples, at every point of a grid through the origin.
+
+    Every point is computed anew from the origin, origin + alpha * first + beta * second. In the
+    weight space the loss is the mean over examples at those weights. In the input space every
+    example moves along a direction of its own, by the same step.
+
+    Args:
+        problem: with its batch size decided.
+        spec: see `Spec`.
+
+    Returns:
+        A plan with dims (alpha) or (alpha, beta): `loss` in nat and `accuracy` as a fraction,
+        means over examples; `_stderr` the standard errors of these means over the examples, for
+        directions held fixed; `example_loss` on request. A loss that diverges is stored as it
+        comes, inf or NaN.
+
+    Raises:
+        ValueError: options that contradict each other; a second checkpoint or stored directions
+            of another architecture.
+
+    Cost: one forward pass of all examples a point.
+    Source: Goodfellow et al. 2015, arXiv:1412.6544 (lines); Li et al. 2018, arXiv:1712.09913.
+    """
+    spec = spec.resolved()
+    space: Space
+    if spec.space == "weights":
+        space = Weights(problem, statistics=spec.to is not None)
+    else:
+        space = Inputs(problem)
+    axes, files = _directions(space, spec)
+    if spec.save_directions:
+        directions.save(axes, Path(spec.save_directions))
+    dims = ("alpha", "beta")[: spec.dimensions]
+    variables: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {
+        "loss": (dims, {"long_name": "loss", "units": "nat"}),
+        "loss_stderr": (dims, {"long_name": "standard error of the loss", "units": "nat"}),
+    }
+    if problem.correct is not None:
+        variables |= {
+            "accuracy": (dims, {"long_name": "accuracy", "units": "1"}),
+            "accuracy_stderr": (dims, {"long_name": "standard error of accuracy", "units": "1"}),
+        }
+    coords: dict[str, tuple[NDArray[Any], dict[str, str]]] = {}
+    coords |= {dim: (_axis(spec, i), _labels(spec, i)) for i, dim in enumerate(dims)}
+    if spec.example_losses:
+        about = {"long_name": "loss of one example", "units": "nat"}
+        variables["example_loss"] = ((*dims, "example"), about)
+        coords["example"] = (np.arange(len(problem)), {"long_name": "example", "units": "1"})
+    provenance = problem.fingerprints() | {"batch_size": problem.batch_size, "files": files}
+    return Plan(
+        probe="surface",
+        spec=replace(spec, save_directions=None),
+        provenance=provenance,
+        coords=coords,
+        variables=variables,
+        walk=dims,
+        measure=partial(_measure, space, axes, [coords[dim][0] for dim in dims], spec),
+        watch="loss",
+    )
+
+
+def _measure(
+    space: Space,
+    axes: Sequence[Tensors],
+    steps: Sequence[NDArray[np.float64]],
+    spec: Spec,
+    cells: Sequence[Cell],
+) -> Values:
+    rows: list[dict[str, Any]] = []
+    for cell in cells:
+        at = [float(s[i]) for s, i in zip(steps, cell.values(), strict=True)]
+        evaluation = space.evaluate(directions.displaced(space.origin, axes, at))
+        row: dict[str, Any] = dict(evaluation.summary())
+        if spec.example_losses:
+            row["example_loss"] = evaluation.losses
+        rows.append(row)
+    return {name: np.array([row[name] for row in rows]) for name in rows[0]}
+
+
+def _directions(space: Space, spec: Spec) -> tuple[list[Tensors], dict[str, str]]:
+    """The direction of each axis, and the SHA-256 of the files that they came from."""
+    axes: list[Tensors] = []
+    files: dict[str, str] = {}
+    if spec.to:
+        axes.append(_towards(space, spec.to))
+        files["to"] = directions.file_digest(checkpoint.find(spec.to))
+    if spec.directions:
+        axes += directions.load(Path(spec.directions), space.origin)[: spec.dimensions]
+        files["directions"] = directions.file_digest(Path(spec.directions))
+    generator = torch.Generator().manual_seed(spec.seed)
+    assert spec.normalize is not None  # resolved() has decided it
+    while len(axes) < spec.dimensions:
+        drawn = directions.gaussian(space.origin, generator)
+        if isinstance(space, Weights):
+            drawn = {
+                n: v if n in space.parameters else torch.zeros_like(v) for n, v in drawn.items()
+            }
+        if axes and spec.orthogonal:
+            drawn = directions.orthogonalize(drawn, axes[0], spec.normalize)
+        axes.append(directions.normalize(drawn, space.origin, spec.normalize))
+    return axes, files
+
+
+def _towards(space: Space, name: str) -> Tensors:
+    """The direction to a second checkpoint of the same architecture and normalisation."""
+    known = space.problem.provenance.get("checkpoint", {})
+    end = checkpoint.load_end(name, space.origin, known)
+    return directions.difference(end, space.origin)
+
+
+def _axis(spec: Spec, axis: int) -> NDArray[np.float64]:
+    """Equally spaced, exact at the middle and at the ends; one point is the middle."""
+    assert spec.points is not None  # resolved() has decided both
+    assert spec.extent is not None
+    count, extent = spec.points[axis], spec.extent[axis]
+    middle = 0.5 if spec.to and axis == 0 else 0.0
+    spread = np.arange(count) * 2 - (count - 1)
+    return middle + extent * (spread / max(count - 1, 1))
+
+
+def _labels(spec: Spec, axis: int) -> dict[str, str]:
+    if spec.to and axis == 0:
+        return {"long_name": f"from this network (0) to {Path(spec.to).name} (1)", "units": "1"}
+    which = ("first", "second")[axis]
+    if spec.directions:
+        return {"long_name": f"step along the {which} direction", "units": "its length"}
+    units = {
+        "filter": {"weights": "filter norms", "inputs": "norms of the example"},
+        "layer": {"weights": "layer norms", "inputs": "norms of all examples"},
+        "unit": {"weights": "L2 distance a filter", "inputs": "L2 distance, pixel range 1"},
+        "none": {"weights": "L2 norms of the draw", "inputs": "noise s.d., pixel range 1"},
+    }
+    assert spec.normalize is not None  # resolved() has decided it
+    return {
+        "long_name": f"step along the {which} direction",
+        "units": units[spec.normalize][spec.space],
+    }
+
+
+if __name__ == "__main__":
+    from landscape.core.cli import main
+
+    raise SystemExit(main("surface"))

@@ -1,0 +1,164 @@
+"""The commands, run as a user runs them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import xarray as xr
+
+from checkpoints import checkpoint
+from checkpoints.checkpoint import Checkpoint
+from checkpoints.models.resnet import ResNet
+from landscape.core import store
+from landscape.core.cli import main
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small untrained network that says it was trained on Fashion-MNIST."""
+    path = tmp_path_factory.mktemp("ckpt") / "tiny.pt"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        state = ResNet(8, width=4, channels=1).state_dict()
+    options = {"width": 4, "channels": 1, "classes": 10}
+    checkpoint.save(
+        Checkpoint(state, "resnet8", options, 10, (1, 28, 28), (0.286,), (0.353,), "fashion-mnist"),
+        path,
+    )
+    return path
+
+
+def command(*arguments: str | Path, ranks: int = 1) -> list[str]:
+    python = [sys.executable, "-m"]
+    if ranks > 1:
+        python += ["torch.distributed.run", "--nproc-per-node", str(ranks), "--standalone", "-m"]
+    return [*python, "landscape.surface", *map(str, arguments)]
+
+
+def environment() -> dict[str, str]:
+    # One thread everywhere: torchrun sets it for its ranks, and the bytes are compared.
+    return os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+GRID = ("--points", "4", "5", "--examples", "60", "--batch-size", "30", "--no-figure")
+
+
+@pytest.fixture(scope="module")
+def straight(network: Path, tmp_path_factory: pytest.TempPathFactory) -> xr.Dataset:
+    out = tmp_path_factory.mktemp("straight") / "r.h5"
+    done = subprocess.run(
+        command("--ckpt", network, "--out", out, *GRID),
+        env=environment(), capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout == f"{out}\n"
+    assert "resnet8 on 60 images of fashion-mnist-sample (test)" in done.stderr
+    assert "Warning" not in done.stderr
+    return store.load(out)
+
+
+def test_two_ranks_of_torchrun_end_with_the_file_of_one_process(
+    network: Path, straight: xr.Dataset, tmp_path: Path
+) -> None:
+    out = tmp_path / "r.h5"
+    subprocess.run(
+        command("--ckpt", network, "--out", out, *GRID, ranks=2),
+        env=environment(), check=True, capture_output=True,
+    )  # fmt: skip
+    xr.testing.assert_identical(store.load(out), straight)
+
+
+def test_a_run_killed_at_any_moment_continues_to_the_values_of_a_straight_one(
+    network: Path, straight: xr.Dataset, tmp_path: Path
+) -> None:
+    out = tmp_path / "r.h5"
+    arguments = command("--ckpt", network, "--out", out, *GRID, "--save-seconds", "0")
+    with subprocess.Popen(arguments, env=environment(), stderr=subprocess.DEVNULL) as running:
+        while running.poll() is None and not out.is_file():
+            time.sleep(0.002)
+        running.send_signal(signal.SIGKILL)
+    assert 0 < int(store.load(out)["measured"].sum()) <= 20
+    subprocess.run(arguments, env=environment(), check=True, capture_output=True)
+    xr.testing.assert_identical(store.load(out), straight)
+
+
+def test_an_interrupted_run_saves_and_says_how_to_continue(network: Path, tmp_path: Path) -> None:
+    out = tmp_path / "r.h5"
+    slow = ("--points", "60", "--examples", "200", "--no-figure", "--batch-size", "50")
+    arguments = command("--ckpt", network, "--out", out, *slow, "--save-seconds", "0.2")
+    with subprocess.Popen(
+        arguments, env=environment(), stderr=subprocess.PIPE, text=True
+    ) as running:
+        while running.poll() is None and not out.is_file():
+            time.sleep(0.01)
+        running.send_signal(signal.SIGTERM)
+        _, told = running.communicate()
+    assert running.returncode == 130
+    assert "the same command continues" in told
+    assert "Traceback" not in told
+    assert 0 < int(store.load(out)["measured"].sum()) < 3600
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--ckpt", "missing.pt"], "missing.pt: no such file"),
+        (["--ckpt", "NETWORK", "--data", "mnist"], "'mnist' is no known data set"),
+        (["--ckpt", "NETWORK", "--data", "npz:none.npz"], "none.npz"),
+        (["--ckpt", "NETWORK", "--examples", "99999"], "exceeds the 2000"),
+        (["--ckpt", "NETWORK", "--device", "cuda:99"], "--device cuda:99 cannot be used"),
+        (["--ckpt", "NETWORK", "--points", "0"], "at least 1 point"),
+        (["--ckpt", "NETWORK", "--model", "resnet20"], "does not fit"),
+        (["--ckpt", "NETWORK", "--batch-norm", "recompute", "--calibration", "1"], "calibration"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_1(
+    network: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    line: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = [str(network) if a == "NETWORK" else a for a in arguments]
+    assert main("surface", arguments) == 1
+    told = capsys.readouterr()
+    assert line in told.err.splitlines()[-1]
+    assert "Traceback" not in told.err
+    assert told.out == ""
+    assert list(tmp_path.glob("*.h5")) == []
+
+
+def test_wrong_usage_exits_with_2(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in ([], ["--ckpt", "x", "--points", "many"], ["--ckpt", "x", "--space", "loss"]):
+        with pytest.raises(SystemExit) as stopped:
+            main("surface", arguments)
+        assert stopped.value.code == 2
+    capsys.readouterr()
+
+
+def test_help_names_every_option_and_its_default(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main("surface", ["--help"])
+    assert stopped.value.code == 0
+    told = capsys.readouterr().out
+    for flag in ("--points", "--extent", "--normalize", "--to", "--directions", "--seed", "--ckpt"):
+        assert flag in told
+
+
+def test_the_batch_size_of_a_file_is_kept_when_it_is_continued(
+    network: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "r.h5"
+    small = ["--ckpt", str(network), "--out", str(out), "--points", "1", "--examples", "40"]
+    assert main("surface", [*small, "--no-figure", "--batch-size", "7"]) == 0
+    assert main("surface", [*small, "--no-figure"]) == 0
+    assert "batches of 7" in capsys.readouterr().err
+    assert store.recorded(out, "batch_size") == 7

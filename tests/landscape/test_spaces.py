@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from checkpoints.problem import Problem
+from landscape.core import directions
+from landscape.core.spaces import Inputs, Weights, fastest_batch, prepared
+from tests.oracles import LinearRegression, make_problem
+
+
+def plain_losses(problem: Problem, network: nn.Module) -> torch.Tensor:
+    with torch.no_grad():
+        logits = network(problem.inputs["input"])
+    return nn.functional.cross_entropy(logits, problem.targets, reduction="none")
+
+
+def test_the_origin_of_either_space_is_plain_evaluation(problem: Problem) -> None:
+    wanted = plain_losses(problem, problem.model.eval())
+    for space in (Weights(problem), Inputs(problem)):
+        found = space.evaluate(space.origin)
+        torch.testing.assert_close(torch.from_numpy(found.losses), wanted.cpu())
+        hits = problem.model(problem.inputs["input"]).argmax(1) == problem.targets
+        assert found.hits is not None
+        assert (found.hits == hits.cpu().numpy()).all()
+
+
+def test_linear_regression_has_its_closed_form_in_both_spaces() -> None:
+    oracle = LinearRegression.random()
+    problem = oracle.problem()
+    step = torch.full_like(oracle.weight, 0.3)
+    moved = Weights(problem).evaluate({"weight": oracle.weight + step}).losses
+    torch.testing.assert_close(
+        torch.from_numpy(moved), oracle.losses(oracle.weight + step, oracle.inputs)
+    )
+    shifted = Inputs(problem).evaluate({"input": oracle.inputs - 1}).losses
+    torch.testing.assert_close(
+        torch.from_numpy(shifted), oracle.losses(oracle.weight, oracle.inputs - 1)
+    )
+
+
+def test_the_problem_stays_bit_for_bit_as_it_was(problem: Problem) -> None:
+    problem.model.train()
+    before = {k: v.clone() for k, v in problem.model.state_dict().items()}
+    inputs = problem.inputs["input"].clone()
+    problem = replace(problem, batch_norm="recompute", calibration=problem.inputs)
+    for space in (Weights(problem, statistics=True), Inputs(problem)):
+        drawn = directions.gaussian(space.origin, torch.Generator().manual_seed(0))
+        space.evaluate(directions.displaced(space.origin, [drawn], [0.5]))
+    assert problem.model.training
+    assert all(p.requires_grad for p in problem.model.parameters())
+    assert all(torch.equal(v, before[k]) for k, v in problem.model.state_dict().items())
+    assert torch.equal(problem.inputs["input"], inputs)
+
+
+def test_a_point_has_one_value_wherever_the_space_was_before(problem: Problem) -> None:
+    space = Weights(problem)
+    drawn = directions.gaussian(space.origin, torch.Generator().manual_seed(0))
+    there = directions.displaced(space.origin, [drawn], [0.1])
+    first = space.evaluate(there).losses
+    space.evaluate(directions.displaced(space.origin, [drawn], [1e30]))
+    space.evaluate(space.origin)
+    assert (space.evaluate(there).losses == first).all()
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 23, 100])
+def test_batch_size_does_not_matter(problem: Problem, batch_size: int) -> None:
+    whole = Weights(problem).evaluate(Weights(problem).origin)
+    space = Weights(replace(problem, batch_size=batch_size))
+    found = space.evaluate(space.origin)
+    torch.testing.assert_close(torch.from_numpy(found.losses), torch.from_numpy(whole.losses))
+    assert found.summary() == pytest.approx(whole.summary(), rel=1e-12)
+
+
+def test_the_order_of_the_examples_does_not_matter(problem: Problem) -> None:
+    order = torch.randperm(len(problem), generator=torch.Generator().manual_seed(0))
+    shuffled = replace(
+        problem,
+        inputs={"input": problem.inputs["input"][order]},
+        targets=problem.targets[order],
+    )
+    spaces = Weights(problem), Weights(shuffled)
+    a, b = (space.evaluate(space.origin).summary() for space in spaces)
+    assert a == pytest.approx(b, rel=1e-12)
+
+
+def test_standard_errors_are_those_of_a_mean_over_examples(problem: Problem) -> None:
+    space = Weights(problem)
+    found = space.evaluate(space.origin)
+    told = found.summary()
+    assert told["loss"] == pytest.approx(found.losses.mean())
+    assert told["loss_stderr"] == pytest.approx(found.losses.std(ddof=1) / 23**0.5)
+    share = told["accuracy"]
+    assert told["accuracy_stderr"] == pytest.approx((share * (1 - share) / 22) ** 0.5)
+
+
+def test_recomputed_statistics_are_those_of_the_calibration_set_at_every_point(
+    problem: Problem,
+) -> None:
+    """Against the network in training mode on the whole calibration set, layer by layer."""
+    problem = replace(problem, batch_norm="recompute", calibration=problem.inputs)
+    space = Weights(problem)
+    drawn = directions.gaussian(space.origin, torch.Generator().manual_seed(1))
+    point = directions.displaced(space.origin, [drawn], [0.3])
+    reference = make_problem(problem.device).model.train()
+    with torch.no_grad():
+        for name, parameter in reference.named_parameters():
+            parameter.copy_(point[name])
+        for module in reference.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.momentum = 1.0
+        reference(problem.calibration["input"])
+        reference.eval()
+    torch.testing.assert_close(
+        torch.from_numpy(space.evaluate(point).losses), plain_losses(problem, reference).cpu()
+    )
+
+
+def test_a_diverged_loss_is_stored_as_it_is(problem: Problem) -> None:
+    space = Weights(problem)
+    huge = {name: value * 1e200 for name, value in space.origin.items()}
+    told = space.evaluate(huge).summary()
+    assert not (told["loss"] < 1e100)
+    assert told["accuracy"] == told["accuracy"]
+
+
+def test_a_single_example_has_no_standard_error(device: torch.device) -> None:
+    space = Weights(make_problem(device, count=1))
+    assert space.evaluate(space.origin).summary()["loss_stderr"] != 0
+
+
+def test_a_loss_that_is_a_mean_is_refused(problem: Problem) -> None:
+    space = Weights(replace(problem, loss=nn.functional.cross_entropy))
+    with pytest.raises(ValueError, match="one value an example"):
+        space.evaluate(space.origin)
+
+
+def test_integer_inputs_cannot_move() -> None:
+    tokens = torch.zeros(4, 3, dtype=torch.long)
+    problem = Problem.of(nn.Embedding(2, 2), [(tokens, torch.zeros(4, dtype=torch.long))])
+    with pytest.raises(ValueError, match="are integers"):
+        Inputs(problem)
+
+
+def test_a_model_of_several_inputs_gets_them_by_name() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(3, 1, dtype=torch.float64))
+
+        def forward(self, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+            return left @ self.scale - right @ self.scale
+
+    generator = torch.Generator().manual_seed(0)
+    left, right = torch.randn(2, 7, 3, generator=generator, dtype=torch.float64)
+    targets = torch.zeros(7, 1, dtype=torch.float64)
+    batches = [({"left": left, "right": right}, targets)]
+    problem = Problem.of(Two(), batches, lambda o, t: ((o - t) ** 2).sum(1), batch_size=3)
+    wanted = (left - right).sum(1) ** 2
+    for space in (Weights(problem), Inputs(problem)):
+        torch.testing.assert_close(torch.from_numpy(space.evaluate(space.origin).losses), wanted)
+
+
+def test_the_batch_size_is_the_problems_own_or_is_measured(problem: Problem) -> None:
+    assert prepared(problem).batch_size == 8
+    assert prepared(replace(problem, batch_size=0)).batch_size in (23, 25)
+    many = make_problem(problem.device, count=250, batch_size=0)
+    assert fastest_batch(many) in (25, 50, 100, 200)

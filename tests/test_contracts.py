@@ -1,0 +1,128 @@
+"""What every probe owes its users, whichever it is."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+
+import landscape
+from checkpoints.problem import Problem
+from landscape.core import store
+from landscape.core.plan import DIMS, Plan, run
+from landscape.registry import PROBES
+
+# Grids small enough for a test; a probe that is not named here is measured with its defaults.
+SMALL: dict[str, dict[str, Any]] = {"surface": {"points": (3, 2)}}
+UNITS = {"nat", "1"}
+
+
+@pytest.fixture(params=list(PROBES))
+def probe(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def measured(probe: str, problem: Problem, out: Path | None = None) -> xr.Dataset:
+    return landscape.measure(probe, problem, out=out, **SMALL.get(probe, {}))
+
+
+def planned(probe: str, problem: Problem) -> Plan:
+    entry = PROBES[probe]
+    return entry.plan(problem, entry.spec(**SMALL.get(probe, {})))
+
+
+def test_the_problem_is_left_as_it_was(probe: str, problem: Problem) -> None:
+    problem.model.train()
+    before = {k: v.clone() for k, v in problem.model.state_dict().items()}
+    examples = {k: v.clone() for k, v in problem.inputs.items()}
+    state = torch.random.get_rng_state()
+    measured(probe, problem)
+    assert problem.model.training
+    assert all(torch.equal(v, before[k]) for k, v in problem.model.state_dict().items())
+    assert all(p.grad is None and p.requires_grad for p in problem.model.parameters())
+    assert all(torch.equal(v, examples[k]) for k, v in problem.inputs.items())
+    assert torch.equal(torch.random.get_rng_state(), state), "the global seed was used"
+
+
+def test_the_same_spec_gives_the_same_bytes(probe: str, problem: Problem, tmp_path: Path) -> None:
+    a, b = tmp_path / "a.h5", tmp_path / "b.h5"
+    measured(probe, problem, a)
+    torch.manual_seed(123)
+    measured(probe, problem, b)
+    assert a.read_bytes() == b.read_bytes()
+
+
+def test_another_seed_gives_another_result(probe: str, problem: Problem) -> None:
+    entry = PROBES[probe]
+    assert "seed" in {field.name for field in dataclasses.fields(entry.spec)}
+    results = [
+        run(entry.plan(problem, entry.spec(**SMALL.get(probe, {}), seed=seed))) for seed in (0, 1)
+    ]
+    assert not results[0].identical(results[1])
+
+
+def test_killed_and_resumed_is_straight(probe: str, problem: Problem, tmp_path: Path) -> None:
+    straight, halted = tmp_path / "straight.h5", tmp_path / "halted.h5"
+    measured(probe, problem, straight)
+    plan = planned(probe, problem)
+    count = []
+
+    def stopping(cells: Any) -> Any:
+        if count:
+            raise KeyboardInterrupt
+        count.append(1)
+        return plan.measure(cells)
+
+    if plan.blank()["measured"].size > plan.block:
+        with pytest.raises(KeyboardInterrupt):
+            run(replace(plan, measure=stopping), halted)
+    measured(probe, problem, halted)
+    xr.testing.assert_identical(store.load(halted), store.load(straight))
+
+
+def test_dims_units_and_names_are_declared(probe: str, problem: Problem) -> None:
+    result = measured(probe, problem)
+    assert set(result.dims) <= set(DIMS)
+    for name, variable in result.data_vars.items():
+        assert variable.attrs.get("units"), f"{name} has no units"
+        assert variable.attrs.get("long_name"), f"{name} has no long_name"
+        if "loss" in str(name):
+            assert variable.attrs["units"] == "nat"
+    for dim in result.dims:
+        assert result[dim].attrs.get("units"), f"{dim} has no units"
+    assert (result["measured"] == 1).all()
+    spec = json.loads(result.attrs["spec"])
+    assert spec["seed"] == 0
+    assert {"checkpoint", "data", "device", "dtype", "versions"} <= set(
+        json.loads(result.attrs["provenance"])
+    )
+
+
+def test_every_option_has_a_help_text(probe: str) -> None:
+    for field in dataclasses.fields(PROBES[probe].spec):
+        assert field.metadata.get("help"), f"{probe}.{field.name}"
+
+
+def test_its_figures_draw_from_its_file(probe: str, problem: Problem, tmp_path: Path) -> None:
+    from analysis.figures import draw_beside
+
+    path = tmp_path / f"net.{probe}.h5"
+    measured(probe, problem, path)
+    drawn = draw_beside(path)
+    assert {p.suffix for p in drawn} == {".png", ".pdf"}
+    assert all(p.stat().st_size > 1000 for p in drawn)
+
+
+def test_float32_agrees_with_float64(probe: str, problem: Problem) -> None:
+    wide = measured(probe, problem)
+    narrow = measured(probe, problem.to(problem.device, torch.float32))
+    for name in wide.data_vars:
+        if str(name) in ("loss", "accuracy"):
+            np.testing.assert_allclose(narrow[name], wide[name], rtol=1e-4)

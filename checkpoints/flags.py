@@ -7,14 +7,15 @@ import dataclasses
 import json
 import types
 import typing
+from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
 
 D = TypeVar("D")
 
 
-def option(default: Any, help: str) -> Any:
+def option(default: Any, help: str, metavar: str = "") -> Any:
     """A dataclass field that becomes the flag `--its-name`, explained by `help`."""
-    return dataclasses.field(default=default, metadata={"help": help})
+    return dataclasses.field(default=default, metadata={"help": help, "metavar": metavar})
 
 
 def add_flags(parser: argparse._ActionsContainer, dataclass: type) -> None:
@@ -26,7 +27,7 @@ def add_flags(parser: argparse._ActionsContainer, dataclass: type) -> None:
                 "--" + field.name.replace("_", "-"),
                 dest=field.name,
                 default=argparse.SUPPRESS,
-                **_argument(annotations[field.name], field.default, field.metadata["help"]),
+                **_argument(annotations[field.name], field.default, field.metadata),
             )
 
 
@@ -40,18 +41,22 @@ def from_flags(dataclass: type[D], namespace: argparse.Namespace) -> D:
 
 
 def key_value(text: str) -> tuple[str, Any]:
-    """`width=16` as ("width", 16); a value that is no JSON stays a string."""
+    """`width=16` as ("width", 16): a number, list, text in JSON, or Python's True, False, None.
+
+    What is none of these stays a string.
+    """
     name, equals, value = text.partition("=")
     if not equals or not name.isidentifier():
         raise argparse.ArgumentTypeError(f"{text!r} is not of the form name=value")
     try:
         return name, json.loads(value)
     except json.JSONDecodeError:
-        return name, value
+        return name, {"True": True, "False": False, "None": None}.get(value, value)
 
 
-def _argument(annotation: Any, default: Any, text: str) -> dict[str, Any]:
-    if default is not None and default != ():
+def _argument(annotation: Any, default: Any, metadata: Mapping[str, str]) -> dict[str, Any]:
+    text = metadata["help"]
+    if default is not None and default is not False and default != ():
         shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
         text = f"{text} (default: {shown})"
     text = text.replace("%", "%%")
@@ -63,10 +68,11 @@ def _argument(annotation: Any, default: Any, text: str) -> dict[str, Any]:
         choices = typing.get_args(annotation)
         return {"choices": choices, "type": type(choices[0]), "help": text}
     if typing.get_origin(annotation) is tuple:
-        kind = typing.get_args(annotation)[0]
-        return {"nargs": "+", "type": kind, "metavar": _metavar(kind), "help": text}
-    return {"type": annotation, "metavar": _metavar(annotation), "help": text}
+        kind, *others = typing.get_args(annotation)
+        count = "+" if others == [...] else 1 + len(others)
+        return {"nargs": count, "type": kind, "metavar": _metavar(kind, metadata), "help": text}
+    return {"type": annotation, "metavar": _metavar(annotation, metadata), "help": text}
 
 
-def _metavar(kind: type) -> str:
-    return {int: "N", float: "X"}.get(kind, "TEXT")
+def _metavar(kind: type, metadata: Mapping[str, str]) -> str:
+    return metadata.get("metavar") or {int: "N", float: "X"}.get(kind, "TEXT")

@@ -48,11 +48,11 @@ class Spec:
         "distance in units of the [0, 1] pixel range)",
     )
     orthogonal: bool = option(False, "make the second direction orthogonal to the first")
-    to: str | None = option(None, "a second checkpoint: the first axis is the line to it")
+    to: str | None = option(None, "a second checkpoint: the first axis is the line to it", "FILE")
     directions: str | None = option(
-        None, "a result file whose first directions are taken as they are"
+        None, "a result file whose first directions are taken as they are", "FILE"
     )
-    save_directions: str | None = option(None, "write the directions to this HDF5 file")
+    save_directions: str | None = option(None, "write the directions to this HDF5 file", "FILE")
     example_losses: bool | None = option(
         None, "store every example's loss as well (default: in the inputs only)"
     )

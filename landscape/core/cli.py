@@ -6,7 +6,6 @@ import argparse
 import os
 import signal
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -37,11 +36,25 @@ def main(probe: str, arguments: list[str] | None = None) -> int:
     try:
         return _measure(probe, chosen)
     except ValueError as error:
-        print(" ".join(str(error).split("\n")), file=sys.stderr)
+        _say(" ".join(str(error).split("\n")))
         return 1
     except KeyboardInterrupt:
-        print("Stopped. What was measured is saved; the same command continues.", file=sys.stderr)
+        _say("Stopped. What was measured is saved; the same command continues.")
         return 130
+
+
+def _say(line: str) -> None:
+    """Tell the user, once however many ranks there are."""
+    if os.environ.get("RANK", "0") == "0":
+        print(line, file=sys.stderr)
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    """`0.485,0.456,0.406`, or one number."""
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number") from None
 
 
 def _interrupt(signal_number: int, frame: FrameType | None) -> None:
@@ -51,11 +64,6 @@ def _interrupt(signal_number: int, frame: FrameType | None) -> None:
 def _measure(probe: str, chosen: argparse.Namespace) -> int:
     workers = workers_of_this_process()
     first = workers.rank == 0
-
-    def say(line: str) -> None:
-        if first:
-            print(line, file=sys.stderr)
-
     allocator.keep_freed_memory()
     entry = probe_named(probe)
     spec = flags.from_flags(entry.spec, chosen)
@@ -69,18 +77,17 @@ def _measure(probe: str, chosen: argparse.Namespace) -> int:
         examples=chosen.examples,
         model=chosen.model,
         options=dict(chosen.option),
-        mean=tuple(chosen.mean or ()),
-        std=tuple(chosen.std or ()),
+        mean=sum(chosen.mean, ()),
+        std=sum(chosen.std, ()),
         batch_norm=chosen.batch_norm,
         calibration=chosen.calibration,
         batch_size=chosen.batch_size,
-        say=say,
+        say=_say,
     ).to(_device(chosen.device), DTYPES[chosen.dtype])
     size = workers.share("batch_size", lambda: spaces.prepared(problem, out).batch_size)
     problem = replace(problem, batch_size=size)
     plan = entry.plan(problem, spec)
-    if first:
-        _introduce(problem, say)
+    _introduce(problem)
     run(
         plan,
         out,
@@ -99,10 +106,10 @@ def _measure(probe: str, chosen: argparse.Namespace) -> int:
     return 0
 
 
-def _introduce(problem: Problem, say: Callable[[str], None]) -> None:
+def _introduce(problem: Problem) -> None:
     told = problem.provenance
     data, network = told["data"], told["checkpoint"]
-    say(
+    _say(
         f"{network['file']}: {network['model']} on {data['examples']} images of {data['name']} "
         f"({data['split']}), {problem.device.type} {str(problem.dtype).removeprefix('torch.')}, "
         f"batches of {problem.batch_size}"
@@ -130,13 +137,16 @@ def _parser(probe: str) -> argparse.ArgumentParser:
     summary = (entry.plan.__doc__ or "").splitlines()[0]
     parser = argparse.ArgumentParser(
         prog=f"python -m landscape.{probe}",
+        usage=f"python -m landscape.{probe} --ckpt FILE [options]",
         description=f"{summary} The same command again continues a run that was stopped.",
     )
     parser.add_argument(
         "--ckpt", required=True, metavar="FILE",
-        help="the checkpoint: a path, or a file that ships, such as resnet18.pt",
+        help="the checkpoint: a path, or one that ships, such as resnet18.pt",
     )  # fmt: skip
-    parser.add_argument("--out", type=Path, metavar="FILE", help=f"(default: CKPT.{probe}.h5)")
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help=f"result to write (default: CKPT.{probe}.h5)"
+    )
     parser.add_argument(
         "--figure", action=argparse.BooleanOptionalAction, default=True,
         help="draw the figures beside the result",
@@ -148,13 +158,17 @@ def _parser(probe: str) -> argparse.ArgumentParser:
         help="fashion-mnist, cifar10, cifar100, npz:FILE, folder:DIR, or package.module:function "
         "(default: what the checkpoint was trained on, or the sample of it that ships)",
     )  # fmt: skip
-    data.add_argument("--data-root", type=Path, metavar="DIR", help="folder of its files")
-    data.add_argument("--split", choices=("train", "test"), default="test", help="(default: test)")
+    data.add_argument("--data-root", type=Path, metavar="DIR", help="folder that holds its files")
+    data.add_argument(
+        "--split", choices=("train", "test"), default="test", help="of the data (default: test)"
+    )
     data.add_argument(
         "--examples", type=int, default=EXAMPLES, metavar="N",
         help=f"how many, balanced over the classes; 0 for all (default: {EXAMPLES})",
     )  # fmt: skip
-    data.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="resize a folder's")
+    data.add_argument(
+        "--size", type=int, nargs=2, metavar=("H", "W"), help="resize the images of folder:DIR"
+    )
     foreign = parser.add_argument_group("for a checkpoint that does not say")
     foreign.add_argument(
         "--model", metavar="NAME",
@@ -165,9 +179,12 @@ def _parser(probe: str) -> argparse.ArgumentParser:
         help="a keyword argument of the architecture, such as num_classes=10",
     )  # fmt: skip
     foreign.add_argument(
-        "--mean", type=float, nargs="+", metavar="X", help="of its normalisation, for [0, 1] inputs"
+        "--mean", type=_numbers, nargs="+", default=[], metavar="X",
+        help="of its normalisation, one value a channel or one for all, for inputs in [0, 1]",
+    )  # fmt: skip
+    foreign.add_argument(
+        "--std", type=_numbers, nargs="+", default=[], metavar="X", help="likewise"
     )
-    foreign.add_argument("--std", type=float, nargs="+", metavar="X", help="likewise")
     how = parser.add_argument_group("how")
     how.add_argument(
         "--batch-norm", choices=("running", "recompute"), default="running",
@@ -178,9 +195,18 @@ def _parser(probe: str) -> argparse.ArgumentParser:
         help="examples that statistics are recomputed from (default: 500)",
     )  # fmt: skip
     how.add_argument("--device", help="cpu, cuda, cuda:1 … (default: a GPU where there is one)")
-    how.add_argument("--dtype", choices=DTYPES, default="float32", help="(default: float32)")
     how.add_argument(
-        "--batch-size", type=int, default=0, metavar="N", help="(default: a short measurement)"
+        "--dtype",
+        choices=DTYPES,
+        default="float32",
+        help="of weights and inputs (default: float32)",
+    )
+    how.add_argument(
+        "--batch-size",
+        type=int,
+        default=0,
+        metavar="N",
+        help="in a forward pass (default: measured)",
     )
     how.add_argument(
         "--save-seconds", type=float, default=5.0, metavar="X",

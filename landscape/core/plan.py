@@ -170,7 +170,7 @@ def run(
     saved_at, saving = time.monotonic(), 0.0
     total = result["measured"].size
     with tqdm(
-        total=total, initial=total - len(missing), desc=plan.probe, unit="point",
+        total=total, initial=total - len(missing), desc=plan.probe, unit=" points",
         disable=not show_progress, dynamic_ncols=True, smoothing=0.1,
     ) as bar:  # fmt: skip
         try:

@@ -146,13 +146,15 @@ def test_root_comes_before_the_variable_before_debian_before_the_cache(
     clothes: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache = tmp_path / "home" / ".cache" / "cnn-landscape" / "fashion-mnist"
-    places = [tmp_path / "root", tmp_path / "variable", tmp_path / "debian", cache]
-    monkeypatch.setenv("LANDSCAPE_DATA", str(tmp_path / "variable"))
+    root, variable = tmp_path / "root", tmp_path / "variable"
+    places = [root, root / "fashion-mnist", variable, variable / "fashion-mnist"]
+    places += [tmp_path / "debian", cache]
+    monkeypatch.setenv("LANDSCAPE_DATA", str(variable))
     for place in places:
         fill(place, clothes)
     for place in places:  # what lies in the first place is damaged, so its name is in the refusal
         fill(place, {"t10k-images-idx3-ubyte.gz": b"damaged"})
-        message = refusal(lambda: fashion_mnist.load("test", tmp_path / "root"))
+        message = refusal(lambda: fashion_mnist.load("test", root))
         assert f"{place / 't10k-images-idx3-ubyte.gz'} is not Fashion-MNIST's" in message
         for name in clothes:
             (place / name).unlink()
@@ -473,6 +475,13 @@ def test_pickles_of_python_3_are_read_too(tmp_path: Path) -> None:
     assert one.fingerprint() == other.fingerprint()
 
 
+def test_pickled_array_stored_by_columns_is_read_right() -> None:
+    array = np.asfortranarray(np.arange(6, dtype=np.uint8).reshape(2, 3))
+    loaded = pickled.read(pickle.dumps({"data": array}, protocol=2), "batch")["data"]
+    assert isinstance(loaded, np.ndarray)
+    np.testing.assert_array_equal(loaded, array)
+
+
 def test_classes_without_meta_file_have_default_names(tmp_path: Path) -> None:
     files = binary_10()
     del files["batches.meta.txt"]
@@ -642,6 +651,8 @@ def test_float_pixels_of_8_bits_come_back_exactly(dtype: str) -> None:
     levels = np.arange(256, dtype=np.uint8).reshape(1, 1, 16, 16)
     floats = (levels / 255).astype(dtype)
     np.testing.assert_array_equal(made(floats, [0]).pixels, levels)
+    rounded = np.clip(floats + np.asarray(5e-7, dtype), 0, 1)  # half of what is allowed
+    np.testing.assert_array_equal(made(rounded, [0]).pixels, levels)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int32, np.uint64, ">i2"])

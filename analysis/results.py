@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
-import h5py
 import xarray as xr
 
 SCHEMA_VERSION = 1
-VARIABLES = {"surface": ("loss", "loss_stderr", "accuracy", "accuracy_stderr")}
+VARIABLES = {"surface": ("loss", "loss_stderr")}  # always there; accuracy only where it is defined
 
 
 def load(path: str | Path) -> xr.Dataset:
@@ -21,25 +20,21 @@ def load(path: str | Path) -> xr.Dataset:
     with `measured` = 0.
 
     Raises:
-        ValueError: no such file, not a whole HDF5 file, or `check` refuses it.
+        ValueError: no such file, not HDF5, damaged or cut short, or `check` refuses it.
 
     Cost: the memory of the whole file.
     """
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path}: there is no such file. Give the path of a result file (.h5).")
-    if not h5py.is_hdf5(path):
-        raise ValueError(f"{path}: is no HDF5 file. Give the path of a result file (.h5).")
     try:
-        with h5py.File(path) as file:
-            if "probe" not in file.attrs:
-                raise ValueError(_no_probe(path.name))
         with xr.open_dataset(path, engine="h5netcdf") as result:
             result.load()
-    except OSError as error:
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(
-            f"{path}: cannot be read as HDF5 ({error}). If a run is still writing it, wait; "
-            "if it was cut short while being copied, copy it again."
+            f"{path}: is no result file, or a damaged one ({reason}). Give a file written by "
+            "python -m landscape.<probe>; if this is a copy of one, copy it again."
         ) from error
     check(result)
     return result
@@ -53,7 +48,10 @@ def check(result: xr.Dataset) -> None:
     """
     file = source(result)
     if "probe" not in result.attrs:
-        raise ValueError(_no_probe(file))
+        raise ValueError(
+            f"{file}: no `probe` attribute, so this is no result of this toolkit. "
+            "Give a file written by python -m landscape.<probe>."
+        )
     probe = result.attrs["probe"]
     version = result.attrs.get("schema_version")
     if version is None or not 1 <= int(version) <= SCHEMA_VERSION:
@@ -105,7 +103,11 @@ def names(results: Sequence[xr.Dataset]) -> list[str]:
     full = []
     for label, own in zip(labels, settings, strict=True):
         namesakes = [other for at, other in zip(labels, settings, strict=True) if at == label]
-        differing = [key for key in own if any(other.get(key) != own[key] for other in namesakes)]
+        differing = [
+            key
+            for key, value in own.items()
+            if value is not None and any(other.get(key) != value for other in namesakes)
+        ]
         full.append(", ".join([label, *(f"{key} {own[key]}" for key in differing)]))
     return full
 
@@ -117,6 +119,16 @@ def axis_label(variable: xr.DataArray) -> str:
     return text if units == "1" else f"{text} ({units})"
 
 
+def grid_label(result: xr.Dataset, dim: Hashable) -> str:
+    """`axis_label` of one axis of the grid.
+
+    The axis towards a second checkpoint has one label for all pairs: `name` tells which they are.
+    """
+    if spec(result).get("to") and dim == result["measured"].dims[0]:
+        return "fraction of the way to the second network"
+    return axis_label(result[dim])
+
+
 def _settings(result: xr.Dataset) -> dict[str, Any]:
     data = provenance(result).get("data") or {}
     checkpoint = provenance(result).get("checkpoint") or {}
@@ -124,17 +136,10 @@ def _settings(result: xr.Dataset) -> dict[str, Any]:
         "data": data.get("name"),
         "split": data.get("split"),
         "examples": data.get("examples"),
-        "SHA-256": str(checkpoint.get("sha256"))[:8],
+        "SHA-256": str(checkpoint.get("sha256") or "")[:8] or None,
     }
 
 
 def _attribute(result: xr.Dataset, key: str) -> dict[str, Any]:
     content = json.loads(result.attrs.get(key, "{}"))
     return content if isinstance(content, dict) else {}
-
-
-def _no_probe(file: str) -> str:
-    return (
-        f"{file}: no `probe` attribute, so this is no result of this toolkit. "
-        "Give a file written by python -m landscape.<probe>."
-    )

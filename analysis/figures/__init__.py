@@ -53,13 +53,14 @@ def draw(
             f"{kind}: does not fit {_described(shown[0])}. Ask for {' or '.join(kinds)}."
         )
     chosen = FIGURES[kind or kinds[0]]
-    variables = chosen.variables if variable is None else (variable,)
     for result in shown:
-        for needed in variables:
-            if needed not in result:
-                raise ValueError(
-                    f"{needed}: {_described(result)} without it. Draw another variable."
-                )
+        if variable is not None and variable not in result:
+            raise ValueError(
+                f"{result_files.source(result)} holds no {variable}. Draw another variable, "
+                f"such as {chosen.variables[0]}."
+            )
+    common = [name for name in chosen.variables if all(name in result for result in shown)]
+    variables = common if variable is None else [variable]
     with style.context():
         return chosen.arrange(chosen, shown, variables, scale, columns)
 
@@ -84,7 +85,7 @@ def fitting(results: Sequence[xr.Dataset]) -> list[str]:
                 "Draw them in separate figures."
             )
         for dim in first["measured"].dims:
-            labels = [result_files.axis_label(result[dim]) for result in (first, other)]
+            labels = [result_files.grid_label(result, dim) for result in (first, other)]
             if labels[0] != labels[1]:
                 raise ValueError(
                     f"{dim} is {labels[0]} in {files[0]}, {labels[1]} in {files[1]}. "

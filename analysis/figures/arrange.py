@@ -103,7 +103,7 @@ def panels(
         shrink=0.75 if columns == 2 and below else 1.0,
     )
     _legend(figure, axes)
-    _fit_height(figure, axes[0], down, ratio)
+    _fit_height(figure, axes, down, ratio)
     return figure
 
 
@@ -137,9 +137,10 @@ def overlay(
         ax.sharex(axes[-1])
         ax.set_xlabel("")
         ax.tick_params(labelbottom=False)
+    axes[-1].set_xlabel(_wrapped(axes[-1].get_xlabel(), 0.8 * style.WIDTHS[columns]))
     figure.align_ylabels()
     _legend(figure, axes, labels)
-    _fit_height(figure, axes[0], len(axes), _HEIGHT_OVERLAY[columns])
+    _fit_height(figure, axes, len(axes), _HEIGHT_OVERLAY[columns])
     return figure
 
 
@@ -184,10 +185,10 @@ def _label_outer(axes: Sequence[Axes], across: int, width: float, height: float)
 
 
 def _wrapped(text: str, width: float) -> str:
-    """`text` in lines of about `width` inches at most, broken at a comma or a unit if there is."""
+    """`text` in lines of about `width` inches at most, broken at a unit if there is one."""
     if len(text) * _CHARACTER <= width:
         return text
-    for end, start in ((",", ""), ("", "(")):
+    for end, start in (("),", ""), ("", "(")):
         first, found, rest = text.partition(f"{end} {start}")
         if found and len(first) * _CHARACTER <= width:
             return f"{first}{end}\n{start}{rest}"
@@ -219,13 +220,18 @@ def _legend(figure: Figure, axes: Sequence[Axes], first: Sequence[str] = ()) -> 
     )
 
 
-def _fit_height(figure: Figure, ax: Axes, down: int, ratio: float) -> None:
+def _fit_height(figure: Figure, axes: Sequence[Axes], down: int, ratio: float) -> None:
     """Give every one of `down` rows of Axes `ratio` times its width: no white margins."""
+    aspects = [ax.get_aspect() for ax in axes]
+    for ax in axes:
+        ax.set_aspect("auto")  # fill the place, so that the labels stay where they will be
     for _ in range(4):  # labels and colour bar change a little with the height
         figure.draw_without_rendering()
-        box = ax.get_position(original=True)
+        box = axes[0].get_position(original=True)
         width, height = figure.get_size_inches()
         change = down * (box.width * width * ratio - box.height * height)
         figure.set_size_inches(width, height + change)
         if abs(change) < 0.01:
             break
+    for ax, aspect in zip(axes, aspects, strict=True):
+        ax.set_aspect(aspect)

@@ -48,16 +48,17 @@ def contour(
         row, column = np.nonzero(lone)
         colours = scale.place(grid.values[lone])
         x, y = grid.x[column], grid.y[row]
-        drawn = ax.scatter(x, y, 12, colours, cmap=style.COLOURS, norm=scale.norm)
+        ax.scatter(x, y, 12, colours, cmap=style.COLOURS, norm=scale.norm)
     xlim, ylim = limits(grid.x), limits(grid.y)
-    if xlim[0] <= 0 <= xlim[1] and ylim[0] <= 0 <= ylim[1]:
-        ax.plot(0, 0, "*", ms=7, mfc="white", mec="black", mew=0.6, label=origin_label(result))
+    for at in networks(result):
+        if xlim[0] <= at[0] <= xlim[1] and ylim[0] <= at[1] <= ylim[1]:
+            ax.plot(*at, "*", ms=7, mfc="white", mec="black", mew=0.6, label=network_label(result))
     across, up = result["measured"].dims
     ax.set(
         xlim=xlim,
         ylim=ylim,
-        xlabel=results.axis_label(result[across]),
-        ylabel=results.axis_label(result[up]),
+        xlabel=results.grid_label(result, across),
+        ylabel=results.grid_label(result, up),
     )
     ax.locator_params(nbins=max(2, int(_TICKS * _inches(ax))), steps=[1, 2, 5, 10])
     ratio = np.ptp(ylim) / np.ptp(xlim)
@@ -74,8 +75,15 @@ def limits(positions: Floats) -> tuple[float, float]:
     return (low, high) if low < high else (low - 0.5, high + 0.5)
 
 
-def origin_label(result: xr.Dataset) -> str:
-    """What stands at the origin of the grid."""
+def networks(result: xr.Dataset) -> list[tuple[int, int]]:
+    """Where in the grid a network stands: the origin, and the second checkpoint if there is one."""
+    return [(0, 0), (1, 0)] if results.spec(result).get("to") else [(0, 0)]
+
+
+def network_label(result: xr.Dataset) -> str:
+    """What stands at these places."""
+    if results.spec(result).get("to"):
+        return "the two networks"
     return "original inputs" if results.spec(result).get("space") == "inputs" else "trained network"
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
 
 from analysis import results
-from analysis.figures.contour import origin_label
+from analysis.figures.contour import network_label, networks
 from analysis.figures.scale import Scale, shared_scale
 
 _QUANTILES = (0.1, 0.5, 0.9)
@@ -47,7 +48,7 @@ def profile(
     beside = np.concatenate([[False], known, [False]])
     lone = known & ~beside[:-2] & ~beside[2:]
     (line,) = ax.plot(x, values, label=results.name(result) if label is None else label)
-    colour = str(line.get_color())
+    colour = to_hex(line.get_color())
     ax.plot(x[lone], values[lone], "o", markersize=2.5, color=colour)
     extent = ax.dataLim.frozen()
     ax.fill_between(x, values - stderr, values + stderr, color=colour, alpha=0.3, lw=0)
@@ -70,22 +71,13 @@ def profile(
             transform=ax.get_xaxis_transform(),
         )
         ax.plot([], [], "x", markersize=3, color="0.4", linestyle="", label="not finite")
-    between = bool(results.spec(result).get("to"))
-    for end in (0, 1) if between else (0,):
-        if not x.min() <= end <= x.max():
-            continue
-        ax.axvline(
-            end,
-            color="0.7",
-            linestyle="-",
-            linewidth=0.6,
-            zorder=0,
-            label="the two networks" if between else origin_label(result),
-        )
+    for place, _ in networks(result):
+        if x.min() <= place <= x.max():
+            ax.axvline(place, c="0.7", ls="-", lw=0.6, zorder=0, label=network_label(result))
     ax.margins(x=0)
     ax.locator_params(axis="x", nbins=6, steps=[1, 2, 5, 10])
     ax.set(
-        xlabel=results.axis_label(result[dim]),
+        xlabel=results.grid_label(result, dim),
         ylabel=scale.label(results.axis_label(result[variable])),
         yscale="log" if scale.log else "linear",
     )

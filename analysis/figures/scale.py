@@ -19,6 +19,8 @@ LOG_RATIO = 30.0  # largest / smallest finite value above which "auto" draws a l
 _STEPS = [1, 2, 2.5, 5, 10]
 _CONSTANT = 1e-5  # a smaller relative range is drawn as one value, which tick labels can write
 _DECADES = 4  # a scale over more decades writes them as powers
+_DECADE_RANGE = (-307, 308)  # powers of ten that a float64 can hold
+_PER_DECADE = ((1, 1.5, 2, 3, 4, 5, 6, 8), (1, 2, 3, 5), (1, 2, 5), (1, 3), (1,))
 _LEVELS = 12  # about as many contours as stay apart in a panel of one column
 
 
@@ -44,7 +46,7 @@ class Scale:
         """The value drawn at height `place`, as a tick or contour label writes it."""
         del position  # matplotlib hands it to every tick formatter
         low, high = self.place(self.levels[[0, -1]])
-        if self.log and high - low > _DECADES and place == round(place):
+        if self.log and high - low > _DECADES and abs(place - round(place)) < 1e-9:
             return f"$10^{{{place:.0f}}}$"
         return _number(10.0**place if self.log else place)
 
@@ -61,7 +63,8 @@ class Scale:
 
 def finite(result: xr.Dataset, variable: str) -> Floats:
     """The finite measured values of `variable`, as one flat array."""
-    values = result[variable].values[result["measured"].values == 1]
+    measured = result["measured"]
+    values = result[variable].transpose(*measured.dims).values[measured.values == 1]
     return np.asarray(values[np.isfinite(values)], dtype=float)
 
 
@@ -104,21 +107,16 @@ def _linear_levels(low: float, high: float, most: int) -> Floats:
 
 
 def _log_levels(low: float, high: float, most: int) -> Floats:
-    first, last = int(np.floor(np.log10(low))), int(np.ceil(np.log10(high)))
-    last = max(last, first + 1)
-    per_decade = [(1, 1.5, 2, 3, 4, 5, 6, 8), (1, 2, 3, 5), (1, 2, 5), (1, 3), (1,)]
-    choices = [
-        np.array([step * 10.0**decade for decade in range(first, last) for step in steps])
-        for steps in per_decade
-    ]
-    stride = max(1, (last - first) // most + 1)
-    choices.append(10.0 ** np.arange(first, last, stride))
-    tops = [10.0**last] * len(per_decade) + [10.0 ** (first + stride * len(choices[-1]))]
-    ladders = [
-        _around(np.append(levels, top), low, high)
-        for levels, top in zip(choices, tops, strict=True)
-    ]
-    return next((levels for levels in ladders if len(levels) <= most + 1), ladders[-1])
+    first = max(int(np.floor(np.log10(low))), _DECADE_RANGE[0])
+    last = min(max(int(np.ceil(np.log10(high))), first + 1), _DECADE_RANGE[1])
+    for steps in _PER_DECADE:
+        levels = [step * 10.0**decade for decade in range(first, last) for step in steps]
+        kept = _around(np.array([*levels, 10.0**last]), low, high)
+        if len(kept) <= most + 1:
+            return kept
+    stride = -(-(last - first) // most)
+    decades = np.minimum(np.arange(first, last + stride, stride), _DECADE_RANGE[1])
+    return _around(np.power(10.0, np.unique(decades)), low, high)
 
 
 def _around(levels: Floats, low: float, high: float) -> Floats:

@@ -40,8 +40,6 @@ _SETTINGS: dict[Any, Any] = {
     "ytick.minor.size": 1.5,
     "lines.linewidth": 1.1,
     "hatch.linewidth": 0.4,
-    "figure.constrained_layout.h_pad": 0.03,
-    "figure.constrained_layout.w_pad": 0.03,
     "savefig.dpi": 300,
     "pdf.fonttype": 42,  # embedded TrueType: text stays text, as journals ask
 }

@@ -24,7 +24,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from importlib.metadata import version
 from itertools import product
 from pathlib import Path
 from statistics import median
@@ -41,11 +40,16 @@ from checkpoints.models import resnet
 ROOT = Path(__file__).parents[1]
 PEERS = {"loss-landscapes": "3.0.6", "landscaper": "1.3.1"}
 BATCHES = (25, 50, 100, 200)
-# What `checkpoints.allocator.keep_freed_memory` sets, as an environment for everybody.
-KEEP = {
-    "MALLOC_MMAP_MAX_": "0",
-    "MALLOC_TRIM_THRESHOLD_": str(2**40),
-    "MALLOC_TOP_PAD_": str(256 * 2**20),
+# CPU time is that of all threads together; on a busy machine, with one thread, it is the one to read.
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+ENVIRONMENTS = {
+    "default": {},
+    # What `checkpoints.allocator.keep_freed_memory` sets.
+    "keep": {
+        "MALLOC_MMAP_MAX_": "0",
+        "MALLOC_TRIM_THRESHOLD_": str(2**40),
+        "MALLOC_TOP_PAD_": str(256 * 2**20),
+    },
 }
 
 
@@ -85,7 +89,8 @@ class Task:
         """Normalised images and labels, ready-made."""
         mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (self.mean, self.std))
         images = (self.images - mean) / std
-        return list(zip(images.split(size), self.labels.split(size), strict=True))
+        parts = [slice(start, start + size) for start in range(0, len(images), size)]
+        return [(images[part], self.labels[part]) for part in parts]
 
 
 @dataclass(frozen=True)
@@ -232,7 +237,7 @@ GIVES = {
 }
 
 
-def work(job_name: str, file: str, batch: int, threads: int) -> None:
+def work(job_name: str, file: str, batch: int, threads: int, clock: str) -> None:
     """A worker: for every line on stdin one surface, and a line of JSON about it on stdout."""
     torch.set_num_threads(threads)
     task = Task(**torch.load(file, weights_only=True))
@@ -242,9 +247,9 @@ def work(job_name: str, file: str, batch: int, threads: int) -> None:
         # Peers print, and draw progress bars.
         quiet = io.StringIO()
         with contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet):
-            start = time.perf_counter()
+            start = CLOCKS[clock]()
             result = job.surface()
-            seconds = time.perf_counter() - start
+            seconds = CLOCKS[clock]() - start
             loss = job.center(result)
         print(json.dumps({"seconds": seconds / task.points**2, "loss": loss}), flush=True)
 
@@ -338,19 +343,20 @@ def side_by_side(
     pythons: dict[str, str],
     environment: dict[str, str],
     file: Path,
-    threads: int,
+    batches: Sequence[int],
+    options: Sequence[str],
     rounds: int,
 ) -> list[Worker]:
     """Measure with all `jobs`, in alternating rounds; the fastest plain loop comes first."""
 
     def started(job: str, batch: int) -> Worker:
         python = pythons.get(job.split(",")[0], sys.executable)
-        arguments = ["--task", str(file), "--batch", str(batch), "--threads", str(threads)]
+        arguments = ["--task", str(file), "--batch", str(batch), *options]
         return Worker.start(job, python, environment, arguments)
 
     workers: list[Worker] = []
     try:
-        for batch in BATCHES:
+        for batch in batches:
             workers.append(started("plain loop", batch))
         for _, worker in product(range(2), workers):
             worker.go()
@@ -367,7 +373,8 @@ def side_by_side(
     finally:
         for worker in workers:
             worker.process.communicate()  # closes its stdin, which ends it
-    return sorted(workers, key=lambda w: (w.job != "plain loop", median(w.seconds)))
+    loops = sorted(workers[: len(batches)], key=lambda w: median(w.seconds))
+    return loops + workers[len(batches) :]
 
 
 def table(workers: Sequence[Worker], exact: float) -> str:
@@ -396,7 +403,16 @@ def cpu_name() -> str:
     return names[0] if names else platform.processor()
 
 
-def main() -> None:
+def installed(peer: str, python: str) -> str:
+    """The peer's version in an environment."""
+    ask = f"from importlib.metadata import version; print(version({peer!r}))"
+    told = subprocess.run([python, "-c", ask], capture_output=True, text=True, check=False)
+    if told.returncode:
+        raise SystemExit(f"--{peer} {python}: {told.stderr.strip().splitlines()[-1]}")
+    return told.stdout.strip()
+
+
+def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", default="resnet20", choices=list(resnet.ARCHITECTURES))
     parser.add_argument("--width", type=int, default=16)
@@ -405,24 +421,34 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument(
-        "--malloc", nargs="+", choices=["default", "keep"], default=["default", "keep"],
-        help="glibc as it is, and with freed memory kept by everybody",
+        "--malloc", nargs="+", choices=list(ENVIRONMENTS), default=list(ENVIRONMENTS),
+        help="glibc as it is, and told by everybody's environment to keep freed memory",
     )  # fmt: skip
+    parser.add_argument("--clock", choices=list(CLOCKS), default="wall", help="what is measured")
     for peer in PEERS:
         parser.add_argument(f"--{peer}", metavar="PYTHON", help=f"an interpreter that has {peer}")
     for name, kind in (("worker", str), ("task", Path), ("batch", int)):
         parser.add_argument(f"--{name}", type=kind, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
-    if chosen.worker:
-        return work(chosen.worker, chosen.task, chosen.batch, chosen.threads)
     if chosen.points < 3 or chosen.points % 2 == 0:
         parser.error(f"--points {chosen.points}: needed: 3, 5, 7 ..., so that one is the network.")
-    if not 1 <= chosen.images <= 1000:
-        parser.error(f"--images {chosen.images}: needed: 1 to 1000.")
+    if not 1 <= chosen.images <= 1000 or chosen.rounds < 1:
+        parser.error(f"--images {chosen.images} --rounds {chosen.rounds}: needed: 1 to 1000 and 1.")
+    return chosen
 
-    pythons = {peer: getattr(chosen, peer.replace("-", "_")) for peer in PEERS}
-    missing = [peer for peer, python in pythons.items() if python is None]
-    peers = [job for job in JOBS if job.split(",")[0] in set(PEERS) - set(missing)]
+
+def main() -> None:
+    chosen = parsed()
+    if chosen.worker:
+        work(chosen.worker, chosen.task, chosen.batch, chosen.threads, chosen.clock)
+        return
+    given = {peer: getattr(chosen, peer.replace("-", "_")) for peer in PEERS}
+    pythons = {peer: python for peer, python in given.items() if python}
+    versions = [f"{peer} {installed(peer, python)}" for peer, python in pythons.items()]
+    peers = [job for job in JOBS if job.split(",")[0] in pythons]
+    own = [job for job in JOBS if job.startswith("ours")]
+    batches = [size for size in BATCHES if size <= chosen.images] or [chosen.images]
+    options = ["--threads", str(chosen.threads), "--clock", chosen.clock]
     torch.set_num_threads(chosen.threads)
     with tempfile.TemporaryDirectory() as folder:
         task = make_task(chosen.model, chosen.width, chosen.images, chosen.points)
@@ -432,24 +458,23 @@ def main() -> None:
         shape = "x".join(map(str, task.images.shape[1:]))
         print(
             f"{task.model} width {chosen.width}, {chosen.images} images of {shape}, "
-            f"{task.points}x{task.points} points, {chosen.rounds} rounds; loss {exact:.6f}\n"
+            f"{task.points}x{task.points} points, {chosen.rounds} rounds, {chosen.clock} time; loss {exact:.6f}\n"
             f"{cpu_name()}, {chosen.threads} threads, torch {torch.__version__}; against "
-            + ", ".join(f"{peer} {PEERS[peer]}" for peer in PEERS)
+            + ", ".join(["a plain loop", *versions])
         )
         for malloc in chosen.malloc:
-            own = [job for job in JOBS if job.startswith("ours")]
-            if malloc == "keep":  # Setting the allocator once more would change nothing.
-                own = [job for job in own if "allocator" not in job]
-            environment = KEEP if malloc == "keep" else {}
+            environment = ENVIRONMENTS[malloc]
             print(f"\nmalloc: {' '.join(f'{k}={v}' for k, v in environment.items()) or 'default'}")
+            # Where everybody's allocator is set, setting it once more would change nothing.
+            mine = [job for job in own if not (environment and "allocator" in job)]
             workers = side_by_side(
-                [*own, *peers], pythons, environment, file, chosen.threads, chosen.rounds
+                [*mine, *peers], pythons, environment, file, batches, options, chosen.rounds
             )
             print(table(workers, exact), flush=True)
-    for peer in missing:
+    for peer in [peer for peer in PEERS if peer not in pythons]:
         print(
             f"{peer}: not measured. python3.11 -m venv VENV && VENV/bin/pip install "
-            f"torch=={version('torch').partition('+')[0]} && VENV/bin/pip install "
+            f"torch=={torch.__version__.partition('+')[0]} && VENV/bin/pip install "
             f"{peer}=={PEERS[peer]}, then --{peer} VENV/bin/python"
         )
 

@@ -5,27 +5,40 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
+import inspect
+import io
 import json
-import pickle
+import pickletools
+import sys
+import warnings
 import zipfile
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import IO, Any
 
 import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from checkpoints.models.resnet import canonical_key, options_from
+from checkpoints.models.resnet import ARCHITECTURES, candidates, canonical_key, options_from
 from checkpoints.registry import MODELS
 
 FORMAT = "cnn-landscape checkpoint"
 SCHEMA_VERSION = 1
 # What wraps a state dict's keys: DataParallel, torch.compile, and the usual Lightning attributes.
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
+# Where a training's checkpoint keeps the network's state dict, beside the optimizer's and others.
+ENTRIES = ("state_dict", "model", "net", "model_state_dict")
+# What pickled tensors are made of; `torch.load` decides what runs, this only what a refusal lists.
+TENSOR_GLOBALS = (
+    "collections.OrderedDict", "__builtin__.set", "builtins.set", "_codecs.encode",
+    "torch._utils._rebuild", "torch._tensor._rebuild", "torch.serialization._get_layout",
+    "torch.nn.parameter.Parameter", "torch.Size", "torch.device",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +84,7 @@ class Checkpoint:
             ValueError: names or shapes do not fit; the line names the first offenders.
         """
         network = build(self.model, self.options)
-        misfits = _misfits(network, self.state_dict)
+        misfits = _misfits(network.state_dict(), self.state_dict)
         if misfits:
             raise ValueError(f"{self.file or 'checkpoint'}: {self.model} {_told(misfits)}")
         network.load_state_dict(_with_counters(network, self.state_dict))
@@ -90,8 +103,10 @@ def find(name: str | Path) -> Path:
     for candidate in (shipped / name, shipped / f"{name}.pt"):
         if candidate.is_file():
             return candidate
-    known = ", ".join(sorted(p.name for p in shipped.glob("*.pt")))
-    raise ValueError(f"{name}: no such file, and no checkpoint that ships has that name ({known}).")
+    if path.is_dir():
+        raise ValueError(f"{name} is a folder; needed: a checkpoint file, such as {name}/FILE.pt.")
+    known = ", ".join(sorted(p.name for p in shipped.glob("*.pt"))) or "none"
+    raise ValueError(f"{name}: no such file, nor does it name one that ships (there are: {known}).")
 
 
 def build(model: str, options: Mapping[str, Any]) -> nn.Module:
@@ -103,8 +118,10 @@ def build(model: str, options: Mapping[str, Any]) -> nn.Module:
     builder = MODELS.get(model) or imported(model, "model", known=MODELS)
     try:
         network = builder(**options)
-    except TypeError as error:
-        raise ValueError(f"{model} does not take the options {dict(options)}: {error}.") from error
+    except Exception as error:  # the builder may be the user's own and raise anything
+        raise ValueError(
+            f"{model} cannot be built with {_pairs(options) or 'no options'}: {_reason(error)}"
+        ) from error
     if not isinstance(network, nn.Module):
         raise ValueError(f"{model} returned a {type(network).__name__}; needed: a torch.nn.Module.")
     return network
@@ -123,20 +140,26 @@ def imported(name: str, what: str, known: Mapping[str, Any]) -> Callable[..., An
             "or give path/to/file.py:function or package.module:function."
         )
     try:
-        if source.endswith(".py"):
-            spec = importlib.util.spec_from_file_location(Path(source).stem, source)
-            if spec is None or spec.loader is None:
-                raise ImportError(f"no such file: {source}")
-            module = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(module)
-        else:
-            module = importlib.import_module(source)
-        found = getattr(module, function)
-    except (ImportError, OSError, AttributeError, SyntaxError, RuntimeError) as error:
-        raise ValueError(f"{what} {name}: {type(error).__name__}: {error}") from error
+        module = _module(source)
+    except Exception as error:  # the module is the user's own and may raise anything
+        raise ValueError(f"{what} {name} cannot be imported: {_reason(error)}") from error
+    found = getattr(module, function, None)
     if not callable(found):
-        raise ValueError(f"{what} {name} is a {type(found).__name__}; needed: a function.")
+        raise ValueError(f"{what} {name}: {source} has no function {function!r}.")
     return found  # type: ignore[no-any-return]
+
+
+def _module(source: str) -> ModuleType:
+    if not source.endswith(".py"):
+        return importlib.import_module(source)
+    name = f"model {Path(source).resolve()}"  # no importable name, so that it hides no other module
+    spec = importlib.util.spec_from_file_location(name, source)
+    if spec is None or spec.loader is None:
+        raise ImportError("it is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up there
+    spec.loader.exec_module(module)
+    return module
 
 
 def save(checkpoint: Checkpoint, path: Path, *, half: bool = False) -> None:
@@ -150,24 +173,31 @@ def save(checkpoint: Checkpoint, path: Path, *, half: bool = False) -> None:
         path: where to.
         half: store convolution and linear weights as float16. Batch-norm statistics stay
             float32, since their range does not fit.
+
+    Raises:
+        ValueError: options, recipe, metrics or history hold what is no number, text or list.
     """
-    state = {
-        name: tensor.detach().to("cpu", torch.float16 if half and tensor.ndim > 1 else tensor.dtype)
-        for name, tensor in checkpoint.state_dict.items()
+    state = {}
+    for name, tensor in checkpoint.state_dict.items():
+        narrow = half and tensor.ndim > 1 and tensor.is_floating_point()
+        value = tensor.detach().to("cpu", torch.float16 if narrow else tensor.dtype)
+        # A copy of its own: a view would bring all that it is a view of into the file.
+        state[name] = value.clone(memory_format=torch.contiguous_format)
+    unwritten = ("state_dict", "file", "sha256")
+    entries = {
+        f.name: getattr(checkpoint, f.name) for f in fields(checkpoint) if f.name not in unwritten
     }
-    described = asdict(replace(checkpoint, state_dict={}, file="", sha256=""))
-    about = {
-        "format": FORMAT,
-        "schema_version": SCHEMA_VERSION,
-        **{k: v for k, v in described.items() if k not in ("state_dict", "file", "sha256")},
-    }
+    try:
+        # The same plain entries in both formats, which any reader of either can load.
+        description = json.dumps({"format": FORMAT, "schema_version": SCHEMA_VERSION, **entries})
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path} cannot be written: {error}. Needed: plain values.") from error
     partial = path.with_name(path.name + ".partial")
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".safetensors":
-        contiguous = {name: tensor.contiguous() for name, tensor in state.items()}
-        safetensors.torch.save_file(contiguous, partial, {FORMAT: json.dumps(about)})
+        safetensors.torch.save_file(state, partial, {FORMAT: description})
     else:
-        torch.save(about | {"state_dict": {k: v.contiguous() for k, v in state.items()}}, partial)
+        torch.save(json.loads(description) | {"state_dict": state}, partial)
     partial.replace(path)
 
 
@@ -188,8 +218,9 @@ def load(
 
     Args:
         name: a path, or the name of a file that ships.
-        model: the architecture; needed for a foreign file unless exactly one of `MODELS` fits.
-        options: keyword arguments for the builder, beyond those that the shapes tell.
+        model: the architecture; needed for a foreign file unless exactly one of `MODELS` fits, and
+            for one of ours that names code outside this package: no file decides what code runs.
+        options: keyword arguments for the builder, beyond those that the file or the shapes tell.
         mean: overrides the file's, one value a channel.
         std: overrides the file's, one value a channel.
         data: overrides the file's data set.
@@ -199,16 +230,14 @@ def load(
         ValueError: one line: no such file, damaged, wants more than tensors, does not fit.
     """
     path = find(name)
-    content = _read(path)
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    content = read(path)
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    options = dict(options or {})
     if content.get("format") == FORMAT:
-        checkpoint = _own(content, path)
-        if model is not None:
-            checkpoint = replace(checkpoint, model=model, options=dict(options or {}))
-        elif options:
-            checkpoint = replace(checkpoint, options={**checkpoint.options, **options})
+        checkpoint = _as_told(_own(content, path), path, model, options, say)
     else:
-        checkpoint = _foreign(_state_dict(content, path), path, model, dict(options or {}), say)
+        checkpoint = _foreign(_state_dict(content, path), path, model, options, say)
     given: dict[str, Any] = {"mean": mean, "std": std, "data": data}
     return replace(
         checkpoint, file=path.name, sha256=digest, **{k: v for k, v in given.items() if v}
@@ -229,25 +258,53 @@ def load_end(
         ValueError: no such file, damaged, or a network of another architecture.
     """
     path = find(name)
-    content = _read(path)
+    content = read(path)
     if content.get("format") == FORMAT:
         own = _own(content, path)
-        for what in ("model", "options", "mean", "std"):
-            own_value = getattr(own, what)
-            own_value = list(own_value) if isinstance(own_value, tuple) else own_value
-            if what in known and own_value != known[what]:
+        described: dict[str, Any] = {
+            "model": own.model,
+            "options": _with_defaults(own.model, own.options),
+            "mean": list(own.mean),
+            "std": list(own.std),
+        }
+        for what, value in described.items():
+            first = known.get(what, value)
+            first = _with_defaults(own.model, first) if what == "options" else first
+            if value != first:
                 raise ValueError(
-                    f"{path} has {what} {own_value}, the first checkpoint {known[what]}. "
+                    f"{path} has {what} {value}, the first checkpoint {first}. "
                     "A line needs two networks of one architecture and normalisation."
                 )
-        return {key: own.state_dict[key] for key in origin if key in own.state_dict}
-    spellings = _spellings(_state_dict(content, path))
-    spellings.append({canonical_key(key): value for key, value in spellings[-1].items()})
-    best = min(spellings, key=lambda state: len(set(origin) - set(state)))
-    return {key: best[key] for key in origin if key in best}
+        best = dict(own.state_dict)
+    else:
+        spellings = _spellings(_state_dict(content, path))
+        spellings.append({canonical_key(key): value for key, value in spellings[-1].items()})
+        best = min(spellings, key=lambda state: len(set(origin) - set(state)))
+    misfits = _misfits(origin, {key: value for key, value in best.items() if key in origin})
+    if misfits:
+        raise ValueError(
+            f"{path}: the first checkpoint's network {_told(misfits)} A direction fits only the "
+            "architecture it was made for."
+        )
+    return {key: best[key] for key in origin}
 
 
-def _read(path: Path) -> Mapping[str, Any]:
+def _with_defaults(model: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """`options` and the defaults beside them, so that what is left out equals what is spelled."""
+    try:
+        bound = inspect.signature(MODELS[model]).bind(**options)
+    except (KeyError, TypeError):
+        return dict(options)
+    bound.apply_defaults()
+    return dict(bound.arguments)
+
+
+def read(path: Path) -> Mapping[str, Any]:
+    """The entries of a pickled file, or of safetensors as `state_dict`. No code in it runs.
+
+    Raises:
+        ValueError: one line: damaged, no dict, or wants more than tensors.
+    """
     try:
         if path.suffix == ".safetensors":
             with safetensors.safe_open(path, framework="pt") as file:
@@ -255,58 +312,89 @@ def _read(path: Path) -> Mapping[str, Any]:
                 state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
             about = json.loads(metadata[FORMAT]) if FORMAT in metadata else {}
             return {**about, "state_dict": state}
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+        with warnings.catch_warnings():  # on pickles that are refused below anyway
+            warnings.simplefilter("ignore")
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # both readers raise of every kind for a damaged file
         wanted = _globals_wanted(path)
         if wanted:
             raise ValueError(
                 f"{path} asks for more than tensors: {', '.join(wanted)}. It was not loaded, since "
                 "such a file can run code. Save model.state_dict() alone, or as safetensors."
             ) from error
-        raise ValueError(f"{path} is no checkpoint, or damaged: {_first_line(error)}") from error
-    except (
-        RuntimeError,
-        EOFError,
-        ValueError,
-        KeyError,
-        OSError,
-        safetensors.SafetensorError,
-    ) as e:
-        raise ValueError(f"{path} is no checkpoint, or damaged: {_first_line(e)}") from e
+        raise ValueError(
+            f"{path} is no checkpoint, or damaged ({_reason(error).split('. ')[0]}). Needed: a "
+            "state dict that torch.save wrote, or safetensors under a name that ends so."
+        ) from error
     if not isinstance(content, Mapping):
         raise ValueError(f"{path} holds a {type(content).__name__}; needed: a dict of tensors.")
     return content
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def _reason(error: Exception) -> str:
+    """What an error says, in one line and without advice to load the file unsafely."""
+    kind = type(error).__name__
+    text = str(error).rpartition("WeightsUnpickler error: ")[2].strip()
+    if not text or "weights_only" in text:
+        return kind
+    first = one_line(text.splitlines()[0]).rstrip(".")
+    return first if isinstance(error, ValueError) else f"{kind}: {first}"
+
+
+def one_line(text: str) -> str:
+    """`text` without line breaks and control characters, which names in a file may hold."""
+    return "".join(c if c.isprintable() else " " for c in text)
 
 
 def _globals_wanted(path: Path) -> list[str]:
     """The globals beyond tensors that a pickle names, read from its opcodes without running it."""
-    if zipfile.is_zipfile(path):
-        return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
-    import pickletools
-
     wanted: set[str] = set()
     with path.open("rb") as file:
         try:
-            # The old format is a row of pickles: magic number, version, system, content, keys.
-            for _ in range(5):
-                strings: list[str] = []
-                for opcode, argument, _position in pickletools.genops(file):
-                    if opcode.name == "GLOBAL":
-                        wanted.add(str(argument).replace(" ", "."))
-                    elif opcode.name == "STACK_GLOBAL":
-                        wanted.add(".".join(strings[-2:]))
-                    elif isinstance(argument, str):
-                        strings.append(argument)
-        except ValueError:  # What follows the pickles is raw storage.
+            if zipfile.is_zipfile(file):
+                with zipfile.ZipFile(file) as archive:
+                    inner = next(n for n in archive.namelist() if n.endswith("/data.pkl"))
+                    wanted |= _globals_in_pickle(io.BytesIO(archive.read(inner)))
+            else:
+                file.seek(0)
+                # A row of pickles: magic number, version, system, content, keys; then raw storage.
+                for _ in range(5):
+                    wanted |= _globals_in_pickle(file)
+        except Exception:  # a file that is damaged is reported as that, by the caller
             pass
-    plain = ("collections.OrderedDict", "torch._utils._rebuild", "torch.Size", "torch.device")
-    return sorted(
-        name for name in wanted if not (name.startswith(plain) or name.endswith("Storage"))
+    return sorted(one_line(name) for name in wanted if not _part_of_tensors(name))
+
+
+def _part_of_tensors(name: str) -> bool:
+    """Whether pickled tensors need this global; only for what a refusal lists."""
+    in_torch = name.removeprefix("torch.") if name.startswith("torch.") else ""
+    return (
+        name.startswith(TENSOR_GLOBALS)
+        or in_torch.endswith("Storage")
+        or isinstance(getattr(torch, in_torch, None), torch.dtype)
     )
+
+
+def _globals_in_pickle(stream: IO[bytes]) -> set[str]:
+    """`module.name` of every global in one whole pickle; ValueError where it is none."""
+    found: set[str] = set()
+    strings: list[str] = []
+    memo: dict[Any, str] = {}
+    last = ""
+    for opcode, argument, _ in pickletools.genops(stream):
+        if opcode.name in ("GLOBAL", "INST"):
+            found.add(str(argument).replace(" ", ".", 1))
+        elif opcode.name == "STACK_GLOBAL":
+            found.add(".".join(strings[-2:]))
+        elif "PUT" in opcode.name:
+            memo[argument] = last
+        elif opcode.name == "MEMOIZE":
+            memo[len(memo)] = last
+        elif "GET" in opcode.name:
+            argument = memo.get(argument)
+        last = argument if isinstance(argument, str) else ""
+        strings += [last] if last else []
+    return found
 
 
 def _own(content: Mapping[str, Any], path: Path) -> Checkpoint:
@@ -323,7 +411,30 @@ def _own(content: Mapping[str, Any], path: Path) -> Checkpoint:
     missing = {"state_dict", "model", "mean", "std"} - set(values)
     if missing:
         raise ValueError(f"{path} lacks {', '.join(sorted(missing))}: it is damaged.")
+    for name, kind in (("state_dict", Mapping), ("options", Mapping), ("model", str)):
+        if name in values and not isinstance(values[name], kind):
+            found = type(values[name]).__name__
+            raise ValueError(f"{path} has a {found} as {name}: it is damaged.")
     return Checkpoint(**{**values, "state_dict": _tensors(values["state_dict"])})
+
+
+def _as_told(
+    own: Checkpoint,
+    path: Path,
+    model: str | None,
+    options: dict[str, Any],
+    say: Callable[[str], None],
+) -> Checkpoint:
+    """A file of ours with the architecture that the caller asks for, if any."""
+    if model is None and own.model not in MODELS and ":" in own.model:
+        raise ValueError(
+            f"{path} names the model {one_line(own.model)}, which is code outside this package. "
+            "A file does not decide what code runs: pass it as --model if you trust it."
+        )
+    if model in (None, own.model) or {model, own.model}.isdisjoint(MODELS):
+        return replace(own, model=model or own.model, options={**own.options, **options})
+    other = _foreign(dict(own.state_dict), path, model, options, say)
+    return replace(own, model=other.model, options=other.options, state_dict=other.state_dict)
 
 
 def _tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -331,28 +442,28 @@ def _tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:
     return {
         name: value.float() if value.is_floating_point() else value
         for name, value in state.items()
-        if isinstance(value, Tensor)
+        if isinstance(name, str) and isinstance(value, Tensor)
     }
 
 
 def _state_dict(content: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
-    if tensors := _tensors(content):
-        return tensors
     found = {
-        key: tensors
+        str(key): tensors
         for key, value in content.items()
         if isinstance(value, Mapping) and (tensors := _tensors(value))
     }
-    for key in ("state_dict", "model", "net", "model_state_dict"):
+    for key in ENTRIES:
         if key in found:
             return found[key]
+    tensors = _tensors(content)
+    if any(value.ndim for value in tensors.values()):  # not only a loss or an accuracy
+        return tensors
     if len(found) == 1:
         return next(iter(found.values()))
+    names = one_line(", ".join(found or map(str, content)))
     if found:
-        raise ValueError(f"{path} holds several state dicts, {', '.join(found)}; save one alone.")
-    raise ValueError(
-        f"{path} holds no state dict; it has {', '.join(map(str, content)) or 'nothing'}."
-    )
+        raise ValueError(f"{path} holds several state dicts, {names}; save one alone.")
+    raise ValueError(f"{path} holds no state dict; it has {names or 'nothing'}.")
 
 
 def _foreign(
@@ -372,10 +483,11 @@ def _foreign(
         options = told | options
     if model is not None:
         return _fitted(build(model, options), spellings, path, model, options)
+    plausible = candidates(bare)
     fits = [
         name
-        for name in (MODELS if told is not None else ())
-        if not _misfits(_on_meta(name, options), bare)
+        for name in MODELS
+        if (name in plausible or name not in ARCHITECTURES) and _fits(name, options, bare)
     ]
     if len(fits) != 1:
         what = (
@@ -395,9 +507,11 @@ def _pairs(options: Mapping[str, Any]) -> str:
     return ", ".join(f"{k}={v}" for k, v in options.items())
 
 
-def _on_meta(name: str, options: Mapping[str, Any]) -> nn.Module:
-    with torch.device("meta"):
-        return build(name, options)
+def _fits(name: str, options: Mapping[str, Any], state: Mapping[str, Tensor]) -> bool:
+    try:
+        return not _misfits(build(name, options).state_dict(), state)
+    except ValueError:  # a builder of another family, which does not take these options
+        return False
 
 
 def _spellings(state: dict[str, Tensor]) -> list[dict[str, Tensor]]:
@@ -415,7 +529,7 @@ def _fitted(
     model: str,
     options: dict[str, Any],
 ) -> Checkpoint:
-    misfits = [_misfits(network, spelling) for spelling in spellings]
+    misfits = [_misfits(network.state_dict(), spelling) for spelling in spellings]
     best = min(range(len(spellings)), key=lambda i: len(misfits[i]))
     if misfits[best]:
         raise ValueError(f"{path}: {model} {_told(misfits[best])}")
@@ -424,9 +538,8 @@ def _fitted(
     return Checkpoint(spellings[best], model, options, classes=classes)
 
 
-def _misfits(network: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
-    """One phrase for each name or shape in which `state` and `network` differ."""
-    needed = network.state_dict()
+def _misfits(needed: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
+    """One phrase for each name or shape in which a file's `state` and a model's differ."""
     phrases = [
         f"{key} is {tuple(state[key].shape)} in the file and {tuple(value.shape)} in the model"
         for key, value in needed.items()
@@ -442,7 +555,8 @@ def _misfits(network: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
 
 def _told(misfits: list[str]) -> str:
     more = f"; and {len(misfits) - 3} more" if len(misfits) > 3 else ""
-    return f"does not fit the file: {'; '.join(misfits[:3])}{more} ({len(misfits)} in all)."
+    first = one_line("; ".join(misfits[:3]))
+    return f"does not fit the file: {first}{more} ({len(misfits)} in all)."
 
 
 def _with_counters(network: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -7,9 +7,11 @@ import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, cast
+from typing import Any, Literal, TypeAlias, cast, get_args
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -20,6 +22,7 @@ from checkpoints.registry import load_images
 
 Tensors: TypeAlias = dict[str, Tensor]
 Loss: TypeAlias = Callable[[Any, Tensor], Tensor]
+BatchNorm: TypeAlias = Literal["running", "recompute"]
 
 # The real images that ship with the project, for networks trained on the data set they are from.
 SAMPLES = {"fashion-mnist": "fashion-mnist-sample"}
@@ -43,7 +46,7 @@ class Normalization:
     std: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        if len(self.mean) != len(self.std) or not self.mean or min(self.std) <= 0:
+        if len(self.mean) != len(self.std) or not self.mean or not all(s > 0 for s in self.std):
             raise ValueError(
                 f"--mean {self.mean} and --std {self.std}: needed: one value a channel each, "
                 "std positive; one value alone serves every channel."
@@ -87,7 +90,7 @@ class Problem:
     loss: Loss = cross_entropy
     correct: Callable[[Any, Tensor], Tensor] | None = top1
     normalization: Normalization | None = None
-    batch_norm: Literal["running", "recompute"] = "running"
+    batch_norm: BatchNorm = "running"
     calibration: Tensors = field(default_factory=dict)
     batch_size: int = 0
     provenance: Mapping[str, Any] = field(default_factory=dict)
@@ -98,6 +101,8 @@ class Problem:
             raise ValueError(f"inputs hold {sizes} examples, targets {len(self.targets)}.")
         if not len(self.targets):
             raise ValueError("there are no examples.")
+        if self.batch_norm not in get_args(BatchNorm):
+            raise ValueError(f"batch_norm={self.batch_norm!r}; needed: running or recompute.")
         if self.batch_norm == "recompute" and not self.calibration:
             raise ValueError("batch_norm='recompute' needs a calibration set, and there is none.")
         if self.batch_size < 0:
@@ -118,8 +123,9 @@ class Problem:
 
         Args:
             model: any module.
-            batches: (inputs, targets) pairs, such as a DataLoader; they are read once and kept.
-                Inputs are a tensor, or a mapping that the model takes as keyword arguments.
+            batches: (inputs, targets) pairs of tensors, such as a DataLoader; they are read once
+                and kept, where the model is. Inputs may also be a mapping of several, which the
+                model takes as keyword arguments.
             loss: (outputs, targets) to (N,): one value an example.
             **others: further fields of `Problem`.
 
@@ -134,12 +140,22 @@ class Problem:
                     f"a batch is a {type(batch).__name__}; needed: a pair (inputs, targets)."
                 )
             inputs, target = batch
-            parts.append({"input": inputs} if isinstance(inputs, Tensor) else dict(inputs))
+            part = dict(inputs) if isinstance(inputs, Mapping) else {"input": inputs}
+            for value in (*part.values(), target):
+                if not isinstance(value, Tensor):
+                    raise ValueError(
+                        f"a batch holds a {type(value).__name__}; needed: tensors, or a mapping "
+                        "of names to tensors as the inputs."
+                    )
+            if parts and (found := sorted(part)) != (first := sorted(parts[0])):
+                raise ValueError(f"a batch has the inputs {found}, the first one {first}.")
+            parts.append(part)
             targets.append(target)
         if not parts:
             raise ValueError("there are no batches.")
-        joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-        labels = torch.cat(targets)
+        where = next((p.device for p in model.parameters()), targets[0].device)
+        joined = {name: torch.cat([part[name] for part in parts]).to(where) for name in parts[0]}
+        labels = torch.cat(targets).to(where)
         if labels.is_floating_point() or labels.ndim != 1:
             others.setdefault("correct", None)
         return cls(model, joined, labels, loss, **others)
@@ -187,9 +203,10 @@ class Problem:
         wide = outputs.double() if _is_real(outputs) else outputs
         target = targets.double() if targets.is_floating_point() else targets
         losses = self.loss(wide, target)
-        if losses.shape != (len(targets),):
+        shape = tuple(losses.shape) if isinstance(losses, Tensor) else ()
+        if shape != (len(targets),):
             raise ValueError(
-                f"the loss returned shape {tuple(losses.shape)} for {len(targets)} examples; "
+                f"the loss returned shape {shape} for {len(targets)} examples; "
                 "needed: one value an example. Use reduction='none', and a mean over all axes "
                 "but the first."
             )
@@ -201,10 +218,10 @@ class Problem:
         told.setdefault("checkpoint", {"sha256": _digest(self.model.state_dict())})
         examples = {**self.inputs, "targets": self.targets}
         told.setdefault("data", {"examples": len(self), "sha256": _digest(examples)})
-        calibration: dict[str, Any] = {"examples": 0}
+        calibration: dict[str, Any] = {"examples": 0} | told.pop("calibration", {})
         if self.calibration:
-            size = len(next(iter(self.calibration.values())))
-            calibration = {"examples": size, "sha256": _digest(self.calibration)}
+            calibration["examples"] = len(next(iter(self.calibration.values())))
+            calibration["sha256"] = _digest(self.calibration)
         told["batch_norm"] = {"policy": self.batch_norm, "calibration": calibration}
         told["device"] = self.device.type
         told["dtype"] = str(self.dtype).removeprefix("torch.")
@@ -235,7 +252,7 @@ def load_problem(
     options: Mapping[str, Any] | None = None,
     mean: tuple[float, ...] = (),
     std: tuple[float, ...] = (),
-    batch_norm: Literal["running", "recompute"] = "running",
+    batch_norm: BatchNorm = "running",
     calibration: int = 500,
     batch_size: int = 0,
     say: Callable[[str], None] = lambda line: None,
@@ -276,31 +293,51 @@ def load_problem(
             f"{name} does not say what it was trained on. Pass {' and '.join(missing)} "
             "(--mean 0 --std 1 for inputs in [0, 1] as they are)."
         )
-    chosen = data or SAMPLES.get(source.data, source.data)
+    if data is None and _is_code(source.data):
+        raise ValueError(
+            f"{name} was trained on {source.data}, which is code outside this package. A file does "
+            "not decide what code runs: pass it as --data if you trust it."
+        )
+    chosen = data or (SAMPLES.get(source.data) if split == "test" else None) or source.data
     if chosen != source.data:
         say(f"data: {chosen}; the whole test split is --data {source.data}.")
     images = load_images(chosen, split, root, size)
     order = interleave(images.labels)
+    if examples < 0:
+        raise ValueError(f"--examples {examples}; needed: 1 or more, or 0 for all.")
     if examples > len(order):
-        raise ValueError(f"--examples {examples} exceeds the {len(order)} of {chosen} ({split}).")
-    measured = images.take(order[: examples or len(order)])
-    normalization = Normalization(*_for_channels(source.mean, source.std, measured))
+        raise ValueError(
+            f"--examples {examples} exceeds the {len(order)} of {chosen} ({split}). Ask for fewer, "
+            "or pass 0 for all."
+        )
+    measured, others = np.split(order, [examples or len(order)])
+    normalization = Normalization(*_for_channels(source.mean, source.std, images))
+    provenance = _provenance(source, normalization, images.take(measured))
+    calibrating: Tensors = {}
+    if batch_norm == "recompute":
+        if split == "train":
+            pool = images.take(order)
+        elif _has_training_split(chosen):
+            train = load_images(chosen, "train", root, size)
+            pool = train.take(interleave(train.labels))
+        else:
+            pool = _unmeasured(images, others, calibration)
+        if not 2 <= calibration <= len(pool):
+            raise ValueError(f"--calibration {calibration}; needed: 2 to {len(pool)} examples.")
+        pool = pool.take(slice(0, calibration))
+        calibrating = _tensors(pool)["inputs"]
+        provenance["calibration"] = {"name": pool.name, "split": pool.split}
+        say(f"batch norm: statistics of {calibration} {pool.split} images of {pool.name}.")
     problem = Problem(
         model=source.network(),
-        **_tensors(measured),
+        **_tensors(images.take(measured)),
         normalization=normalization,
         batch_norm=batch_norm,
-        calibration=(
-            _tensors(_calibration(calibration, chosen, split, root, size, images, order, examples))[
-                "inputs"
-            ]
-            if batch_norm == "recompute"
-            else {}
-        ),
+        calibration=calibrating,
         batch_size=batch_size,
-        provenance=_provenance(source, normalization, measured),
+        provenance=provenance,
     )
-    _check(problem, source, measured)
+    _check(problem, source, images)
     return problem
 
 
@@ -322,30 +359,30 @@ def _for_channels(
     return mean, std
 
 
-def _calibration(
-    count: int,
-    chosen: str,
-    split: Literal["train", "test"],
-    root: Path | None,
-    size: tuple[int, int] | None,
-    images: Images,
-    order: Any,
-    examples: int,
-) -> Images:
-    """Examples for batch-norm statistics, never those that are measured on the test split."""
-    try:
-        train = images if split == "train" else load_images(chosen, "train", root, size)
-        pool = train.take(interleave(train.labels))
-    except ValueError:
-        pool = images.take(order[examples or len(order) :]) if examples < len(order) else images
-        if not examples or len(pool) < count:
-            raise ValueError(
-                f"{chosen} has no training split and leaves fewer than --calibration {count} "
-                "examples unmeasured. Pass a smaller --examples, or --data with a training split."
-            ) from None
-    if len(pool) < count or count < 2:
-        raise ValueError(f"--calibration {count}: needed: 2 to {len(pool)} examples.")
-    return pool.take(slice(0, count))
+def _is_code(data: str) -> bool:
+    return ":" in data and not data.startswith(("npz:", "folder:"))
+
+
+def _has_training_split(data: str) -> bool:
+    """Whether `data`, whose test split could be loaded, has a training split beside it."""
+    form, _, place = data.partition(":")
+    if form == "folder":
+        return (Path(place) / "train").is_dir()
+    if form == "npz":
+        with np.load(place) as archive:
+            return "x_train" in archive
+    return data not in SAMPLES.values()
+
+
+def _unmeasured(images: Images, others: NDArray[np.int64], count: int) -> Images:
+    """The examples that are not measured, as the pool of calibration examples."""
+    if len(others) < max(count, 1):
+        raise ValueError(
+            f"{images.name} has no training split and {len(others)} examples that are not "
+            f"measured; --calibration {count} needs as many. Pass a smaller --examples, or --data "
+            "with a training split."
+        )
+    return images.take(others)
 
 
 def _provenance(source: Checkpoint, normalization: Normalization, images: Images) -> dict[str, Any]:
@@ -375,8 +412,8 @@ def _check(problem: Problem, source: Checkpoint, images: Images) -> None:
     try:
         with torch.inference_mode():
             outputs = problem.outputs(problem.model, first)
-    except (RuntimeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except Exception as error:  # the network may be the user's own and raise anything
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(
             f"{source.file}: {source.model} does not take images of shape {shape} of "
             f"{images.name}: {reason}"

@@ -6,10 +6,10 @@ import argparse
 import math
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from checkpoints.flags import option
 from checkpoints.registry import load_images
 
 STATE_VERSION = 1
+REMEDY = "Try a smaller --rate, a longer --warmup, or another merge."
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,22 @@ class Recipe:
     precision: Literal["auto", "float32", "bfloat16"] = option(
         "auto", "of the training's convolutions; auto takes bfloat16 where the hardware has it"
     )
+
+    def __post_init__(self) -> None:
+        for name, fits, needed in (
+            ("epochs", self.epochs >= 1, "at least 1"),
+            ("batch", self.batch >= 1, "at least 1"),
+            ("rate", 0 <= self.rate < math.inf, "0 or more"),
+            ("warmup", 0 <= self.warmup < math.inf, "0 or more"),
+            ("momentum", 0 <= self.momentum < 1, "0 or more, below 1"),
+            ("decay", 0 <= self.decay < math.inf, "0 or more"),
+            ("smoothing", 0 <= self.smoothing < 1, "0 or more, below 1"),
+            ("shift", self.shift >= 0, "0 or more"),
+            ("validation", self.validation >= 1, "at least 1, to select an epoch by"),
+            ("examples", self.examples >= 0, "1 or more, or 0 for all"),
+        ):
+            if not fits:
+                raise ValueError(f"--{name} {getattr(self, name)}; needed: {needed}.")
 
     def resolved(self, device: torch.device) -> Recipe:
         """This recipe with `precision` decided for `device`."""
@@ -130,7 +147,7 @@ def split(images: Images, validation: int, examples: int) -> tuple[Images, Image
     if validation + max(examples, 1) > len(images):
         raise ValueError(
             f"{images.name} has {len(images)} training images; --validation {validation} and "
-            f"--examples {examples} ask for {validation + max(examples, 1)}."
+            f"--examples {examples} ask for {validation + max(examples, 1)}. Ask for fewer."
         )
     order = interleave(images.labels)
     held, kept = order[:validation], order[validation:]
@@ -145,10 +162,13 @@ def statistics(images: Images) -> tuple[tuple[float, ...], tuple[float, ...]]:
     ) / (images.pixels.size / images.pixels.shape[1])
     values = np.arange(256) / 255
     mean = shares @ values
-    std = np.sqrt(shares @ values**2 - mean**2)
+    std = np.sqrt((shares * (values - mean[:, None]) ** 2).sum(axis=1)).round(4)
     if not std.all():
-        raise ValueError(f"{images.name}: a channel has the same value in every pixel.")
-    return tuple(np.round(mean, 4).tolist()), tuple(np.round(std, 4).tolist())
+        raise ValueError(
+            f"{images.name}: a channel has the same value in every pixel, so that nothing can be "
+            "learned from it. Leave that channel out."
+        )
+    return tuple(np.round(mean, 4).tolist()), tuple(std.tolist())
 
 
 @torch.inference_mode()
@@ -157,12 +177,23 @@ def evaluate(network: nn.Module, batches: Batches, size: int = 100) -> tuple[flo
     training = network.training
     network.eval()
     loss, hits = 0.0, 0
-    for images, labels in batches.plain(size):
-        logits = network(images).double()
-        loss += functional.cross_entropy(logits, labels, reduction="sum").item()
-        hits += int((logits.argmax(1) == labels).sum())
+    with _repeatable():
+        for images, labels in batches.plain(size):
+            logits = network(images).double()
+            loss += functional.cross_entropy(logits, labels, reduction="sum").item()
+            hits += int((logits.argmax(1) == labels).sum())
     network.train(training)
     return loss / len(batches.labels), hits / len(batches.labels)
+
+
+def _repeatable() -> AbstractContextManager[None]:
+    """On a GPU: algorithms that give the same bits again, and float32 that is not TF32."""
+    if not torch.cuda.is_available():
+        return nullcontext()
+    flags = torch.backends.cudnn.flags(
+        enabled=True, benchmark=False, deterministic=True, allow_tf32=False
+    )
+    return cast(AbstractContextManager[None], flags)
 
 
 @contextmanager
@@ -171,7 +202,8 @@ def watched(network: nn.Module) -> Iterator[dict[str, dict[str, float]]]:
 
     Yields:
         {block: {residual_mean, residual_var, shortcut_mean, shortcut_var, activation_max}},
-        filled by the next forward pass. Science: a product whose factors drift from mean 1
+        filled by the next forward pass, over all examples, channels and positions; the maximum
+        is that of the merged features' size. Why: a product whose factors drift from mean 1
         vanishes or explodes over depth.
     """
     seen: dict[str, dict[str, float]] = {}
@@ -233,28 +265,43 @@ def train(
     """Train a network from its seed, continuing from `state_file` where there is one.
 
     A continued run ends with the same weights as a straight one (on one machine, with one number
-    of threads): each epoch draws from its own generator, seeded by (seed, epoch).
+    of threads): each epoch draws from its own generators, seeded by (seed, epoch).
 
     Args:
-        model: a name in `MODELS`, or a builder.
-        options: the builder's keyword arguments; classes and channels are added from the data.
+        model: a name in `MODELS`, or code as `checkpoint.build` takes it.
+        options: the builder's keyword arguments; `classes` and `channels` are added from the data.
         train_images: its held-out part selects the epoch that `validation_selected` reports.
         test_images: evaluated after every epoch, used for nothing but reporting.
-        recipe: its precision resolved.
+        recipe: every number besides.
         seed: of the initial weights, the order and the augmentation.
         device: where to train.
         state_file: written after every epoch, whole or not at all.
-        progress: show a bar on stderr.
+        progress: tell every epoch on stderr, with a bar where that is a terminal.
 
     Returns:
         The last epoch's weights, with metrics and history.
 
     Raises:
-        ValueError: the loss stopped being finite; or `state_file` belongs to another run.
+        ValueError: the loss stopped being finite; `state_file` belongs to another run; the data
+            are too few, or training and test images differ in kind.
     """
-    if len(test_images.classes) != len(train_images.classes):
-        raise ValueError(f"{train_images.name}: training and test images differ in their classes.")
+    recipe = recipe.resolved(device)
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"--seed {seed}; needed: 0 to {2**32 - 1}.")
+    for what, first, second in (
+        ("shape", train_images.pixels.shape[1:], test_images.pixels.shape[1:]),
+        ("number of classes", len(train_images.classes), len(test_images.classes)),
+    ):
+        if first != second:
+            raise ValueError(
+                f"{train_images.name}: the {what} is {first} in training and {second} in testing; "
+                "needed: the same."
+            )
     kept, held = split(train_images, recipe.validation, recipe.examples)
+    if recipe.batch > len(kept):
+        raise ValueError(
+            f"--batch {recipe.batch} exceeds the {len(kept)} training images. Pass a smaller one."
+        )
     mean, std = statistics(kept)
     channels = {"mean": torch.tensor(mean, device=device), "std": torch.tensor(std, device=device)}
 
@@ -291,71 +338,20 @@ def train(
     }
     history: list[dict[str, Any]] = []
     if state_file is not None and state_file.is_file():
-        state = torch.load(state_file, map_location=device, weights_only=True)
-        for name, value in identity.items():
-            if state["identity"].get(name) != value:
-                raise ValueError(
-                    f"{state_file} belongs to a run with {name}={state['identity'].get(name)}, "
-                    f"this one has {name}={value}. Finish that run, delete the file, or pass --out."
-                )
-        network.load_state_dict(state["network"])
-        optimizer.load_state_dict(state["optimizer"])
-        history = state["history"]
-    steps = len(kept) // recipe.batch
-    if not steps:
-        raise ValueError(f"--batch {recipe.batch} exceeds the {len(kept)} training images.")
-    cast = torch.autocast(
-        device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16", cache_enabled=True
-    )
+        history = _restored(state_file, identity, network, optimizer)
     for epoch in range(len(history), recipe.epochs):
-        network.train()
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-        epoch_batches = training.augmented(recipe.batch, recipe.shift, generator, flip=recipe.flip)
-        total = torch.zeros((), dtype=torch.float64, device=device)
-        row: dict[str, Any] = {"epoch": epoch + 1}
-        bar = tqdm(
-            epoch_batches, f"epoch {epoch + 1}/{recipe.epochs}", steps, disable=not progress,
-            leave=False, unit="step", file=sys.stderr,
-        )  # fmt: skip
-        for step, (images, labels) in enumerate(bar):
-            rate = learning_rate(recipe, epoch * steps + step, steps)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-
-            def forward(images: Tensor = images, labels: Tensor = labels) -> Tensor:
-                with cast:
-                    logits = network(images)
-                return functional.cross_entropy(
-                    logits.float(), labels, label_smoothing=recipe.smoothing
-                )
-
-            optimizer.zero_grad(set_to_none=True)
-            if step == steps - 1:
-                with watched(network) as seen:
-                    forward().backward()  # type: ignore[no-untyped-call]
-                norms = gradient_norms(network, iter(seen))
-                row["blocks"] = {b: r | {"gradient_norm": norms[b]} for b, r in seen.items()}
-            else:
-                loss = forward()
-                loss.backward()  # type: ignore[no-untyped-call]
-                total += loss.detach()
-            optimizer.step()
-            if step % 20 == 19 or step == steps - 1:
-                running = (total / max(step, 1)).item()
-                if not math.isfinite(running):
-                    raise ValueError(
-                        f"{model}: the loss became {running} by step {step + 1} of epoch "
-                        f"{epoch + 1} (learning rate {rate:.3g}). Try a smaller --rate, or "
-                        "another merge."
-                    )
-                bar.set_postfix(loss=f"{running:.4f}")
-        row |= {"rate": rate, "train_loss": running}
+        # For dropout and its like: everything of ours has a generator of its own.
+        with torch.random.fork_rng([device] if device.type == "cuda" else []), _repeatable():
+            torch.manual_seed(-1 - _epoch_seed(seed, epoch))
+            row = _train_epoch(
+                network, optimizer, training, recipe, epoch=epoch, seed=seed, progress=progress
+            )
         row["validation_loss"], row["validation_accuracy"] = evaluate(network, validation)
         row["test_loss"], row["test_accuracy"] = evaluate(network, test)
         history.append(row)
         if progress:
             tqdm.write(
-                f"epoch {epoch + 1}/{recipe.epochs}  loss {running:.4f}  "
+                f"epoch {epoch + 1}/{recipe.epochs}  loss {row['train_loss']:.4f}  "
                 f"validation {row['validation_accuracy']:.4f}  test {row['test_accuracy']:.4f}",
                 file=sys.stderr,
             )
@@ -374,6 +370,11 @@ def train(
             partial.replace(state_file)
     network.eval()
     final_loss, final_accuracy = evaluate(network, training)
+    if not math.isfinite(final_loss + history[-1]["test_loss"]):
+        raise ValueError(
+            f"{model}: after the last epoch the training loss is {final_loss}, the test loss "
+            f"{history[-1]['test_loss']}. {REMEDY}"
+        )
     accuracies = [row["test_accuracy"] for row in history]
     selected = max(range(len(history)), key=lambda i: history[i]["validation_accuracy"])
     return Checkpoint(
@@ -399,6 +400,90 @@ def train(
     )
 
 
+def _epoch_seed(seed: int, epoch: int) -> int:
+    return seed * 1_000_003 + epoch
+
+
+def _restored(
+    state_file: Path,
+    identity: Mapping[str, Any],
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+) -> list[dict[str, Any]]:
+    """Put network and optimizer where `state_file` left them; returns the history up to there."""
+    state = checkpoint.read(state_file)
+    if "identity" not in state:
+        raise ValueError(f"{state_file} is no state of a training. Delete it, or pass --out.")
+    was, now = (
+        {k: v for k, v in entries.items() if k != "recipe"} | entries["recipe"]
+        for entries in (state["identity"], identity)
+    )
+    for name, value in now.items():
+        if was.get(name) != value:
+            raise ValueError(
+                f"{state_file} belongs to a run with {name}={was.get(name)}, this one has "
+                f"{name}={value}. Finish that run, delete the file, or pass --out."
+            )
+    network.load_state_dict(state["network"])
+    optimizer.load_state_dict(state["optimizer"])
+    return list(state["history"])
+
+
+def _train_epoch(
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    training: Batches,
+    recipe: Recipe,
+    *,
+    epoch: int,
+    seed: int,
+    progress: bool,
+) -> dict[str, Any]:
+    """One pass over the training examples; returns its row of the history."""
+    network.train()
+    device = training.pixels.device
+    steps = len(training.labels) // recipe.batch
+    generator = torch.Generator().manual_seed(_epoch_seed(seed, epoch))
+    batches = training.augmented(recipe.batch, recipe.shift, generator, flip=recipe.flip)
+    total = torch.zeros((), dtype=torch.float64, device=device)
+    row: dict[str, Any] = {"epoch": epoch + 1}
+    autocast = torch.autocast(
+        device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16", cache_enabled=True
+    )
+    with tqdm(
+        batches, f"epoch {epoch + 1}/{recipe.epochs}", steps, disable=None if progress else True,
+        leave=False, unit="step", file=sys.stderr,
+    ) as bar:  # fmt: skip
+        for step, (images, labels) in enumerate(bar):
+            last = step == steps - 1
+            rate = learning_rate(recipe, epoch * steps + step, steps)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.zero_grad(set_to_none=True)
+            watching: AbstractContextManager[dict[str, dict[str, float]]]
+            watching = watched(network) if last else nullcontext({})
+            with watching as seen, autocast:
+                logits = network(images)
+            loss = functional.cross_entropy(
+                logits.float(), labels, label_smoothing=recipe.smoothing
+            )
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += loss.detach()
+            if last:
+                norms = gradient_norms(network, iter(seen))
+                row["blocks"] = {b: r | {"gradient_norm": norms[b]} for b, r in seen.items()}
+            optimizer.step()
+            if step % 20 == 19 or last:
+                running = (total / (step + 1)).item()
+                if not math.isfinite(running):
+                    raise ValueError(
+                        f"the loss became {running} by step {step + 1} of epoch {epoch + 1} "
+                        f"(learning rate {rate:.3g}). {REMEDY}"
+                    )
+                bar.set_postfix(loss=f"{running:.4f}")
+    return row | {"rate": rate, "train_loss": running}
+
+
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(
@@ -406,31 +491,47 @@ def main(arguments: list[str] | None = None) -> int:
         description="Train a network and save it as one self-describing file. The same command "
         "again continues a run that was stopped.",
     )
-    parser.add_argument("--model", required=True, help="a registered name such as fmmnet20")
+    parser.add_argument(
+        "--model", required=True, metavar="NAME",
+        help="a registered name such as fmmnet20, path/to/file.py:build or package.module:build",
+    )  # fmt: skip
     parser.add_argument(
         "--option", action="append", default=[], type=flags.key_value, metavar="NAME=VALUE",
         help="keyword argument of the model, such as width=16 or merge=sigmoid_shortcut",
     )  # fmt: skip
-    parser.add_argument("--data", required=True, help="a data set's name, npz:FILE or folder:DIR")
-    parser.add_argument("--data-root", type=Path, help="folder that holds the data set's files")
-    parser.add_argument("--seed", type=int, default=0, help="of weights, order and augmentation")
-    parser.add_argument("--out", type=Path, help="checkpoint to write (default: MODEL-seedN.pt)")
+    parser.add_argument(
+        "--data", required=True, metavar="NAME",
+        help="fashion-mnist, cifar10, cifar100, npz:FILE, folder:DIR, or package.module:function",
+    )  # fmt: skip
+    parser.add_argument("--data-root", type=Path, metavar="DIR", help="folder of its files")
+    parser.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="resize a folder's")
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N",
+        help="of the weights, the order and the augmentation (default: 0)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE",
+        help="the checkpoint to write; .safetensors in that format (default: MODEL-seedN.pt)",
+    )  # fmt: skip
     parser.add_argument("--half", action="store_true", help="store the weights as float16")
-    parser.add_argument("--device", help="default: cuda where there is one, else cpu")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1 … (default: a GPU where there is one)")
     flags.add_flags(parser.add_argument_group("recipe"), Recipe)
     chosen = parser.parse_args(arguments)
-    out = chosen.out or Path(f"{chosen.model}-seed{chosen.seed}.pt")
+    name = chosen.model.rpartition("/")[2].replace(":", "-")
+    out = chosen.out or Path(f"{name}-seed{chosen.seed}.pt")
+    size = chosen.size and tuple(chosen.size)
     try:
         allocator.keep_freed_memory()
-        device = torch.device(chosen.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        recipe = flags.from_flags(Recipe, chosen).resolved(device)
+        recipe = flags.from_flags(Recipe, chosen)
+        device = _device(chosen.device)
         if out.exists():
             raise ValueError(f"{out} exists already. Delete it, or pass another --out.")
+        out.parent.mkdir(parents=True, exist_ok=True)
         trained = train(
             chosen.model,
             dict(chosen.option),
-            load_images(chosen.data, "train", chosen.data_root),
-            load_images(chosen.data, "test", chosen.data_root),
+            load_images(chosen.data, "train", chosen.data_root, size),
+            load_images(chosen.data, "test", chosen.data_root, size),
             recipe,
             seed=chosen.seed,
             device=device,
@@ -439,13 +540,26 @@ def main(arguments: list[str] | None = None) -> int:
         )
         checkpoint.save(trained, out, half=chosen.half)
         out.with_name(out.name + ".train.pt").unlink()
-    except ValueError as error:
-        print(error, file=sys.stderr)
+    except (ValueError, OSError) as error:
+        print(" ".join(str(error).split("\n")), file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("Stopped. The same command continues after the last whole epoch.", file=sys.stderr)
+        return 130
     for name, value in trained.metrics.items():
         print(f"{name} {value:.4f}", file=sys.stderr)
     print(out)
     return 0
+
+
+def _device(name: str | None) -> torch.device:
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"--device {name} cannot be used: {reason}") from error
+    return device
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, Literal, cast
 
@@ -167,6 +167,12 @@ def options_from(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any] | None
         "classes": head[0],
         "shortcut": "B" if projected else "A",
     }
+
+
+def candidates(keys: Iterable[str]) -> list[str]:
+    """The names in `ARCHITECTURES` that have as many blocks as a state dict's keys speak of."""
+    blocks = {tuple(key.split(".")[:2]) for key in keys if key.startswith("layer")}
+    return [name for name in ARCHITECTURES if name.endswith(f"net{2 * len(blocks) + 2}")]
 
 
 def _named(prefix: str, **options: Any) -> dict[str, Callable[..., nn.Module]]:

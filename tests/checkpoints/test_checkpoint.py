@@ -1,0 +1,792 @@
+from __future__ import annotations
+
+import hashlib
+import importlib.resources
+import json
+import os
+import pickle
+import sys
+import types
+from collections.abc import Callable, Mapping
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from checkpoints import checkpoint
+from checkpoints.checkpoint import Checkpoint, build, find, load, load_end, save
+from checkpoints.models.resnet import ResNet
+from checkpoints.registry import MODELS
+
+LEGACY = {"_use_new_zipfile_serialization": False}
+OPTIONS = {"width": 4, "channels": 1, "classes": 5}
+
+
+def refusal(call: Callable[[], object]) -> str:
+    """The message of the ValueError that `call` raises, which must be one printable line."""
+    with pytest.raises(ValueError) as caught:
+        call()
+    message = str(caught.value)
+    assert message.isprintable()
+    assert "Traceback" not in message
+    assert "weights_only" not in message  # no advice to load the file unsafely
+    return message
+
+
+def network(seed: int = 0, depth: int = 8, **options: Any) -> ResNet:
+    """A small network with uneven batch-norm statistics."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        made = ResNet(depth, **({"width": 4, "channels": 1, "classes": 5} | options))
+        for name, value in made.state_dict().items():
+            if name.endswith("running_var"):
+                value.uniform_(0.5, 2)
+            elif value.is_floating_point():
+                value.add_(torch.randn(value.shape) * 0.1)
+    return made.eval()
+
+
+def example(**changes: Any) -> Checkpoint:
+    whole = Checkpoint(
+        state_dict=network().state_dict(),
+        model="resnet8",
+        options=dict(OPTIONS),
+        classes=5,
+        input_shape=(1, 8, 8),
+        mean=(0.25,),
+        std=(0.5,),
+        data="fashion-mnist",
+        recipe={"epochs": 2, "rate": 0.1, "flip": True, "precision": "float32"},
+        seed=3,
+        metrics={"test_accuracy_best": 0.9, "train_loss": 0.25},
+        history=({"epoch": 1, "blocks": {"layer1.0": {"residual_mean": 0.5}}}, {"epoch": 2}),
+    )
+    return replace(whole, **changes)
+
+
+def assert_same_tensors(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+    assert set(found) == set(wanted)
+    for name, value in wanted.items():
+        assert found[name].dtype == value.dtype, name
+        assert found[name].equal(value), name
+
+
+def logits(of: nn.Module, channels: int = 1) -> Tensor:
+    images = torch.rand(3, channels, 8, 8, generator=torch.Generator().manual_seed(5))
+    with torch.no_grad():
+        result: Tensor = of.double().eval()(images.double())
+    return result
+
+
+# The file format of our own.
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_what_was_saved_is_what_is_loaded(tmp_path: Path, suffix: str) -> None:
+    saved = example()
+    save(saved, tmp_path / f"net{suffix}")
+    loaded = load(tmp_path / f"net{suffix}")
+    for field in fields(Checkpoint):
+        if field.name not in ("state_dict", "file", "sha256"):
+            assert getattr(loaded, field.name) == getattr(saved, field.name), field.name
+    assert_same_tensors(loaded.state_dict, saved.state_dict)
+    assert loaded.file == f"net{suffix}"
+    assert [p.name for p in tmp_path.iterdir()] == [f"net{suffix}"]
+    torch.testing.assert_close(logits(loaded.network()), logits(network()), rtol=0, atol=0)
+
+
+def test_torch_load_alone_gives_the_described_entries(tmp_path: Path) -> None:
+    save(example(), tmp_path / "net.pt")
+    content = torch.load(tmp_path / "net.pt", weights_only=True)
+    assert set(content) == {
+        "format", "schema_version", "state_dict", "model", "options", "classes", "input_shape",
+        "mean", "std", "data", "recipe", "seed", "metrics", "history",
+    }  # fmt: skip
+    assert content["model"] == "resnet8"
+    assert content["input_shape"] == [1, 8, 8]
+    assert content["metrics"]["train_loss"] == 0.25
+    ResNet(8, **content["options"]).load_state_dict(content["state_dict"])
+
+
+def test_safetensors_alone_gives_the_tensors_and_the_same_description(tmp_path: Path) -> None:
+    save(example(), tmp_path / "net.pt")
+    save(example(), tmp_path / "net.safetensors")
+    tensors = safetensors.torch.load_file(tmp_path / "net.safetensors")
+    assert_same_tensors(tensors, example().state_dict)
+    with safetensors.safe_open(tmp_path / "net.safetensors", framework="pt") as file:
+        described = json.loads(file.metadata()[checkpoint.FORMAT])
+    pickled = torch.load(tmp_path / "net.pt", weights_only=True)
+    assert described == {k: v for k, v in pickled.items() if k != "state_dict"}
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_half_rounds_weights_and_leaves_batch_norm_exact(tmp_path: Path, suffix: str) -> None:
+    state = dict(example().state_dict)
+    state["bn1.running_var"] = torch.full((4,), 1e6)  # beyond float16
+    state["counts"] = torch.tensor([[70_000]])
+    save(example(state_dict=state), tmp_path / f"net{suffix}", half=True)
+    stored = checkpoint.read(tmp_path / f"net{suffix}")["state_dict"]
+    loaded = load(tmp_path / f"net{suffix}").state_dict
+    for name, value in state.items():
+        narrow = value.ndim > 1 and value.is_floating_point()
+        assert stored[name].dtype == (torch.float16 if narrow else value.dtype), name
+        assert loaded[name].dtype == value.dtype
+        assert loaded[name].equal(value.half().float() if narrow else value), name
+
+
+def test_a_view_is_saved_without_what_it_is_a_view_of(tmp_path: Path) -> None:
+    whole = torch.zeros(1000, 1000)
+    save(example(state_dict={"a": whole[:2], "b": whole[0]}), tmp_path / "net.pt")
+    assert (tmp_path / "net.pt").stat().st_size < 50_000
+    save(example(state_dict={"a": whole[:2], "b": whole[0]}), tmp_path / "net.safetensors")
+    assert load(tmp_path / "net.safetensors").state_dict["a"].shape == (2, 1000)
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_a_save_that_is_killed_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    path = tmp_path / f"net{suffix}"
+    save(example(), path)
+    before = path.read_bytes()
+
+    def killed(content: Any, file: Path, *others: Any) -> None:
+        Path(file).write_bytes(b"half a fi")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "save", killed)
+    monkeypatch.setattr(safetensors.torch, "save_file", killed)
+    with pytest.raises(KeyboardInterrupt):
+        save(example(seed=4), path)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_what_no_reader_could_load_is_not_written(tmp_path: Path, suffix: str) -> None:
+    line = refusal(lambda: save(example(recipe={"path": tmp_path}), tmp_path / f"net{suffix}"))
+    assert "Path is not JSON serializable" in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_diverged_loss_is_stored_as_it_is(tmp_path: Path) -> None:
+    for suffix in (".pt", ".safetensors"):
+        save(example(metrics={"test_loss": float("inf")}), tmp_path / f"net{suffix}")
+        assert load(tmp_path / f"net{suffix}").metrics["test_loss"] == float("inf")
+
+
+def test_the_digest_is_that_of_the_file(tmp_path: Path) -> None:
+    save(example(), tmp_path / "net.pt")
+    wanted = hashlib.sha256((tmp_path / "net.pt").read_bytes()).hexdigest()
+    assert load(tmp_path / "net.pt").sha256 == wanted
+
+
+def test_what_the_caller_says_overrides_the_file(tmp_path: Path) -> None:
+    save(example(), tmp_path / "net.pt")
+    loaded = load(tmp_path / "net.pt", mean=(0.0,), std=(1.0,), data="npz:x.npz")
+    assert (loaded.mean, loaded.std, loaded.data) == ((0.0,), (1.0,), "npz:x.npz")
+    options = load(tmp_path / "net.pt", options={"merge": "product"}).options
+    assert options == OPTIONS | {"merge": "product"}
+
+
+def test_the_file_s_own_model_may_be_named_again(tmp_path: Path) -> None:
+    save(example(), tmp_path / "net.pt")
+    assert load(tmp_path / "net.pt", model="resnet8").options == OPTIONS
+    line = refusal(lambda: load(tmp_path / "net.pt", model="fmmnet8"))
+    assert "layer1.0.merge.norm_residual.weight is not in the file" in line
+
+
+def test_a_file_does_not_decide_what_code_runs(tmp_path: Path) -> None:
+    """The model's name leads to code, and the options to its arguments."""
+    trap = tmp_path / "trap"
+    hostile = example(model="os:system", options={"command": f"touch {trap}"})
+    for suffix in (".pt", ".safetensors"):
+        path = tmp_path / f"net{suffix}"
+        save(hostile, path)
+        line = refusal(lambda path=path: load(path).network())  # type: ignore[misc]
+        assert "os:system" in line
+        assert "--model" in line
+        load_end(path, {"fc.bias": torch.zeros(5)}, {})
+    assert not trap.exists()
+    save(example(model="resnet21"), tmp_path / "newer.pt")
+    line = refusal(load(tmp_path / "newer.pt").network)
+    assert "model 'resnet21' is not known" in line
+
+
+def test_code_of_one_s_own_is_used_where_the_caller_names_it(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("import torch\ndef build(n): return torch.nn.Linear(n, 2)\n")
+    name = f"{tmp_path / 'mine.py'}:build"
+    state = nn.Linear(3, 2).state_dict()
+    save(example(state_dict=state, model="elsewhere.py:build", options={"n": 3}), tmp_path / "n.pt")
+    assert name not in refusal(lambda: load(tmp_path / "n.pt"))
+    loaded = load(tmp_path / "n.pt", model=name)
+    assert loaded.network().state_dict()["weight"].equal(state["weight"])
+
+
+def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
+    save(example(), tmp_path / "net.pt")
+    content = torch.load(tmp_path / "net.pt", weights_only=True)
+    torch.save(content | {"schema_version": 2}, tmp_path / "net.pt")
+    assert "has schema version 2; this version reads 1" in refusal(
+        lambda: load(tmp_path / "net.pt")
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"state_dict": 3}, "has a int as state_dict"),
+        ({"model": [1]}, "has a tuple as model"),
+        ({"options": "x"}, "has a str as options"),
+    ],
+)
+def test_a_file_of_ours_with_wrong_entries_is_damaged(
+    tmp_path: Path, change: dict[str, Any], line: str
+) -> None:
+    save(example(), tmp_path / "net.pt")
+    torch.save(torch.load(tmp_path / "net.pt", weights_only=True) | change, tmp_path / "net.pt")
+    assert line in refusal(lambda: load(tmp_path / "net.pt"))
+
+
+def test_a_name_is_a_path_or_a_file_that_ships(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.resources, "files", lambda package: tmp_path)
+    (tmp_path / "files").mkdir()
+    assert "there are: none" in refusal(lambda: find("resnet8"))
+    save(example(), tmp_path / "files" / "resnet8.pt")
+    assert find("resnet8") == find("resnet8.pt") == tmp_path / "files" / "resnet8.pt"
+    assert find(tmp_path / "files" / "resnet8.pt").is_file()
+    assert "there are: resnet8.pt" in refusal(lambda: load("resnet9"))
+    assert "is a folder" in refusal(lambda: load(tmp_path))
+
+
+# Files that others saved.
+
+
+def resnet20_of_2018(seed: int = 0) -> dict[str, Tensor]:
+    """Tensors in the naming of the 2018 CIFAR ResNet-20 code: shortcut A, `linear`, no counters."""
+    generator = torch.Generator().manual_seed(seed)
+    state: dict[str, Tensor] = {}
+
+    def conv(name: str, outs: int, ins: int) -> None:
+        state[f"{name}.weight"] = torch.randn(outs, ins, 3, 3, generator=generator) * 0.1
+
+    def norm(name: str, count: int) -> None:
+        state[f"{name}.weight"] = torch.rand(count, generator=generator) + 0.5
+        state[f"{name}.bias"] = torch.randn(count, generator=generator) * 0.1
+        state[f"{name}.running_mean"] = torch.randn(count, generator=generator) * 0.1
+        state[f"{name}.running_var"] = torch.rand(count, generator=generator) + 0.5
+
+    conv("conv1", 16, 3)
+    norm("bn1", 16)
+    before = 16
+    for stage, width in ((1, 16), (2, 32), (3, 64)):
+        for block in range(3):
+            for index in (1, 2):
+                name = f"layer{stage}.{block}"
+                conv(f"{name}.conv{index}", width, before if index == 1 else width)
+                norm(f"{name}.bn{index}", width)
+            before = width
+    state["linear.weight"] = torch.randn(10, 64, generator=generator)
+    state["linear.bias"] = torch.randn(10, generator=generator)
+    return state
+
+
+def reference_logits(state: Mapping[str, Tensor], images: Tensor) -> Tensor:
+    """That network, from its description, without any module."""
+
+    def norm(features: Tensor, name: str) -> Tensor:
+        mean, var, weight, bias = (
+            state[f"{name}.{part}"].double()[:, None, None]
+            for part in ("running_mean", "running_var", "weight", "bias")
+        )
+        return (features - mean) / (var + 1e-5).sqrt() * weight + bias
+
+    def conv(features: Tensor, name: str, stride: int) -> Tensor:
+        return functional.conv2d(features, state[f"{name}.weight"].double(), None, stride, 1)
+
+    features = norm(conv(images, "conv1", 1), "bn1").clamp(min=0)
+    for stage in (1, 2, 3):
+        for block in range(3):
+            name = f"layer{stage}.{block}"
+            stride = 2 if stage > 1 and block == 0 else 1
+            branch = norm(conv(features, f"{name}.conv1", stride), f"{name}.bn1").clamp(min=0)
+            branch = norm(conv(branch, f"{name}.conv2", 1), f"{name}.bn2")
+            if stride == 2:
+                quarter = torch.zeros_like(branch[:, : branch.shape[1] // 4])
+                features = torch.cat([quarter, features[:, :, ::2, ::2], quarter], dim=1)
+            features = (branch + features).clamp(min=0)
+    pooled = features.mean(dim=(2, 3))
+    return pooled @ state["linear.weight"].double().T + state["linear.bias"].double()
+
+
+@pytest.mark.parametrize("best", [91.7, torch.tensor(91.7)])
+def test_a_resnet20_file_of_2018_is_recognised_and_computes_the_same(
+    tmp_path: Path, best: object
+) -> None:
+    state = resnet20_of_2018()
+    content = {
+        "state_dict": {f"module.{key}": value for key, value in state.items()},
+        "best_prec1": best,
+    }
+    torch.save(content, tmp_path / "resnet20.th", **LEGACY)
+    said: list[str] = []
+    loaded = load(tmp_path / "resnet20.th", say=said.append)
+    assert loaded.model == "resnet20"
+    assert loaded.options == {"width": 16, "channels": 3, "classes": 10, "shortcut": "A"}
+    assert loaded.classes == 10
+    assert len(said) == 1
+    assert "taken for resnet20 with width=16, channels=3, classes=10, shortcut=A" in said[0]
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(1)).double()
+    with torch.no_grad():
+        found = loaded.network().double()(images)
+    torch.testing.assert_close(found, reference_logits(state, images))
+
+
+def test_shortcuts_named_shortcut_in_a_net_entry_are_understood(tmp_path: Path) -> None:
+    wanted = network(depth=18)
+    state = {
+        "module." + k.replace(".downsample.", ".shortcut.").replace("fc.", "linear."): v
+        for k, v in wanted.state_dict().items()
+    }
+    assert "module.layer2.0.shortcut.1.running_var" in state
+    torch.save({"net": state, "acc": 91.7, "epoch": 3}, tmp_path / "ckpt.pth")
+    loaded = load(tmp_path / "ckpt.pth")
+    assert (loaded.model, loaded.options["shortcut"]) == ("resnet18", "B")
+    torch.testing.assert_close(logits(loaded.network()), logits(wanted), rtol=0, atol=0)
+
+
+def prefixed(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {prefix + key: value for key, value in state.items()}
+
+
+def with_optimizer(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    moments = {0: {"momentum_buffer": torch.ones(4, 1, 3, 3), "step": torch.tensor(3.0)}}
+    return {
+        "model": state, "optimizer": {"state": moments, "param_groups": [{"lr": 0.1}]},
+        "scheduler": {"last_epoch": 3}, "epoch": 3, "rng_state": torch.zeros(16, dtype=torch.uint8),
+    }  # fmt: skip
+
+
+FORMS: dict[str, Callable[[dict[str, Tensor]], dict[Any, Any]]] = {
+    "bare": dict,
+    "state_dict": lambda s: {"state_dict": s, "epoch": 3, "best": 0.9, "name": "x", "none": None},
+    "model": lambda s: {"model": s},
+    "another entry": lambda s: {"weights": s, "loss": torch.tensor(0.3)},
+    "beside other weights": lambda s: {"state_dict": s, "state_dict_ema": s, "epoch": 3},
+    "scalars beside the tensors": lambda s: s | {"epoch": 3, "lr": 0.1, 0: "x"},
+    "with optimizer": with_optimizer,
+    "DataParallel": lambda s: prefixed("module.", s),
+    "compiled": lambda s: prefixed("_orig_mod.", s),
+    "DataParallel, then compiled": lambda s: prefixed("_orig_mod.module.", s),
+    "compiled, then DataParallel": lambda s: {"model": prefixed("module._orig_mod.", s)},
+    "Lightning": lambda s: {
+        "state_dict": prefixed("model.", s), "hyper_parameters": {"lr": 0.1}, "epoch": 1,
+        "optimizer_states": [{"state": {0: {"momentum_buffer": torch.ones(3)}}}],
+        "pytorch-lightning_version": "2.4.0", "loops": {"fit_loop": {"x": torch.ones(2)}},
+    },
+    "Lightning, compiled": lambda s: {"state_dict": prefixed("net._orig_mod.", s)},
+    "a compiled part": lambda s: {
+        k.replace("layer1.", "layer1._orig_mod."): v for k, v in s.items()
+    },
+    "parameters": lambda s: {
+        k: nn.Parameter(v) if v.is_floating_point() else v for k, v in s.items()
+    },
+    "half": lambda s: {k: v.half() if v.is_floating_point() else v for k, v in s.items()},
+    "bfloat16": lambda s: {k: v.bfloat16() if v.is_floating_point() else v for k, v in s.items()},
+    "double": lambda s: {k: v.double() if v.is_floating_point() else v for k, v in s.items()},
+    "channels last": lambda s: {
+        k: v.contiguous(memory_format=torch.channels_last) if v.ndim == 4 else v
+        for k, v in s.items()
+    },
+    "no counters": lambda s: {
+        k: v for k, v in s.items() if not k.endswith("num_batches_tracked")
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("settings", [{}, LEGACY], ids=["zip", "legacy"])
+@pytest.mark.parametrize("form", FORMS)
+def test_a_foreign_file_gives_its_network(
+    tmp_path: Path, form: str, settings: dict[str, Any]
+) -> None:
+    wanted = network(merge="bn_product_mean1")
+    torch.save(FORMS[form](wanted.state_dict()), tmp_path / "net.pth", **settings)
+    loaded = load(tmp_path / "net.pth")
+    assert loaded.model == "fmmnet8"
+    assert loaded.options == OPTIONS | {"shortcut": "B"}
+    assert (loaded.data, loaded.mean, loaded.seed) == ("", (), None)
+    tolerance = {"half": 1e-2, "bfloat16": 1e-1}.get(form, 0)  # their rounding, some layers deep
+    torch.testing.assert_close(
+        logits(loaded.network()), logits(wanted), rtol=tolerance, atol=tolerance
+    )
+
+
+def test_foreign_safetensors_give_their_network(tmp_path: Path) -> None:
+    wanted = network()
+    path = tmp_path / "net.safetensors"
+    safetensors.torch.save_file(prefixed("module.", wanted.state_dict()), path, {"format": "pt"})
+    loaded = load(path)
+    assert loaded.model == "resnet8"
+    torch.testing.assert_close(logits(loaded.network()), logits(wanted), rtol=0, atol=0)
+
+
+def test_a_foreign_file_can_be_saved_as_one_of_ours(tmp_path: Path) -> None:
+    torch.save(prefixed("module.", resnet20_of_2018()), tmp_path / "old.pth")
+    save(load(tmp_path / "old.pth", mean=(0.5,), std=(0.2,), data="cifar10"), tmp_path / "new.pt")
+    images = torch.rand(2, 3, 32, 32).double()
+    with torch.no_grad():
+        found = load(tmp_path / "new.pt").network().double()(images)
+    torch.testing.assert_close(found, reference_logits(resnet20_of_2018(), images))
+
+
+def test_the_model_s_name_may_be_given_with_options_beyond_the_shapes(tmp_path: Path) -> None:
+    wanted = network(merge="product")
+    torch.save(wanted.state_dict(), tmp_path / "net.pth")
+    loaded = load(tmp_path / "net.pth", model="resnet8", options={"merge": "product"})
+    torch.testing.assert_close(logits(loaded.network()), logits(wanted), rtol=0, atol=0)
+
+
+BUILDER = """
+from __future__ import annotations
+from dataclasses import dataclass
+import torch
+
+@dataclass
+class Settings:
+    hidden: int
+
+class Net(torch.nn.Module):
+    def __init__(self, settings):
+        super().__init__()
+        self.model = torch.nn.Linear(3, settings.hidden)
+        self.head = torch.nn.Linear(settings.hidden, 2)
+
+    def forward(self, x):
+        return self.head(self.model(x))
+
+def build(hidden=4):
+    return Net(Settings(hidden))
+
+def fails(**options):
+    raise RuntimeError("no luck\\nat all")
+
+def three():
+    return 3
+
+number = 3
+"""
+
+
+@pytest.fixture
+def own_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    package = tmp_path / "own_package"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "nets.py").write_text(BUILDER)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return package / "nets.py"
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod."])
+def test_an_architecture_comes_from_a_file_or_a_package(
+    tmp_path: Path, own_code: Path, prefix: str
+) -> None:
+    """Its own attribute `model` is not taken for a wrapper."""
+    wanted = build("own_package.nets:build", {"hidden": 7})
+    torch.save({"state_dict": prefixed(prefix, wanted.state_dict())}, tmp_path / "net.pth")
+    for name in (f"{own_code}:build", "own_package.nets:build"):
+        loaded = load(tmp_path / "net.pth", model=name, options={"hidden": 7})
+        assert (loaded.model, loaded.options, loaded.classes) == (name, {"hidden": 7}, 2)
+        assert_same_tensors(loaded.network().state_dict(), wanted.state_dict())
+
+
+def test_an_architecture_comes_from_a_library(tmp_path: Path) -> None:
+    torch.save(nn.Linear(3, 2).state_dict(), tmp_path / "net.pth")
+    options = {"in_features": 3, "out_features": 2}
+    assert load(tmp_path / "net.pth", model="torch.nn:Linear", options=options).classes == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("resnet21", "model 'resnet21' is not known. Known: resnet8, "),
+        ("FILE:fails", "cannot be built with hidden=7: RuntimeError: no luck"),
+        ("FILE:three", "cannot be built with hidden=7: TypeError: "),
+        ("FILE:number", "has no function 'number'"),
+        ("FILE:absent", "has no function 'absent'"),
+        ("FILE:", "has no function ''"),
+        ("FILEx.py:build", "cannot be imported: FileNotFoundError: "),
+        ("FOLDER/broken.py:build", "cannot be imported: SyntaxError: "),
+        ("FOLDER/raising.py:build", "cannot be imported: ZeroDivisionError: "),
+        ("no_such_package:build", "cannot be imported: ModuleNotFoundError: "),
+        (":build", "cannot be imported: Empty module name"),
+        (".relative:build", "cannot be imported: TypeError: "),
+    ],
+)
+def test_a_builder_that_does_not_build_is_refused_in_one_line(
+    own_code: Path, name: str, line: str
+) -> None:
+    (own_code.parent / "broken.py").write_text("def build(:\n")
+    (own_code.parent / "raising.py").write_text("1 / 0\n")
+    given = name.replace("FILE", str(own_code)).replace("FOLDER", str(own_code.parent))
+    assert line in refusal(lambda: build(given, {"hidden": 7}))
+
+
+def test_a_builder_must_return_a_module(own_code: Path) -> None:
+    line = refusal(lambda: build(f"{own_code}:three", {}))
+    assert line.endswith("returned a int; needed: a torch.nn.Module.")
+    assert "resnet8 cannot be built with colour=red: TypeError: " in refusal(
+        lambda: build("resnet8", {"colour": "red"})
+    )
+    assert "shortcut='C'; needed: one of A, B" in refusal(
+        lambda: build("resnet8", {"shortcut": "C"})
+    )
+
+
+def test_misfits_are_counted_and_the_first_three_named(tmp_path: Path) -> None:
+    state = network().state_dict()
+    state["conv1.weight"] = torch.zeros(4, 1, 5, 5)
+    state["extra\nline"] = torch.zeros(3)
+    del state["fc.bias"], state["bn1.weight"], state["bn1.num_batches_tracked"]
+    torch.save({"state_dict": prefixed("module.", state)}, tmp_path / "net.pth")
+    line = refusal(lambda: load(tmp_path / "net.pth", model="resnet8"))
+    assert line == (
+        f"{tmp_path / 'net.pth'}: resnet8 does not fit the file: conv1.weight is (4, 1, 5, 5) in "
+        "the file and (4, 1, 3, 3) in the model; bn1.weight is not in the file; fc.bias is not in "
+        "the file; and 1 more (4 in all)."
+    )
+    del state["bn1.running_var"], state["bn1.running_mean"], state["bn1.bias"]
+    save(example(state_dict=state), tmp_path / "own.pt")
+    assert "and 4 more (7 in all)" in refusal(load(tmp_path / "own.pt").network)
+
+
+def test_a_file_that_fits_no_model_asks_for_one(tmp_path: Path) -> None:
+    torch.save(nn.Linear(3, 2).state_dict(), tmp_path / "linear.pth")
+    line = refusal(lambda: load(tmp_path / "linear.pth"))
+    assert "no registered model fits. Say which it is: --model NAME" in line
+    state = network().state_dict() | {"layer1.0.extra": torch.zeros(3)}
+    torch.save(state, tmp_path / "extra.pth")
+    assert "no registered model fits" in refusal(lambda: load(tmp_path / "extra.pth"))
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_a_file_that_fits_several_models_asks_which(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prefix: str
+) -> None:
+    def other(**options: Any) -> nn.Module:
+        return ResNet(8, merge="product", **options)
+
+    def strict() -> nn.Module:
+        return nn.Linear(2, 2)
+
+    monkeypatch.setitem(MODELS, "other8", other)
+    monkeypatch.setitem(MODELS, "takes-no-options", strict)
+    torch.save(prefixed(prefix, network().state_dict()), tmp_path / "net.pth")
+    line = refusal(lambda: load(tmp_path / "net.pth"))
+    assert "2 registered models fit (resnet8, other8). Say which it is: --model NAME" in line
+    assert load(tmp_path / "net.pth", model="other8").model == "other8"
+
+
+def test_a_second_family_is_recognised_without_options(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(MODELS, "line", lambda: nn.Linear(3, 2))
+    torch.save(nn.Linear(3, 2).state_dict(), tmp_path / "net.pth")
+    assert load(tmp_path / "net.pth").model == "line"
+
+
+def test_several_state_dicts_or_none_are_refused(tmp_path: Path) -> None:
+    state = network().state_dict()
+    torch.save({"generator": state, "critic": state}, tmp_path / "gan.pth")
+    line = refusal(lambda: load(tmp_path / "gan.pth"))
+    assert "holds several state dicts, generator, critic; save one alone" in line
+    for content, told in (({}, "nothing"), ({"epoch": 3, 4: "x"}, "epoch, 4")):
+        torch.save(content, tmp_path / "none.pth")
+        assert f"holds no state dict; it has {told}." in refusal(
+            lambda: load(tmp_path / "none.pth")
+        )
+    for other in (torch.zeros(3), [1, 2], 3):
+        torch.save(other, tmp_path / "other.pth")
+        assert "needed: a dict of tensors" in refusal(lambda: load(tmp_path / "other.pth"))
+
+
+# Files that want more than tensors, and files that are none.
+
+
+class Payload:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, trap: Path) -> None:
+        self.trap = trap
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, (f"touch {self.trap}",)
+
+
+def saved_in(path: Path, content: Any, how: str) -> None:
+    if how.startswith("pickle"):
+        path.write_bytes(pickle.dumps(content, protocol=int(how[-1])))
+    elif how == "zip, protocol 4":
+        torch.save(content, path, pickle_protocol=4)
+    else:
+        torch.save(content, path, **(LEGACY if how == "legacy" else {}))
+
+
+WAYS = ("zip", "legacy", "zip, protocol 4", "pickle 0", "pickle 2", "pickle 4", "pickle 5")
+
+
+@pytest.mark.parametrize("how", WAYS)
+def test_code_in_a_pickle_never_runs(tmp_path: Path, how: str) -> None:
+    path, trap = tmp_path / "net.pth", tmp_path / "trap"
+    saved_in(path, {"state_dict": {"weight": 3}, "evil": Payload(trap)}, how)
+    line = refusal(lambda: load(path))
+    assert f"asks for more than tensors: {os.system.__module__}.system. It was not" in line
+    assert not trap.exists()
+    # The file is what it should be: an unsafe reader does run it.
+    if how == "pickle 4":
+        pickle.loads(path.read_bytes())
+        assert trap.exists()
+
+
+@pytest.mark.parametrize("how", WAYS)
+def test_classes_of_other_modules_are_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    made_up = types.ModuleType("made_up")
+    for name in ("First", "Second"):
+        setattr(made_up, name, type(name, (), {"__module__": "made_up"}))
+    monkeypatch.setitem(sys.modules, "made_up", made_up)
+    content = {"a": made_up.First(), "b": made_up.Second(), "c": made_up.First()}
+    saved_in(tmp_path / "net.pth", content, how)
+    monkeypatch.delitem(sys.modules, "made_up")
+    line = refusal(lambda: load(tmp_path / "net.pth"))
+    assert "made_up.First, made_up.Second" in line
+
+
+@pytest.mark.parametrize("how", ["zip", "legacy"])
+def test_a_whole_pickled_network_is_refused_with_its_classes(tmp_path: Path, how: str) -> None:
+    saved_in(tmp_path / "net.pth", network(), how)
+    line = refusal(lambda: load(tmp_path / "net.pth"))
+    wanted = (
+        "asks for more than tensors: checkpoints.models.merge.Add, "
+        "checkpoints.models.resnet.Block, checkpoints.models.resnet.ResNet, "
+        "torch.nn.modules.batchnorm.BatchNorm2d, torch.nn.modules.container.Sequential, "
+        "torch.nn.modules.conv.Conv2d, torch.nn.modules.linear.Identity, "
+        "torch.nn.modules.linear.Linear. "
+    )
+    assert wanted in line
+    assert "Save model.state_dict() alone" in line
+
+
+def test_a_global_with_a_line_break_in_its_name_is_told_in_one_line(tmp_path: Path) -> None:
+    hostile = b"\x80\x04\x8c\x04os\n.\x8c\x07sys\x1btem\x93)R."
+    (tmp_path / "net.pth").write_bytes(hostile)
+    assert "os ..sys tem" in refusal(lambda: load(tmp_path / "net.pth"))
+
+
+@pytest.mark.parametrize("settings", [{}, LEGACY], ids=["zip", "legacy"])
+def test_a_truncated_pickle_is_refused_wherever_it_ends(
+    tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    torch.save({"state_dict": network().state_dict(), "epoch": 3}, tmp_path / "net.pth", **settings)
+    whole = (tmp_path / "net.pth").read_bytes()
+    cuts = {0, 1, 2, 3, 10, 30, 100, 999, 1000, 1001, 3000, len(whole) // 2}
+    for cut in cuts | {len(whole) - back for back in (1, 2, 10, 100, 1000)}:
+        (tmp_path / "cut.pth").write_bytes(whole[:cut])
+        line = refusal(lambda: load(tmp_path / "cut.pth"))
+        assert "cut.pth is no checkpoint, or damaged (" in line
+
+
+def test_damaged_safetensors_are_refused(tmp_path: Path) -> None:
+    save(example(), tmp_path / "net.safetensors")
+    whole = (tmp_path / "net.safetensors").read_bytes()
+    damaged = {
+        "empty": b"",
+        "length": b"\xff" * 8 + whole[8:],
+        "header": whole[:20] + b"}{" + whole[22:],
+        "cut in the header": whole[:100],
+        "cut in the tensors": whole[:-1],
+        "longer": whole + b"\0",
+        "description": whole.replace(b'\\"model\\"', b'\\"model\\\\'),
+    }
+    for what, content in damaged.items():
+        (tmp_path / "bad.safetensors").write_bytes(content)
+        line = refusal(lambda: load(tmp_path / "bad.safetensors"))
+        assert "bad.safetensors is no checkpoint, or damaged (" in line, what
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"hello\nworld\n",
+        b'{"weights": 3}\n',
+        b"connect\nto\nthis\n",
+        b"\x89HDF\r\n\x1a\n" + bytes(2000),
+        b"PK\x03\x04" + bytes(100),
+        bytes(100),
+        b"\x80\x02" + bytes(range(256)),
+    ],
+    ids=("empty", "text", "JSON", "like an opcode", "HDF5", "zip", "zeros", "bytes"),
+)
+def test_what_is_no_checkpoint_is_refused(tmp_path: Path, suffix: str, content: bytes) -> None:
+    (tmp_path / f"net{suffix}").write_bytes(content)
+    assert "is no checkpoint, or damaged (" in refusal(lambda: load(tmp_path / f"net{suffix}"))
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_random_bytes_are_refused(tmp_path: Path, suffix: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for length in (1, 2, 8, 9, 50, 200, 1000):
+        for start in (b"", b"\x80\x02", b"\x80\x04"):
+            noise = torch.randint(0, 256, (length,), generator=generator).tolist()
+            (tmp_path / f"net{suffix}").write_bytes(start + bytes(noise))
+            refusal(lambda: load(tmp_path / f"net{suffix}"))
+
+
+# The far end of a line between two networks.
+
+
+@pytest.mark.parametrize("form", ["bare", "DataParallel, then compiled", "Lightning"])
+def test_a_second_network_is_named_as_the_first(tmp_path: Path, form: str) -> None:
+    origin, end = network(0), network(1)
+    torch.save(FORMS[form](end.state_dict()), tmp_path / "end.pth")
+    parameters = {name: p.detach() for name, p in origin.named_parameters()}
+    found = load_end(tmp_path / "end.pth", parameters, {"model": "resnet8"})
+    assert_same_tensors(found, {name: p.detach() for name, p in end.named_parameters()})
+
+
+def test_a_second_network_in_another_naming_is_translated(tmp_path: Path) -> None:
+    torch.save(prefixed("module.", resnet20_of_2018(1)), tmp_path / "end.th", **LEGACY)
+    torch.save(prefixed("module.", resnet20_of_2018(0)), tmp_path / "origin.th", **LEGACY)
+    origin = dict(load(tmp_path / "origin.th").network().named_parameters())
+    found = load_end(tmp_path / "end.th", origin, {})
+    assert found["fc.weight"].equal(resnet20_of_2018(1)["linear.weight"])
+
+
+def test_a_second_network_of_another_architecture_or_normalisation_is_refused(
+    tmp_path: Path,
+) -> None:
+    origin = network().state_dict()
+    known = {"model": "resnet8", "options": dict(OPTIONS), "mean": [0.25], "std": [0.5]}
+    save(example(), tmp_path / "end.pt")
+    assert_same_tensors(load_end(tmp_path / "end.pt", origin, known), origin)
+    spelled = known | {"options": OPTIONS | {"shortcut": "B", "merge": "add"}}
+    assert_same_tensors(load_end(tmp_path / "end.pt", origin, spelled), origin)
+    for change, told in (
+        ({"model": "fmmnet8"}, "has model resnet8, the first checkpoint fmmnet8"),
+        ({"options": OPTIONS | {"merge": "product"}}, "has options {"),
+        ({"mean": [0.5]}, r"has mean [0.25], the first checkpoint [0.5]"),
+    ):
+        line = refusal(lambda change=change: load_end(tmp_path / "end.pt", origin, known | change))  # type: ignore[misc]
+        assert told in line
+    torch.save(network(depth=14).state_dict() | {"fc.bias": torch.ones(6)}, tmp_path / "end.pth")
+    line = refusal(lambda: load_end(tmp_path / "end.pth", origin, known))
+    assert "fc.bias is (6,) in the file and (5,) in the model" in line

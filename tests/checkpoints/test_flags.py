@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+import argparse
+import ctypes.util
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Optional
+
+import pytest
+
+from checkpoints import allocator
+from checkpoints.flags import add_flags, from_flags, key_value, option
+
+
+@dataclass(frozen=True)
+class Spec:
+    points: int = option(51, "points an axis")
+    extent: float = option(1.0, "reaches 100% of the way")
+    name: str = option("origin", "a name")
+    file: Path = option(Path("a.h5"), "a path", metavar="FILE")
+    chosen: Literal["one", "two"] = option("one", "of two")
+    dimensions: Literal[1, 2] = option(2, "a line or a plane")
+    flip: bool = option(True, "mirrored")
+    quiet: bool = option(False, "say nothing")
+    sizes: tuple[int, ...] = option((3, 4), "one or more")
+    window: tuple[float, float] = option((0.0, 1.0), "from and to")
+    none: tuple[float, ...] = option((), "none by default")
+    maybe: int | None = option(None, "may be left out")
+    maybe_older: Optional[float] = option(None, "likewise")  # noqa: UP045
+    maybe_flag: bool | None = option(None, "likewise")
+    maybe_choice: Literal["a", "b"] | None = option(None, "likewise")
+    maybe_sizes: tuple[int, ...] | None = option(None, "likewise")
+    two_words: int = option(0, "with a dash")
+    no_flag: int = field(default=7)
+
+
+def parsed(*arguments: str) -> Spec:
+    parser = argparse.ArgumentParser()
+    add_flags(parser.add_argument_group("what"), Spec)
+    parser.add_argument("--other", default=3)
+    return from_flags(Spec, parser.parse_args(arguments))
+
+
+def test_what_is_not_given_keeps_its_default() -> None:
+    assert parsed() == Spec()
+    assert parsed("--other", "4") == Spec()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name", "value"),
+    [
+        (["--points", "7"], "points", 7),
+        (["--extent", "-2.5"], "extent", -2.5),
+        (["--extent=-1e-3"], "extent", -1e-3),
+        (["--name", "7"], "name", "7"),
+        (["--file", "b/c.h5"], "file", Path("b/c.h5")),
+        (["--chosen", "two"], "chosen", "two"),
+        (["--dimensions", "1"], "dimensions", 1),
+        (["--no-flip"], "flip", False),
+        (["--quiet"], "quiet", True),
+        (["--sizes", "1"], "sizes", (1,)),
+        (["--sizes", "1", "2", "3"], "sizes", (1, 2, 3)),
+        (["--window", "-1", "0.5"], "window", (-1.0, 0.5)),
+        (["--none", "1", "2"], "none", (1.0, 2.0)),
+        (["--maybe", "0"], "maybe", 0),
+        (["--maybe-older", "0"], "maybe_older", 0.0),
+        (["--no-maybe-flag"], "maybe_flag", False),
+        (["--maybe-choice", "b"], "maybe_choice", "b"),
+        (["--maybe-sizes", "5"], "maybe_sizes", (5,)),
+        (["--two-words", "5"], "two_words", 5),
+    ],
+)
+def test_a_flag_has_its_field_s_type(arguments: list[str], name: str, value: object) -> None:
+    found = getattr(parsed(*arguments), name)
+    assert found == value
+    assert type(found) is type(value)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--points", "1.5"],
+        ["--extent", "wide"],
+        ["--chosen", "three"],
+        ["--dimensions", "3"],
+        ["--sizes"],
+        ["--sizes", "1", "x"],
+        ["--window", "1"],
+        ["--window", "1", "2", "3"],
+        ["--maybe-choice", "c"],
+        ["--no-flag", "3"],
+    ],
+)
+def test_a_wrong_value_is_a_usage_error(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        parsed(*arguments)
+    assert stopped.value.code == 2
+    assert arguments[0] in capsys.readouterr().err or arguments[0] == "--no-flag"
+
+
+def test_help_tells_meaning_default_and_choices(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parsed("--help")
+    told = " ".join(capsys.readouterr().out.split())
+    for line in (
+        "--points N points an axis (default: 51)",
+        "--extent X reaches 100% of the way (default: 1.0)",
+        "--file FILE a path (default: a.h5)",
+        "--chosen {one,two} of two (default: one)",
+        "--dimensions {1,2} a line or a plane (default: 2)",
+        "--flip, --no-flip mirrored (default: True)",
+        "--sizes N [N ...] one or more (default: 3 4)",
+        "--window X X from and to (default: 0.0 1.0)",
+        "--none X [X ...] none by default --maybe N",
+        "--two-words N with a dash (default: 0)",
+    ):
+        assert line in told
+    assert "None" not in told
+    assert "SUPPRESS" not in told
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("16", 16),
+        ("0.5", 0.5),
+        ("1e-3", 1e-3),
+        ("true", True),
+        ("False", False),
+        ("None", None),
+        ("null", None),
+        ("[1, 2]", [1, 2]),
+        ("product", "product"),
+        ('"16"', "16"),
+        ("a=b", "a=b"),
+        ("", ""),
+    ],
+)
+def test_an_option_s_value_is_json_or_text(text: str, value: object) -> None:
+    name, found = key_value(f"width={text}")
+    assert (name, found) == ("width", value)
+    assert type(found) is type(value)
+
+
+@pytest.mark.parametrize("text", ["width", "=16", "", "two words=3", "1a=3"])
+def test_an_option_needs_a_name_and_a_value(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="is not of the form name=value"):
+        key_value(text)
+
+
+def test_memory_settings_may_be_made_twice() -> None:
+    """In a process of its own, since they cannot be taken back."""
+    code = "from checkpoints.allocator import keep_freed_memory as f; print(f(), f(), sum([1] * 9))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    first, second, total = done.stdout.split()
+    assert first == second
+    assert first in ("True", "False")
+    assert total == "9"
+
+
+@pytest.mark.parametrize("library", [None, "absent"])
+def test_without_glibc_nothing_is_set(monkeypatch: pytest.MonkeyPatch, library: Any) -> None:
+    monkeypatch.setattr(ctypes.util, "find_library", lambda name: library)
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
+    assert allocator.keep_freed_memory() is False

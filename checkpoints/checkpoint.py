@@ -3,42 +3,33 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
-import importlib.util
 import inspect
-import io
 import json
-import pickletools
-import sys
-import warnings
-import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from importlib import resources
 from pathlib import Path
-from types import ModuleType
-from typing import IO, Any
+from typing import Any
 
 import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from checkpoints.imported import module_at
 from checkpoints.models.resnet import ARCHITECTURES, candidates, canonical_key, options_from
+from checkpoints.reader import FORMAT, one_line, read, reason
 from checkpoints.registry import MODELS
+from checkpoints.state_dict import (
+    differences,
+    state_dict_in,
+    tensors_of,
+    told_of,
+    unwrapped,
+    with_counters,
+)
 
-FORMAT = "cnn-landscape checkpoint"
 SCHEMA_VERSION = 1
-# What wraps a state dict's keys: DataParallel, torch.compile, and the usual Lightning attributes.
-PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
-# Where a training's checkpoint keeps the network's state dict, beside the optimizer's and others.
-ENTRIES = ("state_dict", "model", "net", "model_state_dict")
-# What pickled tensors are made of; `torch.load` decides what runs, this only what a refusal lists.
-TENSOR_GLOBALS = (
-    "collections.OrderedDict", "__builtin__.set", "builtins.set", "_codecs.encode",
-    "torch._utils._rebuild", "torch._tensor._rebuild", "torch.serialization._get_layout",
-    "torch.nn.parameter.Parameter", "torch.Size", "torch.device",
-)  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,10 +75,10 @@ class Checkpoint:
             ValueError: names or shapes do not fit; the line names the first offenders.
         """
         network = build(self.model, self.options)
-        misfits = _misfits(network.state_dict(), self.state_dict)
+        misfits = differences(network.state_dict(), self.state_dict)
         if misfits:
-            raise ValueError(f"{self.file or 'checkpoint'}: {self.model} {_told(misfits)}")
-        network.load_state_dict(_with_counters(network, self.state_dict))
+            raise ValueError(f"{self.file or 'checkpoint'}: {self.model} {told_of(misfits)}")
+        network.load_state_dict(with_counters(network, self.state_dict))
         return network.eval()
 
 
@@ -120,7 +111,7 @@ def build(model: str, options: Mapping[str, Any]) -> nn.Module:
         network = builder(**options)
     except Exception as error:  # the builder may be the user's own and raise anything
         raise ValueError(
-            f"{model} cannot be built with {_pairs(options) or 'no options'}: {_reason(error)}"
+            f"{model} cannot be built with {_pairs(options) or 'no options'}: {reason(error)}"
         ) from error
     if not isinstance(network, nn.Module):
         raise ValueError(f"{model} returned a {type(network).__name__}; needed: a torch.nn.Module.")
@@ -140,26 +131,13 @@ def imported(name: str, what: str, known: Mapping[str, Any]) -> Callable[..., An
             "or give path/to/file.py:function or package.module:function."
         )
     try:
-        module = _module(source)
+        module = module_at(source)
     except Exception as error:  # the module is the user's own and may raise anything
-        raise ValueError(f"{what} {name} cannot be imported: {_reason(error)}") from error
+        raise ValueError(f"{what} {name} cannot be imported: {reason(error)}") from error
     found = getattr(module, function, None)
     if not callable(found):
         raise ValueError(f"{what} {name}: {source} has no function {function!r}.")
     return found  # type: ignore[no-any-return]
-
-
-def _module(source: str) -> ModuleType:
-    if not source.endswith(".py"):
-        return importlib.import_module(source)
-    name = f"model {Path(source).resolve()}"  # no importable name, so that it hides no other module
-    spec = importlib.util.spec_from_file_location(name, source)
-    if spec is None or spec.loader is None:
-        raise ImportError("it is no Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up there
-    spec.loader.exec_module(module)
-    return module
 
 
 def save(checkpoint: Checkpoint, path: Path, *, half: bool = False) -> None:
@@ -237,7 +215,7 @@ def load(
     if content.get("format") == FORMAT:
         checkpoint = _as_told(_own(content, path), path, model, options, say)
     else:
-        checkpoint = _foreign(_state_dict(content, path), path, model, options, say)
+        checkpoint = _foreign(state_dict_in(content, path), path, model, options, say)
     given: dict[str, Any] = {"mean": mean, "std": std, "data": data}
     return replace(
         checkpoint, file=path.name, sha256=digest, **{k: v for k, v in given.items() if v}
@@ -277,13 +255,13 @@ def load_end(
                 )
         best = dict(own.state_dict)
     else:
-        spellings = _spellings(_state_dict(content, path))
+        spellings = unwrapped(state_dict_in(content, path))
         spellings.append({canonical_key(key): value for key, value in spellings[-1].items()})
         best = min(spellings, key=lambda state: len(set(origin) - set(state)))
-    misfits = _misfits(origin, {key: value for key, value in best.items() if key in origin})
+    misfits = differences(origin, {key: value for key, value in best.items() if key in origin})
     if misfits:
         raise ValueError(
-            f"{path}: the first checkpoint's network {_told(misfits)} A direction fits only the "
+            f"{path}: the first checkpoint's network {told_of(misfits)} A direction fits only the "
             "architecture it was made for."
         )
     return {key: best[key] for key in origin}
@@ -297,104 +275,6 @@ def _with_defaults(model: str, options: Mapping[str, Any]) -> dict[str, Any]:
         return dict(options)
     bound.apply_defaults()
     return dict(bound.arguments)
-
-
-def read(path: Path) -> Mapping[str, Any]:
-    """The entries of a pickled file, or of safetensors as `state_dict`. No code in it runs.
-
-    Raises:
-        ValueError: one line: damaged, no dict, or wants more than tensors.
-    """
-    try:
-        if path.suffix == ".safetensors":
-            with safetensors.safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-            about = json.loads(metadata[FORMAT]) if FORMAT in metadata else {}
-            return {**about, "state_dict": state}
-        with warnings.catch_warnings():  # on pickles that are refused below anyway
-            warnings.simplefilter("ignore")
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # both readers raise of every kind for a damaged file
-        wanted = _globals_wanted(path)
-        if wanted:
-            raise ValueError(
-                f"{path} asks for more than tensors: {', '.join(wanted)}. It was not loaded, since "
-                "such a file can run code. Save model.state_dict() alone, or as safetensors."
-            ) from error
-        raise ValueError(
-            f"{path} is no checkpoint, or damaged ({_reason(error).split('. ')[0]}). Needed: a "
-            "state dict that torch.save wrote, or safetensors under a name that ends so."
-        ) from error
-    if not isinstance(content, Mapping):
-        raise ValueError(f"{path} holds a {type(content).__name__}; needed: a dict of tensors.")
-    return content
-
-
-def _reason(error: Exception) -> str:
-    """What an error says, in one line and without advice to load the file unsafely."""
-    kind = type(error).__name__
-    text = str(error).rpartition("WeightsUnpickler error: ")[2].strip()
-    if not text or "weights_only" in text:
-        return kind
-    first = one_line(text.splitlines()[0]).rstrip(".")
-    return first if isinstance(error, ValueError) else f"{kind}: {first}"
-
-
-def one_line(text: str) -> str:
-    """`text` without line breaks and control characters, which names in a file may hold."""
-    return "".join(c if c.isprintable() else " " for c in text)
-
-
-def _globals_wanted(path: Path) -> list[str]:
-    """The globals beyond tensors that a pickle names, read from its opcodes without running it."""
-    wanted: set[str] = set()
-    with path.open("rb") as file:
-        try:
-            if zipfile.is_zipfile(file):
-                with zipfile.ZipFile(file) as archive:
-                    inner = next(n for n in archive.namelist() if n.endswith("/data.pkl"))
-                    wanted |= _globals_in_pickle(io.BytesIO(archive.read(inner)))
-            else:
-                file.seek(0)
-                # A row of pickles: magic number, version, system, content, keys; then raw storage.
-                for _ in range(5):
-                    wanted |= _globals_in_pickle(file)
-        except Exception:  # a file that is damaged is reported as that, by the caller
-            pass
-    return sorted(one_line(name) for name in wanted if not _part_of_tensors(name))
-
-
-def _part_of_tensors(name: str) -> bool:
-    """Whether pickled tensors need this global; only for what a refusal lists."""
-    in_torch = name.removeprefix("torch.") if name.startswith("torch.") else ""
-    return (
-        name.startswith(TENSOR_GLOBALS)
-        or in_torch.endswith("Storage")
-        or isinstance(getattr(torch, in_torch, None), torch.dtype)
-    )
-
-
-def _globals_in_pickle(stream: IO[bytes]) -> set[str]:
-    """`module.name` of every global in one whole pickle; ValueError where it is none."""
-    found: set[str] = set()
-    strings: list[str] = []
-    memo: dict[Any, str] = {}
-    last = ""
-    for opcode, argument, _ in pickletools.genops(stream):
-        if opcode.name in ("GLOBAL", "INST"):
-            found.add(str(argument).replace(" ", ".", 1))
-        elif opcode.name == "STACK_GLOBAL":
-            found.add(".".join(strings[-2:]))
-        elif "PUT" in opcode.name:
-            memo[argument] = last
-        elif opcode.name == "MEMOIZE":
-            memo[len(memo)] = last
-        elif "GET" in opcode.name:
-            argument = memo.get(argument)
-        last = argument if isinstance(argument, str) else ""
-        strings += [last] if last else []
-    return found
 
 
 def _own(content: Mapping[str, Any], path: Path) -> Checkpoint:
@@ -415,7 +295,7 @@ def _own(content: Mapping[str, Any], path: Path) -> Checkpoint:
         if name in values and not isinstance(values[name], kind):
             found = type(values[name]).__name__
             raise ValueError(f"{path} has a {found} as {name}: it is damaged.")
-    return Checkpoint(**{**values, "state_dict": _tensors(values["state_dict"])})
+    return Checkpoint(**{**values, "state_dict": tensors_of(values["state_dict"])})
 
 
 def _as_told(
@@ -437,35 +317,6 @@ def _as_told(
     return replace(own, model=other.model, options=other.options, state_dict=other.state_dict)
 
 
-def _tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The tensors of `state` in float32; float16 is a way to store, not to compute."""
-    return {
-        name: value.float() if value.is_floating_point() else value
-        for name, value in state.items()
-        if isinstance(name, str) and isinstance(value, Tensor)
-    }
-
-
-def _state_dict(content: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
-    found = {
-        str(key): tensors
-        for key, value in content.items()
-        if isinstance(value, Mapping) and (tensors := _tensors(value))
-    }
-    for key in ENTRIES:
-        if key in found:
-            return found[key]
-    tensors = _tensors(content)
-    if any(value.ndim for value in tensors.values()):  # not only a loss or an accuracy
-        return tensors
-    if len(found) == 1:
-        return next(iter(found.values()))
-    names = one_line(", ".join(found or map(str, content)))
-    if found:
-        raise ValueError(f"{path} holds several state dicts, {names}; save one alone.")
-    raise ValueError(f"{path} holds no state dict; it has {names or 'nothing'}.")
-
-
 def _foreign(
     state: dict[str, Tensor],
     path: Path,
@@ -475,8 +326,8 @@ def _foreign(
 ) -> Checkpoint:
     if model is not None and model not in MODELS:
         network = build(model, options)
-        return _fitted(network, _spellings(state), path, model, options)
-    spellings = [{canonical_key(k): v for k, v in s.items()} for s in _spellings(state)]
+        return _fitted(network, unwrapped(state), path, model, options)
+    spellings = [{canonical_key(k): v for k, v in s.items()} for s in unwrapped(state)]
     bare = spellings[-1]
     told = options_from({key: tuple(value.shape) for key, value in bare.items()})
     if told is not None:
@@ -509,17 +360,9 @@ def _pairs(options: Mapping[str, Any]) -> str:
 
 def _fits(name: str, options: Mapping[str, Any], state: Mapping[str, Tensor]) -> bool:
     try:
-        return not _misfits(build(name, options).state_dict(), state)
+        return not differences(build(name, options).state_dict(), state)
     except ValueError:  # a builder of another family, which does not take these options
         return False
-
-
-def _spellings(state: dict[str, Tensor]) -> list[dict[str, Tensor]]:
-    """`state` as it is, then with one wrapper after the other taken off all its keys."""
-    spellings = [{key.replace("._orig_mod.", "."): value for key, value in state.items()}]
-    while prefix := next((p for p in PREFIXES if all(k.startswith(p) for k in spellings[-1])), ""):
-        spellings.append({key.removeprefix(prefix): v for key, v in spellings[-1].items()})
-    return spellings
 
 
 def _fitted(
@@ -529,37 +372,10 @@ def _fitted(
     model: str,
     options: dict[str, Any],
 ) -> Checkpoint:
-    misfits = [_misfits(network.state_dict(), spelling) for spelling in spellings]
+    misfits = [differences(network.state_dict(), spelling) for spelling in spellings]
     best = min(range(len(spellings)), key=lambda i: len(misfits[i]))
     if misfits[best]:
-        raise ValueError(f"{path}: {model} {_told(misfits[best])}")
+        raise ValueError(f"{path}: {model} {told_of(misfits[best])}")
     outputs = [m for m in network.modules() if isinstance(m, nn.Linear)]
     classes = outputs[-1].out_features if outputs else 0
     return Checkpoint(spellings[best], model, options, classes=classes)
-
-
-def _misfits(needed: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
-    """One phrase for each name or shape in which a file's `state` and a model's differ."""
-    phrases = [
-        f"{key} is {tuple(state[key].shape)} in the file and {tuple(value.shape)} in the model"
-        for key, value in needed.items()
-        if key in state and state[key].shape != value.shape
-    ]
-    phrases += [
-        f"{key} is not in the file"
-        for key in needed
-        if key not in state and not key.endswith("num_batches_tracked")
-    ]
-    return phrases + [f"{key} is not in the model" for key in state if key not in needed]
-
-
-def _told(misfits: list[str]) -> str:
-    more = f"; and {len(misfits) - 3} more" if len(misfits) > 3 else ""
-    first = one_line("; ".join(misfits[:3]))
-    return f"does not fit the file: {first}{more} ({len(misfits)} in all)."
-
-
-def _with_counters(network: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """`state` with the batch counters that files from before torch 0.4.1 lack."""
-    counters = {k: v for k, v in network.state_dict().items() if k.endswith("num_batches_tracked")}
-    return counters | dict(state)

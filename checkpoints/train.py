@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,7 +20,9 @@ from tqdm import tqdm
 from checkpoints import allocator, checkpoint, flags
 from checkpoints.checkpoint import Checkpoint
 from checkpoints.data.images import Images, interleave
+from checkpoints.device import device_named, exact_arithmetic
 from checkpoints.flags import option
+from checkpoints.reader import read
 from checkpoints.registry import load_images
 
 STATE_VERSION = 1
@@ -177,23 +179,13 @@ def evaluate(network: nn.Module, batches: Batches, size: int = 100) -> tuple[flo
     training = network.training
     network.eval()
     loss, hits = 0.0, 0
-    with _repeatable():
+    with exact_arithmetic():
         for images, labels in batches.plain(size):
             logits = network(images).double()
             loss += functional.cross_entropy(logits, labels, reduction="sum").item()
             hits += int((logits.argmax(1) == labels).sum())
     network.train(training)
     return loss / len(batches.labels), hits / len(batches.labels)
-
-
-def _repeatable() -> AbstractContextManager[None]:
-    """On a GPU: algorithms that give the same bits again, and float32 that is not TF32."""
-    if not torch.cuda.is_available():
-        return nullcontext()
-    flags = torch.backends.cudnn.flags(
-        enabled=True, benchmark=False, deterministic=True, allow_tf32=False
-    )
-    return cast(AbstractContextManager[None], flags)
 
 
 @contextmanager
@@ -341,7 +333,7 @@ def train(
         history = _restored(state_file, identity, network, optimizer)
     for epoch in range(len(history), recipe.epochs):
         # For dropout and its like: everything of ours has a generator of its own.
-        with torch.random.fork_rng([device] if device.type == "cuda" else []), _repeatable():
+        with torch.random.fork_rng([device] if device.type == "cuda" else []), exact_arithmetic():
             torch.manual_seed(-1 - _epoch_seed(seed, epoch))
             row = _train_epoch(
                 network, optimizer, training, recipe, epoch=epoch, seed=seed, progress=progress
@@ -411,7 +403,7 @@ def _restored(
     optimizer: torch.optim.Optimizer,
 ) -> list[dict[str, Any]]:
     """Put network and optimizer where `state_file` left them; returns the history up to there."""
-    state = checkpoint.read(state_file)
+    state = read(state_file)
     if "identity" not in state:
         raise ValueError(f"{state_file} is no state of a training. Delete it, or pass --out.")
     was, now = (
@@ -523,7 +515,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         allocator.keep_freed_memory()
         recipe = flags.from_flags(Recipe, chosen)
-        device = _device(chosen.device)
+        device = device_named(chosen.device)
         if out.exists():
             raise ValueError(f"{out} exists already. Delete it, or pass another --out.")
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -550,16 +542,6 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{name} {value:.4f}", file=sys.stderr)
     print(out)
     return 0
-
-
-def _device(name: str | None) -> torch.device:
-    try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"--device {name} cannot be used: {reason}") from error
-    return device
 
 
 if __name__ == "__main__":

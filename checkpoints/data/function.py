@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import sys
 from dataclasses import replace
-from pathlib import Path
-from types import ModuleType
 
 from checkpoints.data import arrays
 from checkpoints.data.images import Images, Split
+from checkpoints.imported import module_at
 
 
 def load(split: Split, target: str) -> Images:
@@ -31,7 +27,7 @@ def load(split: Split, target: str) -> Images:
     """
     source, _, attribute = target.rpartition(":")
     try:
-        module = _imported_file(Path(source)) if source.endswith(".py") else _imported(source)
+        module = module_at(source)
     except Exception as error:  # the module is the user's own and may raise anything
         raise ValueError(
             f"{target}: {source} cannot be imported ({type(error).__name__}: "
@@ -53,18 +49,3 @@ def load(split: Split, target: str) -> Images:
         raise ValueError(f"{target} returned {found}; needed: (x, y) or Images.")
     x, y = made
     return arrays.to_images(x, y, classes=None, name=target, split=split)
-
-
-def _imported(source: str) -> ModuleType:
-    return importlib.import_module(source)
-
-
-def _imported_file(file: Path) -> ModuleType:
-    name = f"data set {file.resolve()}"  # no importable name, so that it hides no other module
-    spec = importlib.util.spec_from_file_location(name, file)
-    if spec is None or spec.loader is None:
-        raise ImportError("it is no Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module

@@ -13,6 +13,7 @@ from types import FrameType
 import torch
 
 from checkpoints import allocator, flags
+from checkpoints.device import device_named
 from checkpoints.problem import Problem, load_problem
 from landscape.core import spaces
 from landscape.core.plan import run
@@ -83,7 +84,7 @@ def _measure(probe: str, chosen: argparse.Namespace) -> int:
         calibration=chosen.calibration,
         batch_size=chosen.batch_size,
         say=_say,
-    ).to(_device(chosen.device), DTYPES[chosen.dtype])
+    ).to(device_named(chosen.device, int(os.environ.get("LOCAL_RANK", "0"))), DTYPES[chosen.dtype])
     size = workers.share("batch_size", lambda: spaces.prepared(problem, out).batch_size)
     problem = replace(problem, batch_size=size)
     plan = entry.plan(problem, spec)
@@ -114,22 +115,6 @@ def _introduce(problem: Problem) -> None:
         f"({data['split']}), {problem.device.type} {str(problem.dtype).removeprefix('torch.')}, "
         f"batches of {problem.batch_size}"
     )
-
-
-def _device(name: str | None) -> torch.device:
-    """The device asked for; else the GPU of this rank where there is one, else the CPU."""
-    if name is None:
-        rank = int(os.environ.get("LOCAL_RANK", "0"))
-        if torch.cuda.is_available():
-            return torch.device("cuda", rank % torch.cuda.device_count())
-        return torch.device("cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"--device {name} cannot be used: {reason}") from error
-    return device
 
 
 def _parser(probe: str) -> argparse.ArgumentParser:

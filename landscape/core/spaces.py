@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -17,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from checkpoints.device import exact_arithmetic
 from checkpoints.problem import Problem, Tensors
 from landscape.core import store
 
@@ -103,7 +102,7 @@ class Space(ABC):
         problem = self.problem
         inputs = self._moved(point)
         losses, hits = [], []
-        with exact_convolutions():
+        with exact_arithmetic():
             for start in range(0, len(problem), problem.batch_size or USUAL_BATCH):
                 part = slice(start, start + (problem.batch_size or USUAL_BATCH))
                 batch = {name: _channels_last(value[part]) for name, value in inputs.items()}
@@ -185,28 +184,11 @@ def _recompute_statistics(network: nn.Module, problem: Problem) -> None:
         norm.train()
         norm.momentum = 1.0
     batch = {name: _channels_last(value) for name, value in problem.calibration.items()}
-    with exact_convolutions():
+    with exact_arithmetic():
         problem.outputs(network, batch)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.eval()
         norm.momentum = momentum
-
-
-@contextmanager
-def exact_convolutions() -> Iterator[None]:
-    """On a GPU: deterministic algorithms, and float32 that is float32 and not TF32."""
-    if not torch.cuda.is_available():
-        yield
-        return
-    matmul = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = False
-    try:
-        with torch.backends.cudnn.flags(
-            enabled=True, benchmark=False, deterministic=True, allow_tf32=False
-        ):
-            yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = matmul
 
 
 def prepared(problem: Problem, path: Path | None = None) -> Problem:

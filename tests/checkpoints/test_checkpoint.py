@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from checkpoints import checkpoint
+from checkpoints import checkpoint, reader
 from checkpoints.checkpoint import Checkpoint, build, find, load, load_end, save
 from checkpoints.models.resnet import ResNet
 from checkpoints.registry import MODELS
@@ -130,7 +130,7 @@ def test_half_rounds_weights_and_leaves_batch_norm_exact(tmp_path: Path, suffix:
     state["bn1.running_var"] = torch.full((4,), 1e6)  # beyond float16
     state["counts"] = torch.tensor([[70_000]])
     save(example(state_dict=state), tmp_path / f"net{suffix}", half=True)
-    stored = checkpoint.read(tmp_path / f"net{suffix}")["state_dict"]
+    stored = reader.read(tmp_path / f"net{suffix}")["state_dict"]
     loaded = load(tmp_path / f"net{suffix}").state_dict
     for name, value in state.items():
         narrow = value.ndim > 1 and value.is_floating_point()

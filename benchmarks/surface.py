@@ -40,7 +40,7 @@ from checkpoints.models import resnet
 ROOT = Path(__file__).parents[1]
 PEERS = {"loss-landscapes": "3.0.6", "landscaper": "1.3.1"}
 BATCHES = (25, 50, 100, 200)
-# CPU time is that of all threads together; on a busy machine, with one thread, it is the one to read.
+# CPU time is that of all threads together; on a busy machine, read it with one thread.
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 ENVIRONMENTS = {
     "default": {},
@@ -406,9 +406,12 @@ def cpu_name() -> str:
 def installed(peer: str, python: str) -> str:
     """The peer's version in an environment."""
     ask = f"from importlib.metadata import version; print(version({peer!r}))"
-    told = subprocess.run([python, "-c", ask], capture_output=True, text=True, check=False)
-    if told.returncode:
-        raise SystemExit(f"--{peer} {python}: {told.stderr.strip().splitlines()[-1]}")
+    try:
+        told = subprocess.run([python, "-c", ask], capture_output=True, text=True, check=True)
+    except OSError as error:
+        raise SystemExit(f"--{peer} {python}: {error.strerror}.") from error
+    except subprocess.CalledProcessError as error:
+        raise SystemExit(f"--{peer} {python}: {error.stderr.splitlines()[-1]}") from error
     return told.stdout.strip()
 
 
@@ -458,9 +461,10 @@ def main() -> None:
         shape = "x".join(map(str, task.images.shape[1:]))
         print(
             f"{task.model} width {chosen.width}, {chosen.images} images of {shape}, "
-            f"{task.points}x{task.points} points, {chosen.rounds} rounds, {chosen.clock} time; loss {exact:.6f}\n"
-            f"{cpu_name()}, {chosen.threads} threads, torch {torch.__version__}; against "
-            + ", ".join(["a plain loop", *versions])
+            f"{task.points}x{task.points} points, {chosen.rounds} rounds, {chosen.clock} time; "
+            f"loss {exact:.6f}\n{cpu_name()}, {chosen.threads} threads, torch {torch.__version__}; "
+            f"against {', '.join(['a plain loop', *versions])}",
+            flush=True,
         )
         for malloc in chosen.malloc:
             environment = ENVIRONMENTS[malloc]

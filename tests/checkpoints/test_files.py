@@ -1,0 +1,72 @@
+"""The checkpoints that ship are what their descriptions say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from checkpoints import checkpoint
+from checkpoints.problem import load_problem
+from checkpoints.registry import load_images
+from checkpoints.train import Batches, evaluate
+
+FILES = sorted(
+    (Path(__file__).parents[2] / "checkpoints" / "files").glob("*.pt"), key=lambda path: path.name
+)
+
+
+def test_the_files_that_ship_are_there() -> None:
+    names = [path.name for path in FILES]
+    assert names == ["fmmnet18.pt", "fmmnet8.pt", "resnet18.pt", "resnet8.pt"]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_a_file_that_ships_describes_itself(path: Path) -> None:
+    content = torch.load(path, weights_only=True)
+    loaded = checkpoint.load(path.name)
+    assert loaded.model == path.stem == content["model"]
+    assert loaded.data == "fashion-mnist"
+    assert loaded.input_shape == (1, 28, 28)
+    assert len(loaded.history) == loaded.recipe["epochs"]
+    assert loaded.metrics["test_accuracy_last"] == loaded.history[-1]["test_accuracy"]
+    assert all("gradient_norm" in block for block in loaded.history[-1]["blocks"].values())
+    if path.stem.endswith("18"):
+        assert loaded.options["width"] == 16
+        assert loaded.metrics["test_accuracy_last"] >= 0.925
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_a_file_that_ships_has_the_loss_that_it_was_trained_to(path: Path) -> None:
+    """Stored as float16; the loss over the whole test split agrees to 1e-3."""
+    try:
+        images = load_images("fashion-mnist", "test")
+    except ValueError as error:
+        pytest.skip(f"needs the whole Fashion-MNIST: {error}")
+    loaded = checkpoint.load(path.name)
+    batches = Batches(
+        torch.from_numpy(images.pixels),
+        torch.from_numpy(images.labels),
+        torch.tensor(loaded.mean),
+        torch.tensor(loaded.std),
+    )
+    loss, accuracy = evaluate(loaded.network(), batches)
+    assert loss == pytest.approx(loaded.metrics["test_loss"], abs=1e-3)
+    # One image in 2,000 may change sides by the rounding of the weights.
+    assert accuracy == pytest.approx(loaded.metrics["test_accuracy_last"], abs=5e-4)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_a_file_that_ships_classifies_the_sample_as_well_as_its_test_split(path: Path) -> None:
+    problem = load_problem(path.name)
+    assert len(problem) == 2000
+    with torch.inference_mode():
+        hits = [
+            problem.outputs(problem.model, {"input": part}).argmax(1)
+            for part in problem.inputs["input"].split(100)
+        ]
+    accuracy = float((torch.cat(hits) == problem.targets).double().mean())
+    told = checkpoint.load(path.name).metrics["test_accuracy_last"]
+    # Four standard errors of a share over 2,000 images.
+    assert abs(accuracy - told) < 4 * (told * (1 - told) / 2000) ** 0.5

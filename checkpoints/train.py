@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from checkpoints.checkpoint import Checkpoint
 from checkpoints.data.images import Images, interleave
 from checkpoints.device import device_named, exact_arithmetic
 from checkpoints.flags import option
+from checkpoints.models.merge import Factors, Merge
 from checkpoints.reader import read
 from checkpoints.registry import load_images
 
@@ -190,31 +191,39 @@ def evaluate(network: nn.Module, batches: Batches, size: int = 100) -> tuple[flo
 
 @contextmanager
 def watched(network: nn.Module) -> Iterator[dict[str, dict[str, float]]]:
-    """Record both factors of every block's merge while the context is open.
+    """Record what every block's merge combines, while the context is open.
 
     Yields:
         {block: {residual_mean, residual_var, shortcut_mean, shortcut_var, activation_max}},
-        filled by the next forward pass, over all examples, channels and positions; the maximum
-        is that of the merged features' size. Why: a product whose factors drift from mean 1
-        vanishes or explodes over depth.
+        filled by the next forward pass, over all examples, channels and positions: of the two
+        factors as they are multiplied, after their norms and sigmoids (`gate_` instead of
+        `shortcut_` where the branch meets a gate), and the maximum of the merged features' size.
+        Why: a product whose factors drift from mean 1 vanishes or explodes over depth.
     """
     seen: dict[str, dict[str, float]] = {}
 
-    def record(block: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-        def hook(module: nn.Module, factors: tuple[Tensor, ...], merged: Tensor) -> None:
-            row: dict[str, float] = {}
-            for name, factor in zip(("residual", "shortcut"), factors[:2], strict=True):
+    def on_factors(block: str) -> Callable[[nn.Module, Any, tuple[Tensor, Tensor]], None]:
+        def hook(module: nn.Module, _: Any, factors: tuple[Tensor, Tensor]) -> None:
+            row = seen.setdefault(block, {})
+            for name, factor in zip(cast(Factors, module).names, factors, strict=True):
                 variance, mean = torch.var_mean(factor.detach().float())
                 row |= {f"{name}_mean": mean.item(), f"{name}_var": variance.item()}
-            seen[block] = row | {"activation_max": merged.detach().abs().max().item()}
 
         return hook
 
-    hooks = [
-        module.register_forward_hook(record(name.removesuffix(".merge")))
-        for name, module in network.named_modules()
-        if name.endswith(".merge")
-    ]
+    def on_merged(block: str) -> Callable[[nn.Module, Any, Tensor], None]:
+        def hook(module: nn.Module, _: Any, merged: Tensor) -> None:
+            seen.setdefault(block, {})["activation_max"] = merged.detach().abs().max().item()
+
+        return hook
+
+    hooks = []
+    for name, module in network.named_modules():
+        if isinstance(module, Factors):
+            block = name.removesuffix(".factors").removesuffix(".merge")
+            hooks.append(module.register_forward_hook(on_factors(block)))
+        elif isinstance(module, Merge):
+            hooks.append(module.register_forward_hook(on_merged(name.removesuffix(".merge"))))
     try:
         yield seen
     finally:

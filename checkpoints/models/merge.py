@@ -1,8 +1,9 @@
 """How a block's residual branch R and its shortcut S meet: by addition, or by a product.
 
-Every variant is a module called as `merge(residual, shortcut)`, so that a hook on it sees both
-factors. Names and forms follow Ye et al. 2021 (arXiv:2106.15067) and its first author's public
-table of variants; R comes from the branch's last batch norm in all of them.
+Every variant is a module called as `merge(residual, shortcut)`; what it multiplies, or adds, passes
+through its `factors`, where a hook sees both. Names and forms follow Ye et al. 2021
+(arXiv:2106.15067) and its first author's public table of variants; R comes from the branch's last
+batch norm in all of them.
 """
 
 from __future__ import annotations
@@ -14,23 +15,49 @@ import torch
 from torch import Tensor, nn
 
 
-class Add(nn.Module):
+class Factors(nn.Module):
+    """The two tensors that a merge combines, handed through as they are.
+
+    Args:
+        names: what they are made of: `residual`, `shortcut` or `gate`.
+    """
+
+    def __init__(self, *names: str) -> None:
+        super().__init__()
+        self.names = names or ("residual", "shortcut")
+
+    def forward(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+        """Both (N, C, H, W)."""
+        return first, second
+
+
+class Merge(nn.Module):
+    """What every variant has in common."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.factors = Factors()
+
+
+class Add(Merge):
     """R + S: the residual network of He et al. 2016."""
 
     def forward(self, residual: Tensor, shortcut: Tensor) -> Tensor:
         """Merge two (N, C, H, W)."""
-        return residual + shortcut
+        first, second = self.factors(residual, shortcut)
+        return cast(Tensor, first + second)
 
 
-class Product(nn.Module):
+class Product(Merge):
     """R * S, with nothing done to either factor."""
 
     def forward(self, residual: Tensor, shortcut: Tensor) -> Tensor:
         """Merge two (N, C, H, W)."""
-        return residual * shortcut
+        first, second = self.factors(residual, shortcut)
+        return cast(Tensor, first * second)
 
 
-class NormalizedProduct(nn.Module):
+class NormalizedProduct(Merge):
     """BN(R) * BN(S).
 
     Args:
@@ -54,26 +81,29 @@ class NormalizedProduct(nn.Module):
 
     def forward(self, residual: Tensor, shortcut: Tensor) -> Tensor:
         """Merge two (N, C, H, W)."""
-        return cast(Tensor, self.norm_residual(residual) * self.norm_shortcut(shortcut))
+        first, second = self.factors(self.norm_residual(residual), self.norm_shortcut(shortcut))
+        return cast(Tensor, first * second)
 
 
-class SigmoidShortcut(nn.Module):
+class SigmoidShortcut(Merge):
     """(sigmoid(S) + 1/2) * R: the shortcut is a parameter-free mask of the branch."""
 
     def forward(self, residual: Tensor, shortcut: Tensor) -> Tensor:
         """Merge two (N, C, H, W)."""
-        return (torch.sigmoid(shortcut) + 0.5) * residual
+        first, second = self.factors(residual, torch.sigmoid(shortcut) + 0.5)
+        return cast(Tensor, first * second)
 
 
-class SigmoidResidual(nn.Module):
+class SigmoidResidual(Merge):
     """(sigmoid(R) + 1/2) * S: the branch is a mask of the shortcut."""
 
     def forward(self, residual: Tensor, shortcut: Tensor) -> Tensor:
         """Merge two (N, C, H, W)."""
-        return (torch.sigmoid(residual) + 0.5) * shortcut
+        first, second = self.factors(torch.sigmoid(residual) + 0.5, shortcut)
+        return cast(Tensor, first * second)
 
 
-class SigmoidBoth(nn.Module):
+class SigmoidBoth(Merge):
     """sigmoid(BN(R)) * sigmoid(BN(S)). Without the norms it does not train well."""
 
     def __init__(self, channels: int) -> None:
@@ -83,19 +113,22 @@ class SigmoidBoth(nn.Module):
 
     def forward(self, residual: Tensor, shortcut: Tensor) -> Tensor:
         """Merge two (N, C, H, W)."""
-        gate = torch.sigmoid(self.norm_residual(residual))
-        return gate * torch.sigmoid(self.norm_shortcut(shortcut))
+        first, second = self.factors(
+            torch.sigmoid(self.norm_residual(residual)), torch.sigmoid(self.norm_shortcut(shortcut))
+        )
+        return cast(Tensor, first * second)
 
 
-class TanhResidual(nn.Module):
+class TanhResidual(Merge):
     """(1 + tanh(R)) * S."""
 
     def forward(self, residual: Tensor, shortcut: Tensor) -> Tensor:
         """Merge two (N, C, H, W)."""
-        return (1 + torch.tanh(residual)) * shortcut
+        first, second = self.factors(1 + torch.tanh(residual), shortcut)
+        return cast(Tensor, first * second)
 
 
-class GatedAdd(nn.Module):
+class GatedAdd(Merge):
     """R * sigmoid(G h) + S: the product stands inside the branch, then is added.
 
     `h` is the branch's own hidden feature map before its ReLU and G a 1x1 convolution, so the
@@ -104,11 +137,13 @@ class GatedAdd(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
+        self.factors = Factors("residual", "gate")
         self.gate = nn.Conv2d(channels, channels, 1)
 
     def forward(self, residual: Tensor, shortcut: Tensor, hidden: Tensor) -> Tensor:
         """Merge two (N, C, H, W), given the branch's hidden (N, C, H, W)."""
-        return residual * torch.sigmoid(self.gate(hidden)) + shortcut
+        first, gate = self.factors(residual, torch.sigmoid(self.gate(hidden)))
+        return cast(Tensor, first * gate + shortcut)
 
 
 MERGES: dict[str, Callable[[int], nn.Module]] = {

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from checkpoints import checkpoint, train
 from checkpoints.checkpoint import Checkpoint
 from checkpoints.data.images import Images
+from checkpoints.models.merge import MERGES
 from checkpoints.models.resnet import ResNet
 from checkpoints.train import Batches, Recipe, evaluate, learning_rate, split, statistics, watched
 
@@ -260,9 +261,9 @@ def test_watching_tells_both_factors_of_every_block() -> None:
         block: Any = network.get_submodule(name)
         with torch.no_grad():
             hidden = torch.relu(block.bn1(block.conv1(features)))
-            residual = block.bn2(block.conv2(hidden)).double()
-            shortcut = block.downsample(features).double()
-            merged = block.merge(residual.float(), shortcut.float())
+            residual = block.merge.norm_residual(block.bn2(block.conv2(hidden))).double()
+            shortcut = block.merge.norm_shortcut(block.downsample(features)).double()
+            merged = (residual * shortcut).float()
             features = torch.relu(merged)
         wanted = {
             "residual_mean": residual.mean(), "residual_var": residual.var(),
@@ -274,6 +275,39 @@ def test_watching_tells_both_factors_of_every_block() -> None:
     with torch.no_grad():
         network(images)
     assert seen == {}
+
+
+def test_watching_tells_the_factors_as_they_are_multiplied() -> None:
+    """Behind their norms and sigmoids: what comes in is not what is multiplied."""
+    generator = torch.Generator().manual_seed(0)
+    residual, shortcut, hidden = torch.randn(3, 6, 4, 5, 5, generator=generator)
+    wanted = {
+        # Batch norm in train mode: mean = bias, variance = weight^2 (of 6 * 5 * 5 values).
+        "bn_product_mean1": {"residual": (1.0, 0.04), "shortcut": (1.0, 1.0)},
+        "sigmoid_shortcut": {
+            "residual": (float(residual.mean()), float(residual.var())),
+            "shortcut": (float(shortcut.sigmoid().mean()) + 0.5, float(shortcut.sigmoid().var())),
+        },
+        "tanh_residual": {
+            "residual": (float(residual.tanh().mean()) + 1, float(residual.tanh().var())),
+            "shortcut": (float(shortcut.mean()), float(shortcut.var())),
+        },
+    }
+    for name, factors in wanted.items():
+        block = torch.nn.Module()
+        block.merge = MERGES[name](4)
+        with watched(block) as seen:
+            block.merge(residual, shortcut)
+        for factor, (mean, variance) in factors.items():
+            assert seen["merge"][f"{factor}_mean"] == pytest.approx(mean, abs=1e-5)
+            # The unbiased variance over 600 values, of channels normalised by the biased one.
+            assert seen["merge"][f"{factor}_var"] == pytest.approx(variance, rel=2e-3)
+    block.merge = MERGES["inner_gate"](4)
+    with watched(block) as seen:
+        block.merge(residual, shortcut, hidden)
+    gate = block.merge.gate(hidden).sigmoid()
+    assert seen["merge"]["gate_mean"] == pytest.approx(float(gate.mean()))
+    assert seen["merge"]["residual_var"] == pytest.approx(float(residual.var()))
 
 
 def test_gradient_norms_are_those_of_each_block() -> None:

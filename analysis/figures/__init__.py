@@ -26,6 +26,7 @@ def draw(
     variable: str | None = None,
     scale: Choice = "auto",
     columns: int = 1,
+    ceiling: float | None = None,
 ) -> Figure:
     """Draw one result, or several in one figure on one scale.
 
@@ -40,6 +41,9 @@ def draw(
         scale: "linear", "log", or "auto": logarithmic where values are positive and span more
             than `scale.LOG_RATIO`; the label says so.
         columns: 1 or 2 columns of a journal, 85 or 175 mm wide.
+        ceiling: about where the scale ends, for losses that explode; what lies above is drawn in
+            a colour of its own and counted. inf ends it at the largest value; by default a
+            logarithmic scale ends at `scale.CEILING_RATIO` times the smallest.
 
     Raises:
         ValueError: no result, kinds of result mixed, axes with different units, no finite value.
@@ -62,7 +66,7 @@ def draw(
     common = [name for name in chosen.variables if all(name in result for result in shown)]
     variables = common if variable is None else [variable]
     with style.context():
-        return chosen.arrange(chosen, shown, variables, scale, columns)
+        return chosen.arrange(chosen, shown, variables, scale, columns, ceiling)
 
 
 def fitting(results: Sequence[xr.Dataset]) -> list[str]:

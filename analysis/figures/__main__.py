@@ -31,6 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 variable=options.variable,
                 scale=options.scale,
                 columns=options.columns,
+                ceiling=options.ceiling,
             )
             given = options.variable
             special = f".{given}" if given and FIGURES[kind].variables != (given,) else ""
@@ -70,8 +71,21 @@ def _parser() -> argparse.ArgumentParser:
         help="what to draw (default: loss; in a profile both)",
     )
     scale = parser.add_mutually_exclusive_group()
-    scale.add_argument("--linear", dest="scale", action="store_const", const="linear")
-    scale.add_argument("--log", dest="scale", action="store_const", const="log")
+    scale.add_argument(
+        "--linear",
+        dest="scale",
+        action="store_const",
+        const="linear",
+        help="scale (default: log where values span more than a factor of 30)",
+    )
+    scale.add_argument("--log", dest="scale", action="store_const", const="log", help="likewise")
+    parser.add_argument(
+        "--ceiling",
+        type=float,
+        metavar="X",
+        help="where the scale ends; larger values get a colour of their own and are counted "
+        "(default: 1,000 times the smallest value on a log scale; inf for the largest)",
+    )
     parser.set_defaults(scale="auto")
     return parser
 

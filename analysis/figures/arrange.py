@@ -18,7 +18,7 @@ from matplotlib.ticker import FuncFormatter
 
 from analysis import results
 from analysis.figures import style
-from analysis.figures.scale import Choice, finite, shared_scale
+from analysis.figures.scale import Choice, Scale, finite, shared_scale
 
 # Most panels side by side in one and two columns; labels of 3-D axes need the room.
 _PANELS = {None: {1: 2, 2: 4}, "3d": {1: 1, 2: 2}}
@@ -47,7 +47,7 @@ class Kind:
     marks: Callable[..., Any]
     probe: str
     dimensions: int
-    arrange: Callable[[Kind, Sequence[xr.Dataset], Sequence[str], Choice, int], Figure]
+    arrange: Callable[..., Figure]
     variables: tuple[str, ...] = ("loss",)
     projection: Literal["3d"] | None = None
 
@@ -62,10 +62,11 @@ def panels(
     variables: Sequence[str],
     choice: Choice,
     columns: int,
+    ceiling: float | None,
 ) -> Figure:
     """One panel a result, the same limits and colours in all, one colour bar."""
     (variable,) = variables
-    scale = shared_scale(shown, variable, choice)
+    scale = shared_scale(shown, variable, choice, ceiling)
     figure = _figure(columns, gap=_GAP_3D if kind.projection else 0.02)
     across = min(len(shown), _PANELS[kind.projection][columns])
     down = -(-len(shown) // across)
@@ -81,7 +82,7 @@ def panels(
     below = not flat or (columns == 1 and across > 1)  # where a bar at the side is too dear
     panel = style.WIDTHS[columns] / across
     for result, title, ax in zip(shown, results.names(shown), axes, strict=True):
-        _title(ax, title, note(result, variable), 0.8 * panel, lift=0 if flat else _LIFT_3D)
+        _title(ax, title, note(result, variable, scale), 0.8 * panel, lift=0 if flat else _LIFT_3D)
     _share_limits(axes)
     ratio = _HEIGHT_3D
     if flat:
@@ -98,6 +99,7 @@ def panels(
         format=FuncFormatter(scale.text),
         ticks=ticks[:: int(np.ceil(len(ticks) * _TICK[below] / length))],
         location="bottom" if below else "right",
+        extend="max" if scale.over else "neither",
         aspect=40 if below else 25,
         pad=0.02 if flat else _GAP_3D / down,
         shrink=0.75 if columns == 2 and below else 1.0,
@@ -113,6 +115,7 @@ def overlay(
     variables: Sequence[str],
     choice: Choice,
     columns: int,
+    ceiling: float | None,
 ) -> Figure:
     """All results in the same Axes, one Axes a variable, one above the other."""
     figure = _figure(columns, gap=0.02)
@@ -120,7 +123,8 @@ def overlay(
         figure.add_subplot(len(variables), 1, position + 1) for position in range(len(variables))
     ]
     labels = results.names(shown)
-    counts = [note(result, variables[0]) for result in shown]
+    scales = [shared_scale(shown, variable, choice, ceiling) for variable in variables]
+    counts = [note(result, variables[0], scales[0]) for result in shown]
     if len(shown) == 1:
         _title(axes[0], labels[0], counts[0], 0.8 * style.WIDTHS[columns], lift=0)
         labels = [""]
@@ -129,8 +133,7 @@ def overlay(
             f"{label} ({count})" if count else label
             for label, count in zip(labels, counts, strict=True)
         ]
-    for variable, ax in zip(variables, axes, strict=True):
-        scale = shared_scale(shown, variable, choice)
+    for variable, scale, ax in zip(variables, scales, axes, strict=True):
         for result, label in zip(shown, labels, strict=True):
             kind.marks(result, ax, variable=variable, scale=scale, label=label)
     for ax in axes[:-1]:
@@ -144,11 +147,13 @@ def overlay(
     return figure
 
 
-def note(result: xr.Dataset, variable: str) -> str:
-    """How many points were not measured or have no finite value; empty where there are none."""
+def note(result: xr.Dataset, variable: str, scale: Scale) -> str:
+    """How many points were not measured, are not finite or lie above the scale, if any."""
     points, measured = result["measured"].size, int(result["measured"].sum())
-    astray = measured - finite(result, variable).size
+    values = finite(result, variable)
+    astray, above = measured - values.size, scale.note(values)
     counts = [f"{measured} of {points} points measured"] if measured < points else []
+    counts += [above] if above else []
     counts += [f"{astray} not finite"] if astray else []
     return ", ".join(counts)
 

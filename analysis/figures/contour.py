@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
@@ -26,8 +25,9 @@ def contour(
     """Draw one result as filled contours, its origin marked.
 
     Between the measured points, contours are interpolated linearly (on a logarithmic scale, in
-    the logarithm). Nothing is smoothed or clipped: cells that touch a value that is not finite,
-    or a point not measured, stay grey or hatched, and the note above the panel counts them.
+    the logarithm). Nothing is smoothed: values above the scale have a colour of their own, cells
+    that touch a value that is not finite, or a point not measured, stay grey or hatched, and the
+    note above the panel counts them.
     Both axes have the same scale where they have the same unit.
 
     Args:
@@ -48,7 +48,7 @@ def contour(
         row, column = np.nonzero(lone)
         colours = scale.place(grid.values[lone])
         x, y = grid.x[column], grid.y[row]
-        ax.scatter(x, y, 12, colours, cmap=style.COLOURS, norm=scale.norm)
+        ax.scatter(x, y, 12, colours, cmap=style.colours(), norm=scale.norm)
     xlim, ylim = limits(grid.x), limits(grid.y)
     for at in networks(result):
         if xlim[0] <= at[0] <= xlim[1] and ylim[0] <= at[1] <= ylim[1]:
@@ -118,15 +118,16 @@ def _gaps(ax: Axes, grid: Grid) -> None:
 
 def _contours(ax: Axes, grid: Grid, scale: Scale) -> ScalarMappable:
     if min(grid.values.shape) < 2 or not grid.known.any():
-        return ScalarMappable(scale.norm, style.COLOURS)
+        return ScalarMappable(scale.norm, style.colours())
     heights = np.ma.array(np.zeros_like(grid.values), mask=~grid.known)
     heights[grid.known] = scale.place(grid.values[grid.known])
     levels = scale.place(scale.levels)
     filled = ax.contourf(
-        grid.x, grid.y, heights, levels=levels, cmap=style.COLOURS, norm=scale.norm
-    )
+        grid.x, grid.y, heights, levels=levels, cmap=style.colours(), norm=scale.norm,
+        extend="max" if scale.over else "neither",
+    )  # fmt: skip
     filled.set_edgecolor("face")  # no white seams between the levels in a PDF
-    inner = levels[1:-1]
+    inner = levels[1:] if scale.over else levels[1:-1]
     inner = inner[(inner > heights.min()) & (inner < heights.max())]
     if inner.size:
         inks = [_ink(level, scale) for level in inner]
@@ -144,5 +145,5 @@ def _inches(ax: Axes) -> float:
 
 def _ink(level: float, scale: Scale) -> str:
     """Black or white, whichever shows on the colour of `level`."""
-    red, green, blue, _ = mpl.colormaps[style.COLOURS](float(scale.norm(level)))
+    red, green, blue, _ = style.colours()(float(scale.norm(level)))
     return "black" if 0.3 * red + 0.6 * green + 0.1 * blue > 0.5 else "white"

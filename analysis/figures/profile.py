@@ -81,6 +81,8 @@ def profile(
         ylabel=scale.label(results.axis_label(result[variable])),
         yscale="log" if scale.log else "linear",
     )
+    if scale.over:
+        ax.set_ylim(top=scale.levels[-1])
 
 
 def _examples(result: xr.Dataset, ax: Axes, variable: str, colour: str) -> None:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 Choice = Literal["auto", "linear", "log"]
 
+CEILING_RATIO = 1e3  # of a logarithmic scale: values further above the smallest lie above it
 LOG_RATIO = 30.0  # largest / smallest finite value above which "auto" draws a logarithmic scale
 _STEPS = [1, 2, 2.5, 5, 10]
 _CONSTANT = 1e-5  # a smaller relative range is drawn as one value, which tick labels can write
@@ -30,13 +31,15 @@ class Scale:
 
     Args:
         log: whether log10 of a value is drawn instead of the value.
-        levels: (L,) ascending, in the unit of the variable; all finite values lie within.
+        levels: (L,) ascending, in the unit of the variable; no finite value lies below.
         norm: colours of drawn values (`place` of a value), shared by every panel.
+        over: whether finite values lie above the last level; they are drawn as such.
     """
 
     log: bool
     levels: Floats
     norm: Normalize
+    over: bool = False
 
     def place(self, values: Floats) -> Floats:
         """Drawn height of each value: the value itself, or its log10."""
@@ -56,6 +59,12 @@ class Scale:
         ticks = _log_levels(low, high, most) if self.log else _linear_levels(low, high, most)
         return self.place(ticks[(ticks >= low) & (ticks <= high)])
 
+    def note(self, values: Floats) -> str:
+        """How many of `values` lie above the scale; empty where none does."""
+        above = int((values > self.levels[-1]).sum())
+        ceiling = float(self.place(self.levels[-1:])[0])
+        return f"{above} above {self.text(ceiling)}" if above else ""
+
     def label(self, text: str) -> str:
         """`text`, with a word on the scale where it is logarithmic."""
         return f"{text}, log scale" if self.log else text
@@ -68,14 +77,22 @@ def finite(result: xr.Dataset, variable: str) -> Floats:
     return np.asarray(values[np.isfinite(values)], dtype=float)
 
 
-def shared_scale(results: Sequence[xr.Dataset], variable: str, choice: Choice = "auto") -> Scale:
-    """One scale that holds every finite value of `variable` in all `results`.
+def shared_scale(
+    results: Sequence[xr.Dataset],
+    variable: str,
+    choice: Choice = "auto",
+    ceiling: float | None = None,
+) -> Scale:
+    """One scale for the finite values of `variable` in all `results`.
 
     Args:
         results: at least one.
         variable: such as `loss`.
         choice: "auto" is logarithmic where all values are positive and the largest is more than
             `LOG_RATIO` times the smallest.
+        ceiling: about where the scale ends, for losses that explode; inf for the largest value.
+            By default a logarithmic scale ends `CEILING_RATIO` above the smallest value, if any
+            value lies further up.
 
     Raises:
         ValueError: no finite value at all, or a logarithmic scale asked for zero or less.
@@ -94,9 +111,16 @@ def shared_scale(results: Sequence[xr.Dataset], variable: str, choice: Choice = 
             "Draw it on a linear scale."
         )
     log = choice == "log" or (choice == "auto" and low > 0 and high / low > LOG_RATIO)
-    levels = (_log_levels if log else _linear_levels)(low, high, _LEVELS)
+    if ceiling is None:
+        ceiling = CEILING_RATIO * low if log else np.inf
+    if ceiling <= low:
+        raise ValueError(
+            f"{variable}: the smallest value is {low:g}, above the ceiling {ceiling:g}. "
+            "Choose a higher one."
+        )
+    levels = (_log_levels if log else _linear_levels)(low, min(high, ceiling), _LEVELS)
     first, last = np.log10(levels[[0, -1]]) if log else levels[[0, -1]]
-    return Scale(log, levels, Normalize(float(first), float(last)))
+    return Scale(log, levels, Normalize(float(first), float(last)), bool(high > levels[-1]))
 
 
 def _linear_levels(low: float, high: float, most: int) -> Floats:

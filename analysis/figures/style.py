@@ -7,9 +7,11 @@ from typing import Any
 
 import matplotlib as mpl
 from cycler import cycler
+from matplotlib.colors import Colormap
 
 WIDTHS = {1: 3.35, 2: 6.9}  # inches: one and two columns of most journals (85 and 175 mm)
 COLOURS = "viridis"  # even steps of lightness: reads in grey print and by colour-blind readers
+OVER = "#fff6b8"  # above the scale: lighter than its last colour
 NOT_FINITE = "0.55"
 NOT_MEASURED = "0.92"
 TEXT_SIZE, NOTE_SIZE = 8.0, 7.0  # points
@@ -43,6 +45,11 @@ _SETTINGS: dict[Any, Any] = {
     "savefig.dpi": 300,
     "pdf.fonttype": 42,  # embedded TrueType: text stays text, as journals ask
 }
+
+
+def colours() -> Colormap:
+    """The colours of values, with one of its own for what lies above the scale."""
+    return mpl.colormaps[COLOURS].with_extremes(over=OVER)
 
 
 def context() -> AbstractContextManager[None]:

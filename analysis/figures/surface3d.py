@@ -29,7 +29,8 @@ def surface3d(
 
     Every measured point is a corner of the surface: no point is left out, none is added. Where a
     value is not finite or was not measured the surface has a hole, and the floor below it is grey
-    or hatched. On a logarithmic scale the height is log10 of the value.
+    or hatched. On a logarithmic scale the height is log10 of the value. What lies above the scale
+    is cut off at its top, in a colour of its own.
 
     Args:
         result: a surface, on a grid of any shape.
@@ -54,19 +55,24 @@ def surface3d(
         at_floor = np.pad(outlines, ((0, 0), (0, 0), (0, 1)), constant_values=floor)
         ax.add_collection3d(Poly3DCollection(at_floor, linewidth=0, zorder=1, **look))
     faces = grid.faces(heights)
+    below = [np.column_stack([face[:, :2], np.minimum(face[:, 2], top)]) for face in faces]
     surface: ScalarMappable = Poly3DCollection(
-        faces, cmap=style.COLOURS, norm=scale.norm, edgecolor=(0, 0, 0, 0.35), lw=0.15, zorder=2
+        below, cmap=style.colours(), norm=scale.norm, edgecolor=(0, 0, 0, 0.35), lw=0.15, zorder=2
     )
-    surface.set_array([face[:, 2].mean() for face in faces])
+    # A face that begins within the scale keeps its colours; one wholly above has that of `OVER`.
+    heights_of = [face[:, 2] for face in faces]
+    surface.set_array(
+        [h.mean() if h.min() > top else np.minimum(h, top).mean() for h in heights_of]
+    )
     ax.add_collection3d(surface)
     row, column = np.nonzero(grid.lone())
     ax.scatter(
         grid.x[column],
         grid.y[row],
-        heights[row, column],
+        np.minimum(heights[row, column], top),
         c=heights[row, column],
         s=12,
-        cmap=style.COLOURS,
+        cmap=style.colours(),
         norm=scale.norm,
         depthshade=False,
         zorder=3,
@@ -75,7 +81,9 @@ def surface3d(
         here = grid.known & (grid.x == x) & (grid.y == y)[:, np.newaxis]
         if here.any():
             marker = {"ms": 7, "mfc": "white", "mec": "black", "mew": 0.6, "zorder": 4}
-            ax.plot([x], [y], heights[here], "*", label=network_label(result), **marker)
+            ax.plot(
+                [x], [y], np.minimum(heights[here], top), "*", label=network_label(result), **marker
+            )
     across, up = result["measured"].dims
     ax.set(
         xlabel=textwrap.fill(results.grid_label(result, across), _LINE),

@@ -49,7 +49,8 @@ def test_contour_of_many_decades_has_logarithmic_levels(surface):
     result = surface(
         lambda a, b: 10 ** (8 * a**2 - 1) + 0 * b, alpha=np.linspace(-1, 1, 9), beta=[0, 1, 2]
     )
-    filled = contour(result, _axes())
+    scale = shared_scale([result], "loss", ceiling=np.inf)
+    filled = contour(result, _axes(), scale=scale)
     np.testing.assert_allclose(filled.levels, np.arange(-1, 8), atol=1e-12)  # rounding of log10
 
 

@@ -306,7 +306,7 @@ def test_watching_tells_the_factors_as_they_are_multiplied() -> None:
     with watched(block) as seen:
         block.merge(residual, shortcut, hidden)
     gate = block.merge.gate(hidden).sigmoid()
-    assert seen["merge"]["gate_mean"] == pytest.approx(float(gate.mean()))
+    assert seen["merge"]["gate_mean"] == pytest.approx(gate.mean().item())
     assert seen["merge"]["residual_var"] == pytest.approx(float(residual.var()))
 
 

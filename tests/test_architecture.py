@@ -126,3 +126,20 @@ def test_every_dim_of_a_probe_is_in_the_one_list() -> None:
 
     assert len(set(DIMS)) == len(DIMS)
     assert {"alpha", "beta", "example"} <= set(DIMS)
+
+
+def test_no_import_changes_how_memory_is_kept() -> None:
+    """Only commands do: the call stands inside a function, in no module's own body."""
+    callers = []
+    for path in SOURCES:
+        tree = ast.parse(path.read_text())
+        inside = {
+            id(node)
+            for function in ast.walk(tree)
+            if isinstance(function, ast.FunctionDef)
+            for node in ast.walk(function)
+        }
+        for call in calls(tree, "allocator.keep_freed_memory"):
+            assert id(call) in inside, path
+            callers.append(path.relative_to(ROOT).as_posix())
+    assert sorted(callers) == ["checkpoints/train.py", "landscape/core/cli.py"]

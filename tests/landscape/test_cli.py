@@ -9,13 +9,15 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import xarray as xr
 
-from checkpoints import checkpoint
+from checkpoints import allocator, checkpoint
 from checkpoints.checkpoint import Checkpoint
 from checkpoints.models.resnet import ResNet
+from checkpoints.problem import load_problem
 from landscape.core import store
 from landscape.core.cli import main
 
@@ -55,7 +57,7 @@ def straight(network: Path, tmp_path_factory: pytest.TempPathFactory) -> xr.Data
     out = tmp_path_factory.mktemp("straight") / "r.h5"
     done = subprocess.run(
         command("--ckpt", network, "--out", out, *GRID),
-        env=environment(), capture_output=True, text=True, check=True,
+        env=environment(), capture_output=True, text=True, check=True, timeout=300,
     )  # fmt: skip
     assert done.stdout == f"{out}\n"
     assert "resnet8 on 60 images of fashion-mnist-sample (test)" in done.stderr
@@ -69,7 +71,7 @@ def test_two_ranks_of_torchrun_end_with_the_file_of_one_process(
     out = tmp_path / "r.h5"
     subprocess.run(
         command("--ckpt", network, "--out", out, *GRID, ranks=2),
-        env=environment(), check=True, capture_output=True,
+        env=environment(), check=True, capture_output=True, timeout=300,
     )  # fmt: skip
     xr.testing.assert_identical(store.load(out), straight)
 
@@ -84,7 +86,7 @@ def test_a_run_killed_at_any_moment_continues_to_the_values_of_a_straight_one(
             time.sleep(0.002)
         running.send_signal(signal.SIGKILL)
     assert 0 < int(store.load(out)["measured"].sum()) <= 20
-    subprocess.run(arguments, env=environment(), check=True, capture_output=True)
+    subprocess.run(arguments, env=environment(), check=True, capture_output=True, timeout=300)
     xr.testing.assert_identical(store.load(out), straight)
 
 
@@ -162,3 +164,26 @@ def test_the_batch_size_of_a_file_is_kept_when_it_is_continued(
     assert main("surface", [*small, "--no-figure"]) == 0
     assert "batches of 7" in capsys.readouterr().err
     assert store.recorded(out, "batch_size") == 7
+
+
+def test_the_examples_are_balanced_whatever_their_order_in_the_data(
+    network: Path, tmp_path: Path
+) -> None:
+    labels = np.sort(np.arange(100) % 10)
+    pixels = np.arange(100, dtype=np.uint8)[:, None, None].repeat(28, 1).repeat(28, 2)
+    np.savez(tmp_path / "sorted.npz", x_test=pixels, y_test=labels)
+    problem = load_problem(network, data=f"npz:{tmp_path / 'sorted.npz'}", examples=20)
+    assert sorted(problem.targets.tolist()) == sorted([*range(10)] * 2)
+    brightness = (problem.inputs["input"][:, 0, 0, 0] * 255).round().long()
+    assert torch.equal(torch.from_numpy(labels)[brightness], problem.targets)
+
+
+def test_the_command_keeps_freed_memory(
+    network: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    monkeypatch.setattr(allocator, "keep_freed_memory", lambda: calls.append("kept"))
+    out = str(tmp_path / "r.h5")
+    small = ["--points", "1", "--examples", "20", "--no-figure", "--batch-size", "20"]
+    assert main("surface", ["--ckpt", str(network), "--out", out, *small]) == 0
+    assert calls == ["kept"]

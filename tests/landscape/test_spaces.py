@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -169,3 +170,19 @@ def test_the_batch_size_is_the_problems_own_or_is_measured(problem: Problem) -> 
     assert prepared(replace(problem, batch_size=0)).batch_size in (23, 25)
     many = make_problem(problem.device, count=250, batch_size=0)
     assert fastest_batch(many) in (25, 50, 100, 200)
+
+
+def test_recomputed_statistics_serve_the_input_space_too(problem: Problem) -> None:
+    """The weights stay there, so the statistics are those of the calibration set, once."""
+    recomputing = replace(problem, batch_norm="recompute", calibration=problem.inputs)
+    weights, inputs = Weights(recomputing), Inputs(recomputing)
+    found = inputs.evaluate(inputs.origin).losses
+    np.testing.assert_allclose(found, weights.evaluate(weights.origin).losses, rtol=1e-12)
+    running = Inputs(problem)
+    assert not np.allclose(found, running.evaluate(running.origin).losses)
+
+
+def test_a_loss_of_float32_is_summed_in_float64(problem: Problem) -> None:
+    narrow = replace(problem, loss=lambda outputs, targets: outputs.float().logsumexp(1))
+    space = Weights(narrow)
+    assert space.evaluate(space.origin).losses.dtype == np.float64

@@ -246,6 +246,9 @@ def test_a_network_with_other_weights_or_other_data_is_refused(
     brighter = replace(problem, inputs={"input": problem.inputs["input"] * 0.99})
     with pytest.raises(ValueError, match=r"data\.sha256"):
         landscape.measure("surface", brighter, points=(1,), out=path)
+    with pytest.raises(ValueError, match="dtype=float64, this run asks for dtype=float32"):
+        narrow = problem.to(problem.device, torch.float32)
+        landscape.measure("surface", narrow, points=(1,), out=path)
     recomputed = replace(problem, batch_norm="recompute", calibration=problem.inputs)
     with pytest.raises(ValueError, match="batch_norm="):
         landscape.measure("surface", recomputed, points=(1,), out=path)

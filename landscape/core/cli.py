@@ -36,7 +36,7 @@ def main(probe: str, arguments: list[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         return _measure(probe, chosen)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         _say(" ".join(str(error).split("\n")))
         return 1
     except KeyboardInterrupt:

@@ -171,13 +171,21 @@ def check(direction: Tensors, origin: Tensors) -> None:
 
 
 def save(directions: Sequence[Tensors], path: Path) -> None:
-    """Write directions as one HDF5 file: for each name an array (rank, ...) in `directions/`."""
+    """Write directions as one HDF5 file: for each name an array (rank, ...) in `directions/`.
+
+    Raises:
+        ValueError: `path` cannot be written.
+    """
     partial = path.with_name(path.name + ".partial")
-    with h5py.File(partial, "w") as file:
-        group = file.create_group("directions")
-        for name in directions[0]:
-            group[name] = np.stack([d[name].detach().cpu().numpy() for d in directions])
-    partial.replace(path)
+    try:
+        with h5py.File(partial, "w") as file:
+            group = file.create_group("directions")
+            for name in directions[0]:
+                group[name] = np.stack([d[name].detach().cpu().numpy() for d in directions])
+        partial.replace(path)
+    except OSError as error:
+        reason = error.strerror or str(error).split(" (")[0]
+        raise ValueError(f"{path} cannot be written: {reason}. Choose another file.") from error
 
 
 def load(path: Path, origin: Tensors) -> list[Tensors]:

@@ -157,6 +157,7 @@ def run(
     def begin() -> list[Any]:
         nonlocal result
         if path is not None:
+            store.check_writable(path)
             result = store.resume(result, path)
         return list(result["measured"].values.tolist())
 

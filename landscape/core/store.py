@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -47,9 +48,26 @@ def _version(package: str) -> str:
         return "not installed"
 
 
+def check_writable(path: Path) -> None:
+    """Make the folder of `path`, and raise before anything is measured if nothing can be saved.
+
+    Raises:
+        ValueError: `path` is a folder, or its folder cannot be written to.
+    """
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; needed: a file, such as {path / 'result.h5'}.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"{path} cannot be written: {error.strerror or error}. Pass another --out."
+        ) from error
+
+
 def save(result: xr.Dataset, path: Path) -> None:
     """Write `result` beside `path` and move it there, so that a file is always whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     plain = {name: {"_FillValue": None} for name in [*result.data_vars, *result.coords]}
     result.to_netcdf(partial, engine="h5netcdf", encoding=plain)

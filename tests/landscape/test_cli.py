@@ -187,3 +187,21 @@ def test_the_command_keeps_freed_memory(
     small = ["--points", "1", "--examples", "20", "--no-figure", "--batch-size", "20"]
     assert main("surface", ["--ckpt", str(network), "--out", out, *small]) == 0
     assert calls == ["kept"]
+
+
+def test_a_result_that_cannot_be_written_is_refused_before_it_is_measured(
+    network: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("taken")
+    start = ["--ckpt", str(network), "--points", "1", "--examples", "20", "--no-figure"]
+    for arguments, line in (
+        (["--out", str(tmp_path)], "is a folder; needed: a file"),
+        (["--out", str(tmp_path / "file" / "r.h5")], "cannot be written"),
+        (["--save-directions", str(tmp_path / "none" / "d.h5")], "cannot be written"),
+    ):
+        assert main("surface", [*start, "--out", str(tmp_path / "r.h5"), *arguments]) == 1
+        assert line in capsys.readouterr().err.splitlines()[-1]
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["file"]
+    out = tmp_path / "new folder" / "with spaces.h5"
+    assert main("surface", [*start, "--out", str(out)]) == 0
+    assert capsys.readouterr().out == f"{out}\n"

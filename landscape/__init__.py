@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +41,10 @@ def measure(
     from landscape.registry import probe_named
 
     entry = probe_named(probe)
+    known = [field.name for field in fields(entry.spec)]
+    unknown = [name for name in spec if name not in known]
+    if unknown:
+        raise ValueError(f"{probe} has no option {unknown[0]}. Known: {', '.join(known)}.")
     path = Path(out) if out is not None else None
     problem = prepared(problem, path)
     return run(entry.plan(problem, entry.spec(**spec)), path)

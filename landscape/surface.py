@@ -58,6 +58,12 @@ class Spec:
     )
     seed: int = option(0, "of the random directions")
 
+    def __post_init__(self) -> None:
+        for name in ("points", "extent"):  # a plain number serves every axis
+            value = getattr(self, name)
+            if isinstance(value, int | float):
+                object.__setattr__(self, name, (value,))
+
     def resolved(self) -> Spec:
         """This spec with every default decided.
 

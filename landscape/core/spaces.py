@@ -130,6 +130,8 @@ class Weights(Space):
     def __init__(self, problem: Problem, *, statistics: bool = False) -> None:
         super().__init__(problem)
         self._places = dict(self._network.named_parameters())
+        if not self._places:
+            raise ValueError("the model has no parameters, so there is no weight space to move in.")
         self.parameters = frozenset(self._places)
         if statistics:
             self._places |= {

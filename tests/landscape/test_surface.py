@@ -183,6 +183,24 @@ def test_in_the_input_space_every_example_moves_by_the_step_in_pixel_units(
     assert float(result["example_loss"][-1, 5]) == pytest.approx(wanted, rel=1e-10)
 
 
+def test_a_plain_number_serves_every_axis(problem: Problem) -> None:
+    number = landscape.measure("surface", problem, points=2, extent=0.5)
+    xr.testing.assert_identical(
+        number, landscape.measure("surface", problem, points=(2, 2), extent=(0.5, 0.5))
+    )
+
+
+def test_an_unknown_option_is_refused_with_those_that_there_are(problem: Problem) -> None:
+    with pytest.raises(ValueError, match="surface has no option pionts. Known: space, dimensions"):
+        landscape.measure("surface", problem, pionts=3)
+
+
+def test_a_model_without_parameters_has_no_weight_space() -> None:
+    batch = (torch.rand(3, 2), torch.zeros(3, dtype=torch.long))
+    with pytest.raises(ValueError, match="no parameters"):
+        landscape.measure("surface", Problem.of(nn.Flatten(), [batch]), points=1)
+
+
 @pytest.mark.parametrize("points", [(1,), (1, 3), (2, 2)])
 def test_small_grids_are_measured(problem: Problem, points: tuple[int, ...]) -> None:
     result = landscape.measure("surface", problem, points=points)
@@ -246,9 +264,12 @@ def test_a_network_with_other_weights_or_other_data_is_refused(
     brighter = replace(problem, inputs={"input": problem.inputs["input"] * 0.99})
     with pytest.raises(ValueError, match=r"data\.sha256"):
         landscape.measure("surface", brighter, points=(1,), out=path)
+    told = {"checkpoint": {"file": "a.pt"}, "data": {"name": "images"}}
+    from_file = replace(problem, provenance=told)
+    landscape.measure("surface", from_file, points=1, out=tmp_path / "file.h5")
     with pytest.raises(ValueError, match="dtype=float64, this run asks for dtype=float32"):
-        narrow = problem.to(problem.device, torch.float32)
-        landscape.measure("surface", narrow, points=(1,), out=path)
+        narrow = from_file.to(problem.device, torch.float32)
+        landscape.measure("surface", narrow, points=1, out=tmp_path / "file.h5")
     recomputed = replace(problem, batch_norm="recompute", calibration=problem.inputs)
     with pytest.raises(ValueError, match="batch_norm="):
         landscape.measure("surface", recomputed, points=(1,), out=path)

@@ -15,15 +15,20 @@ PACKAGES = ("checkpoints", "landscape", "analysis")
 SOURCES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
 
 
-def imports(path: Path, *, at_top: bool = False) -> Iterator[str]:
-    """The modules that a file imports; `at_top` leaves out those inside functions."""
-    tree = ast.parse(path.read_text())
-    inside = {
+def inside_functions(tree: ast.AST) -> set[int]:
+    """The ids of all nodes that stand in a function's body."""
+    return {
         id(node)
         for function in ast.walk(tree)
         if isinstance(function, ast.FunctionDef)
         for node in ast.walk(function)
     }
+
+
+def imports(path: Path, *, at_top: bool = False) -> Iterator[str]:
+    """The modules that a file imports; `at_top` leaves out those inside functions."""
+    tree = ast.parse(path.read_text())
+    inside = inside_functions(tree)
     for node in ast.walk(tree):
         if at_top and id(node) in inside:
             continue
@@ -133,12 +138,7 @@ def test_no_import_changes_how_memory_is_kept() -> None:
     callers = []
     for path in SOURCES:
         tree = ast.parse(path.read_text())
-        inside = {
-            id(node)
-            for function in ast.walk(tree)
-            if isinstance(function, ast.FunctionDef)
-            for node in ast.walk(function)
-        }
+        inside = inside_functions(tree)
         for call in calls(tree, "allocator.keep_freed_memory"):
             assert id(call) in inside, path
             callers.append(path.relative_to(ROOT).as_posix())

@@ -16,8 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from checkpoints import checkpoint
+from checkpoints import temperature as temperature_of
 from checkpoints.checkpoint import Checkpoint
 from checkpoints.data.images import Images, interleave
+from checkpoints.device import exact_arithmetic
 from checkpoints.registry import load_images
 
 Tensors: TypeAlias = dict[str, Tensor]
@@ -81,6 +83,8 @@ class Problem:
         calibration: {name: (M, ...)}, for `recompute`.
         batch_size: examples in a forward pass; 0 lets a short measurement decide. It changes
             results by rounding alone.
+        temperature: the outputs, logits, are divided by it, so that networks can be compared at
+            equal confidence; see `checkpoints.temperature.fit`.
         provenance: what result files record of where all this came from.
     """
 
@@ -93,6 +97,7 @@ class Problem:
     batch_norm: BatchNorm = "running"
     calibration: Tensors = field(default_factory=dict)
     batch_size: int = 0
+    temperature: float = 1.0
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -107,6 +112,8 @@ class Problem:
             raise ValueError("batch_norm='recompute' needs a calibration set, and there is none.")
         if self.batch_size < 0:
             raise ValueError(f"batch_size={self.batch_size}; needed: at least 1, or 0 to measure.")
+        if not 0 < self.temperature < float("inf"):
+            raise ValueError(f"temperature={self.temperature}; needed: a positive number, or fit.")
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -188,11 +195,16 @@ class Problem:
         )
 
     def outputs(self, call: Callable[..., Any], inputs: Tensors) -> Any:
-        """What `call`, the model or a functional form of it, gives for a batch of raw inputs."""
+        """What `call`, the model or a functional form of it, gives for a batch of raw inputs.
+
+        Divided by the temperature.
+        """
         if len(inputs) > 1:
-            return call(**inputs)
-        (value,) = inputs.values()
-        return call(self.normalization(value) if self.normalization else value)
+            outputs = call(**inputs)
+        else:
+            (value,) = inputs.values()
+            outputs = call(self.normalization(value) if self.normalization else value)
+        return outputs if self.temperature == 1 else outputs / self.temperature
 
     def losses(self, outputs: Any, targets: Tensor) -> Tensor:
         """The loss of each example, (N,) float64.
@@ -223,6 +235,7 @@ class Problem:
             calibration["examples"] = len(next(iter(self.calibration.values())))
             calibration["sha256"] = _digest(self.calibration)
         told["batch_norm"] = {"policy": self.batch_norm, "calibration": calibration}
+        told["temperature"] = {"value": self.temperature} | told.get("temperature", {})
         told["device"] = self.device.type
         told["dtype"] = str(self.dtype).removeprefix("torch.")
         return told
@@ -255,6 +268,7 @@ def load_problem(
     batch_norm: BatchNorm = "running",
     calibration: int = 500,
     batch_size: int = 0,
+    temperature: float | Literal["fit"] = 1.0,
     say: Callable[[str], None] = lambda line: None,
 ) -> Problem:
     """The problem of a checkpoint file on real images.
@@ -275,6 +289,8 @@ def load_problem(
         calibration: how many examples set the statistics for `recompute`: of the training split,
             or, where the data have none, of those that are not measured.
         batch_size: see `Problem`.
+        temperature: see `Problem`; `fit` takes the one that suits held-out test images best, none
+            of which is measured.
         say: is handed a line for everything that was decided here.
 
     Raises:
@@ -335,10 +351,45 @@ def load_problem(
         batch_norm=batch_norm,
         calibration=calibrating,
         batch_size=batch_size,
+        temperature=1.0 if temperature == "fit" else temperature,
         provenance=provenance,
     )
     _check(problem, source, images)
+    if temperature == "fit":
+        if split == "test":
+            held_out = images.take(others)
+        else:
+            held_out = load_images(SAMPLES.get(source.data, chosen), "test", root, size)
+        problem = _at_fitted_temperature(problem, held_out)
+        say(
+            f"temperature: {problem.temperature:.4f}, fitted on {len(held_out)} held-out "
+            f"{held_out.split} images of {held_out.name}."
+        )
     return problem
+
+
+def _at_fitted_temperature(problem: Problem, held_out: Images) -> Problem:
+    if not len(held_out):
+        raise ValueError(
+            "--temperature fit needs images that are not measured, and all of them are. Pass a "
+            "smaller --examples, or a number."
+        )
+    examples = replace(problem, **_tensors(held_out))
+    network = copy.deepcopy(problem.model).eval()
+    with torch.inference_mode(), exact_arithmetic():
+        logits = torch.cat(
+            [
+                examples.outputs(
+                    network, {name: value[part] for name, value in examples.inputs.items()}
+                )
+                for part in (slice(i, i + 100) for i in range(0, len(examples), 100))
+            ]
+        )
+    told = {"examples": len(held_out), "split": held_out.split, "sha256": held_out.fingerprint()}
+    fitted = temperature_of.fit(logits.double().numpy(), held_out.labels)
+    return replace(
+        problem, temperature=fitted, provenance={**problem.provenance, "temperature": told}
+    )
 
 
 def _tensors(images: Images) -> dict[str, Any]:

@@ -38,22 +38,28 @@ class Kind:
     Args:
         marks: (result, Axes, *, variable, scale) -> what a colour bar needs.
         probe: the probe whose results it draws.
-        dimensions: of the grid of these results.
+        dimensions: of the grid of these results; None for any.
         arrange: `panels` (side by side, one colour bar) or `overlay` (in the same Axes).
         variables: drawn unless another is asked for.
         projection: of the Axes; None or "3d".
+        needs: variables without which there is nothing to draw.
     """
 
     marks: Callable[..., Any]
     probe: str
-    dimensions: int
+    dimensions: int | None
     arrange: Callable[..., Figure]
     variables: tuple[str, ...] = ("loss",)
     projection: Literal["3d"] | None = None
+    needs: tuple[str, ...] = ()
 
     def fits(self, result: xr.Dataset) -> bool:
         """Whether this figure can draw `result`."""
-        return result.attrs["probe"] == self.probe and result["measured"].ndim == self.dimensions
+        return (
+            result.attrs["probe"] == self.probe
+            and self.dimensions in (None, result["measured"].ndim)
+            and all(name in result for name in self.needs)
+        )
 
 
 def panels(
@@ -67,7 +73,7 @@ def panels(
     """One panel a result, the same limits and colours in all, one colour bar."""
     (variable,) = variables
     scale = shared_scale(shown, variable, choice, ceiling)
-    figure = _figure(columns, gap=_GAP_3D if kind.projection else 0.02)
+    figure = new_figure(columns, gap=_GAP_3D if kind.projection else 0.02)
     across = min(len(shown), _PANELS[kind.projection][columns])
     down = -(-len(shown) // across)
     axes = [
@@ -81,8 +87,8 @@ def panels(
     flat = kind.projection is None
     below = not flat or (columns == 1 and across > 1)  # where a bar at the side is too dear
     panel = style.WIDTHS[columns] / across
-    for result, title, ax in zip(shown, results.names(shown), axes, strict=True):
-        _title(ax, title, note(result, variable, scale), 0.8 * panel, lift=0 if flat else _LIFT_3D)
+    for result, name, ax in zip(shown, results.names(shown), axes, strict=True):
+        title(ax, name, note(result, variable, scale), 0.8 * panel, lift=0 if flat else _LIFT_3D)
     _share_limits(axes)
     ratio = _HEIGHT_3D
     if flat:
@@ -95,7 +101,7 @@ def panels(
     figure.colorbar(
         drawn[0],
         ax=axes,
-        label=_wrapped(label, length),
+        label=wrapped(label, length),
         format=FuncFormatter(scale.text),
         ticks=ticks[:: int(np.ceil(len(ticks) * _TICK[below] / length))],
         location="bottom" if below else "right",
@@ -104,8 +110,8 @@ def panels(
         pad=0.02 if flat else _GAP_3D / down,
         shrink=0.75 if columns == 2 and below else 1.0,
     )
-    _legend(figure, axes)
-    _fit_height(figure, axes, down, ratio)
+    legend(figure, axes)
+    fit_height(figure, axes, down, ratio)
     return figure
 
 
@@ -118,7 +124,7 @@ def overlay(
     ceiling: float | None,
 ) -> Figure:
     """All results in the same Axes, one Axes a variable, one above the other."""
-    figure = _figure(columns, gap=0.02)
+    figure = new_figure(columns, gap=0.02)
     axes = [
         figure.add_subplot(len(variables), 1, position + 1) for position in range(len(variables))
     ]
@@ -126,7 +132,7 @@ def overlay(
     scales = [shared_scale(shown, variable, choice, ceiling) for variable in variables]
     counts = [note(result, variables[0], scales[0]) for result in shown]
     if len(shown) == 1:
-        _title(axes[0], labels[0], counts[0], 0.8 * style.WIDTHS[columns], lift=0)
+        title(axes[0], labels[0], counts[0], 0.8 * style.WIDTHS[columns], lift=0)
         labels = [""]
     else:
         labels = [
@@ -140,10 +146,10 @@ def overlay(
         ax.sharex(axes[-1])
         ax.set_xlabel("")
         ax.tick_params(labelbottom=False)
-    axes[-1].set_xlabel(_wrapped(axes[-1].get_xlabel(), 0.8 * style.WIDTHS[columns]))
+    axes[-1].set_xlabel(wrapped(axes[-1].get_xlabel(), 0.8 * style.WIDTHS[columns]))
     figure.align_ylabels()
-    _legend(figure, axes, labels)
-    _fit_height(figure, axes, len(axes), _HEIGHT_OVERLAY[columns])
+    legend(figure, axes, labels)
+    fit_height(figure, axes, len(axes), _HEIGHT_OVERLAY[columns])
     return figure
 
 
@@ -158,17 +164,19 @@ def note(result: xr.Dataset, variable: str, scale: Scale) -> str:
     return ", ".join(counts)
 
 
-def _figure(columns: int, *, gap: float) -> Figure:
+def new_figure(columns: int, *, gap: float) -> Figure:
+    """An empty figure, one or two columns of a journal wide, of no window and no global state."""
     width = style.WIDTHS[columns]
     figure = Figure(figsize=(width, width), layout=ConstrainedLayoutEngine(hspace=gap))
     FigureCanvasAgg(figure)
     return figure
 
 
-def _title(ax: Axes, name: str, counts: str, width: float, *, lift: float) -> None:
-    counts = _wrapped(counts, width)
+def title(ax: Axes, name: str, counts: str, width: float, *, lift: float) -> None:
+    """Write a result's name above its Axes, and in small type below it what is left out."""
+    counts = wrapped(counts, width)
     above = (counts.count("\n") + 1) * 1.25 * style.NOTE_SIZE if counts else 0.0
-    ax.set_title(_wrapped(name, width), pad=4 + lift + above)
+    ax.set_title(wrapped(name, width), pad=4 + lift + above)
     ax.annotate(
         counts,
         (0.5, 1),
@@ -184,12 +192,12 @@ def _label_outer(axes: Sequence[Axes], across: int, width: float, height: float)
     """Keep only the outer axis labels, broken into lines that fit along a panel."""
     for position, ax in enumerate(axes):
         left, lowest = position % across == 0, position + across >= len(axes)
-        ax.set_xlabel(_wrapped(ax.get_xlabel(), width) if lowest else "")
-        ax.set_ylabel(_wrapped(ax.get_ylabel(), height) if left else "")
+        ax.set_xlabel(wrapped(ax.get_xlabel(), width) if lowest else "")
+        ax.set_ylabel(wrapped(ax.get_ylabel(), height) if left else "")
         ax.tick_params(labelbottom=lowest, labelleft=left)
 
 
-def _wrapped(text: str, width: float) -> str:
+def wrapped(text: str, width: float) -> str:
     """`text` in lines of about `width` inches at most, broken at a unit if there is one."""
     if len(text) * _CHARACTER <= width:
         return text
@@ -207,7 +215,7 @@ def _share_limits(axes: Sequence[Axes]) -> None:
         ax.set(xlim=(min(left), max(right)), ylim=(min(bottom), max(top)))
 
 
-def _legend(figure: Figure, axes: Sequence[Axes], first: Sequence[str] = ()) -> None:
+def legend(figure: Figure, axes: Sequence[Axes], first: Sequence[str] = ()) -> None:
     """One legend below for all Axes: the labels in `first`, then the others, each once."""
     entries: dict[str, Artist] = {}
     for ax in axes:
@@ -225,7 +233,7 @@ def _legend(figure: Figure, axes: Sequence[Axes], first: Sequence[str] = ()) -> 
     )
 
 
-def _fit_height(figure: Figure, axes: Sequence[Axes], down: int, ratio: float) -> None:
+def fit_height(figure: Figure, axes: Sequence[Axes], down: int, ratio: float) -> None:
     """Give every one of `down` rows of Axes `ratio` times its width: no white margins."""
     aspects = [ax.get_aspect() for ax in axes]
     for ax in axes:

@@ -9,6 +9,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
+from typing import Literal
 
 import torch
 
@@ -58,6 +59,15 @@ def _numbers(text: str) -> tuple[float, ...]:
         raise argparse.ArgumentTypeError(f"{text!r} is no number") from None
 
 
+def _temperature(text: str) -> float | Literal["fit"]:
+    if text == "fit":
+        return "fit"
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor fit") from None
+
+
 def _interrupt(signal_number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
@@ -83,13 +93,14 @@ def _measure(probe: str, chosen: argparse.Namespace) -> int:
         batch_norm=chosen.batch_norm,
         calibration=chosen.calibration,
         batch_size=chosen.batch_size,
+        temperature=chosen.temperature,
         say=_say,
     ).to(device_named(chosen.device, int(os.environ.get("LOCAL_RANK", "0"))), DTYPES[chosen.dtype])
     size = workers.share("batch_size", lambda: spaces.prepared(problem, out).batch_size)
     problem = replace(problem, batch_size=size)
     plan = entry.plan(problem, spec)
     _introduce(problem)
-    run(
+    result = run(
         plan,
         out,
         workers=workers,
@@ -97,6 +108,8 @@ def _measure(probe: str, chosen: argparse.Namespace) -> int:
         show_progress=sys.stderr.isatty(),
     )
     if first:
+        for line in plan.tell(result) if plan.tell else ():
+            _say(line)
         print(out)
         if chosen.figure:
             # Only here does the package know of the other: to draw the file that it has written.
@@ -178,6 +191,11 @@ def _parser(probe: str) -> argparse.ArgumentParser:
     how.add_argument(
         "--calibration", type=int, default=500, metavar="N",
         help="examples that statistics are recomputed from (default: 500)",
+    )  # fmt: skip
+    how.add_argument(
+        "--temperature", type=_temperature, default=1.0, metavar="X|fit",
+        help="divide the logits by it; fit: by what suits held-out images best, so that networks "
+        "are compared at equal confidence (default: 1)",
     )  # fmt: skip
     how.add_argument("--device", help="cpu, cuda, cuda:1 … (default: a GPU where there is one)")
     how.add_argument(

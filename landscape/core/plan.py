@@ -23,6 +23,7 @@ Values: TypeAlias = dict[str, NDArray[Any]]
 # The whole vocabulary: every probe's dims come from here.
 DIMS = (
     "alpha", "beta", "t", "radius", "draw", "step", "rank", "example", "layer", "head", "channel",
+    "part", "pair", "direction", "noise", "class", "height", "width",
 )  # fmt: skip
 SAVE_SECONDS = 5.0
 # A save that takes long is done seldom: never more than this share of the time.
@@ -39,10 +40,15 @@ class Plan:
         provenance: where network and data came from.
         coords: {dim: (values, attributes)} of every dim.
         variables: {name: (dims, attributes)}; all are float64 and begin as NaN.
-        walk: the dims whose cells are measured one by one; a variable's first dims.
-        measure: from a few cells to {variable: (cells, remaining dims...)}.
+        walk: the dims whose cells are measured one by one; a variable's first dims. A variable
+            that has not all of them belongs to no cell: each cell fills in entries of it.
+        measure: from a few cells to {variable: (cells, remaining dims...)}; of a variable that
+            belongs to no cell, to its whole array, NaN where these cells have nothing to say.
         block: how many cells `measure` is handed at once.
         watch: the variable whose range the progress bar shows.
+        finish: from the result with every cell measured to {variable: its whole array}: what is
+            derived from all cells together, such as means over the examples with their errors.
+        tell: what the result comes to, a few lines for the reader at the command line.
 
     Raises:
         ValueError: a dim that is not in `DIMS`.
@@ -57,6 +63,8 @@ class Plan:
     measure: Callable[[Sequence[Cell]], Values]
     block: int = 1
     watch: str = ""
+    finish: Callable[[xr.Dataset], Values] | None = None
+    tell: Callable[[xr.Dataset], Sequence[str]] | None = None
 
     def __post_init__(self) -> None:
         unknown = [dim for dim in self.coords if dim not in DIMS]
@@ -189,6 +197,9 @@ def run(
                 if path is not None and time.monotonic() - saved_at >= pause:
                     saving = _timed_save(result, path)
                     saved_at = time.monotonic()
+            if plan.finish is not None:
+                for name, array in plan.finish(result).items():
+                    result[name].values[...] = array
         finally:
             if path is not None and done:
                 store.save(result, path)
@@ -218,7 +229,11 @@ def _fill(
 ) -> None:
     where = tuple(cells.T)
     for name, array in values.items():
-        result[name].values[where] = array
+        whole = result[name].values
+        if result[name].dims[: len(plan.walk)] == plan.walk:
+            whole[where] = array
+        else:
+            np.copyto(whole, array, where=~np.isnan(array))
     result["measured"].values[where] = 1
 
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 import copy
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from checkpoints.device import exact_arithmetic
 from checkpoints.problem import Problem, Tensors
@@ -23,6 +25,7 @@ NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 # Forward passes of about this size were the fastest, or within a few per cent of it, on every CPU
 # and network tried; another size is taken only where it gains more than a tenth.
 USUAL_BATCH = 100
+EVERYTHING = slice(None)
 CANDIDATES = {"cpu": (25, 50, 200), "cuda": (250, 500, 1000, 2500)}
 
 
@@ -82,6 +85,34 @@ class Space(ABC):
     def _moved(self, point: Tensors) -> Tensors:
         """Put the private network at `point`; return the raw inputs to evaluate it on."""
 
+    @abstractmethod
+    def outputs(self, point: Tensors, part: slice = EVERYTHING) -> Any:
+        """What the network gives at `point`, differentiable in it any number of times.
+
+        In eval mode no example's output depends on another example. Batch norm's statistics are
+        those of the origin, also where the problem recomputes them at every point: a derivative
+        is taken with statistics held fixed. Where it matters that TF32 is off, in the backward
+        pass too, the caller stands in `checkpoints.device.exact_arithmetic()`.
+
+        Args:
+            point: in the weights, the names and shapes of `origin`; in the inputs, examples,
+                {name: (n, ...)}, as many as you like.
+            part: which examples; of the problem in the weights, of `point` in the inputs.
+
+        Returns:
+            Logits (n, classes), or whatever the model returns; the loss of each example is
+            `problem.losses(outputs, targets)`.
+
+        Cost: one forward pass of these examples; the memory of their activations until it is
+        differentiated.
+        """
+
+    def parts(self, size: int = 0) -> Iterator[slice]:
+        """All examples of the problem, a batch of `size` at a time (the problem's own if 0)."""
+        size = size or self.problem.batch_size or USUAL_BATCH
+        for start in range(0, len(self.problem), size):
+            yield slice(start, min(start + size, len(self.problem)))
+
     @torch.inference_mode()
     def evaluate(self, point: Tensors) -> Evaluation:
         """The losses of all examples at `point`.
@@ -103,8 +134,7 @@ class Space(ABC):
         inputs = self._moved(point)
         losses, hits = [], []
         with exact_arithmetic():
-            for start in range(0, len(problem), problem.batch_size or USUAL_BATCH):
-                part = slice(start, start + (problem.batch_size or USUAL_BATCH))
+            for part in self.parts():
                 batch = {name: _channels_last(value[part]) for name, value in inputs.items()}
                 outputs = problem.outputs(self._network, batch)
                 losses.append(problem.losses(outputs, problem.targets[part]))
@@ -141,6 +171,18 @@ class Weights(Space):
                 for which in ("running_mean", "running_var")
             }
         self.origin = {name: place.detach().clone() for name, place in self._places.items()}
+        if problem.batch_norm == "recompute":
+            _recompute_statistics(self._network, problem)
+
+    def outputs(self, point: Tensors, part: slice = EVERYTHING) -> Any:
+        """See `Space.outputs`."""
+
+        def call(*args: Tensor, **kwargs: Tensor) -> Any:
+            return functional_call(self._network, point, args, kwargs)
+
+        batch = {name: _channels_last(value[part]) for name, value in self.problem.inputs.items()}
+        with exact_arithmetic():
+            return self.problem.outputs(call, batch)
 
     def _moved(self, point: Tensors) -> Tensors:
         torch._foreach_copy_(list(self._places.values()), [point[name] for name in self._places])
@@ -160,6 +202,12 @@ class Inputs(Space):
         self.origin = problem.inputs
         if problem.batch_norm == "recompute":
             _recompute_statistics(self._network, problem)
+
+    def outputs(self, point: Tensors, part: slice = EVERYTHING) -> Any:
+        """See `Space.outputs`."""
+        batch = {name: _channels_last(value[part]) for name, value in point.items()}
+        with exact_arithmetic():
+            return self.problem.outputs(self._network, batch)
 
     def _moved(self, point: Tensors) -> Tensors:
         return point

@@ -20,7 +20,8 @@ PACKAGES = ("cnn-landscape", "torch", "numpy", "xarray", "h5py")
 BOUND = (
     "checkpoint.file", "checkpoint.model", "checkpoint.mean", "checkpoint.std",
     "checkpoint.sha256", "data.name", "data.split", "data.examples", "data.sha256",
-    "batch_norm", "batch_size", "device", "dtype", "files",
+    "batch_norm", "temperature.value", "temperature.sha256", "batch_size", "device", "dtype",
+    "files",
 )  # fmt: skip
 
 
@@ -162,6 +163,7 @@ FLAGS = {
     "data.split": "--split",
     "data.examples": "--examples",
     "batch_size": "--batch-size",
+    "temperature.value": "--temperature",
     "device": "--device",
     "dtype": "--dtype",
 }

@@ -10,7 +10,12 @@ from typing import Any
 import xarray as xr
 
 SCHEMA_VERSION = 1
-VARIABLES = {"surface": ("loss", "loss_stderr")}  # always there; accuracy only where it is defined
+VARIABLES = {  # always there; accuracy only where it is defined
+    "hessian": (),  # any of its parts
+    "interpolate": ("loss", "part"),
+    "sensitivity": ("loss",),
+    "surface": ("loss", "loss_stderr"),
+}
 
 
 def load(path: str | Path) -> xr.Dataset:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from checkpoints.problem import Problem
-from landscape import surface
+from landscape import hessian, interpolate, sensitivity, surface
 from landscape.core.plan import Plan
 
 
@@ -20,6 +20,9 @@ class Probe:
 
 
 PROBES: dict[str, Probe] = {
+    "hessian": Probe(hessian.Spec, hessian.hessian),
+    "interpolate": Probe(interpolate.Spec, interpolate.interpolate),
+    "sensitivity": Probe(sensitivity.Spec, sensitivity.sensitivity),
     "surface": Probe(surface.Spec, surface.surface),
 }
 

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 from analysis.figures.arrange import Kind, overlay, panels
+from analysis.figures.barrier import barrier, on_the_line
 from analysis.figures.contour import contour
+from analysis.figures.curvature import curvature, curvatures
+from analysis.figures.gallery import gallery, probabilities
+from analysis.figures.paths import along, by_kind
 from analysis.figures.profile import profile
+from analysis.figures.sensitivity import distribution, distributions, radius_curve, radius_curves
+from analysis.figures.spectrum import ranked, ranks, spectra, spectrum
 from analysis.figures.surface3d import surface3d
 
 FIGURES: dict[str, Kind] = {
@@ -13,4 +19,38 @@ FIGURES: dict[str, Kind] = {
     "profile": Kind(
         profile, probe="surface", dimensions=1, arrange=overlay, variables=("loss", "accuracy")
     ),
-}
+    "paths": Kind(
+        along, probe="interpolate", dimensions=1, arrange=by_kind, needs=("probability",),
+        variables=("probability", "jacobian_norm"),
+    ),
+    "gallery": Kind(
+        probabilities, probe="interpolate", dimensions=1, arrange=gallery, needs=("image",),
+        variables=("probability",),
+    ),
+    "barrier": Kind(
+        barrier, probe="interpolate", dimensions=1, arrange=on_the_line, needs=("barrier",),
+        variables=("loss", "accuracy"),
+    ),
+    "norms": Kind(
+        distribution, probe="sensitivity", dimensions=1, arrange=distributions,
+        variables=(
+            "gradient_l2", "margin_gradient_l2", "jacobian_frobenius", "gauss_newton_eigenvalue",
+        ),
+    ),
+    "radii": Kind(
+        radius_curve, probe="sensitivity", dimensions=1, arrange=radius_curves,
+        variables=("second_difference", "gradient_change"), needs=("second_difference",),
+    ),
+    "spectrum": Kind(
+        spectrum, probe="hessian", dimensions=1, arrange=spectra, needs=("node",),
+        variables=("node",),
+    ),
+    "eigenvalues": Kind(
+        ranked, probe="hessian", dimensions=1, arrange=ranks, needs=("eigenvalue", "end"),
+        variables=("eigenvalue",),
+    ),
+    "curvature": Kind(
+        curvature, probe="hessian", dimensions=1, arrange=curvatures, needs=("from_jacobian",),
+        variables=("eigenvalue",),
+    ),
+}  # fmt: skip

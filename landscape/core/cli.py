@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import signal
 import sys
@@ -34,6 +35,11 @@ def main(probe: str, arguments: list[str] | None = None) -> int:
     """
     parser = _parser(probe)
     chosen = parser.parse_args(arguments)
+    log = logging.getLogger("landscape")
+    handler = logging.StreamHandler()
+    handler.addFilter(lambda record: os.environ.get("RANK", "0") == "0")
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         return _measure(probe, chosen)

@@ -193,8 +193,7 @@ def load(path: Path, origin: Tensors) -> list[Tensors]:
 
     Args:
         path: written by `save`, or a result with stored eigenvectors.
-        origin: gives the names, shapes, dtypes and devices that they must fit. What the file
-            leaves out (running statistics, say) becomes zero.
+        origin: gives the names, shapes, dtypes and devices that they must fit.
 
     Returns:
         All of them, in the file's order.

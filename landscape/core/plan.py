@@ -23,7 +23,7 @@ Values: TypeAlias = dict[str, NDArray[Any]]
 # The whole vocabulary: every probe's dims come from here.
 DIMS = (
     "alpha", "beta", "t", "radius", "draw", "step", "rank", "example", "layer", "head", "channel",
-    "part", "pair", "direction", "noise", "class", "height", "width",
+    "part", "pair", "direction", "noise", "class", "height", "width", "end",
 )  # fmt: skip
 SAVE_SECONDS = 5.0
 # A save that takes long is done seldom: never more than this share of the time.

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from checkpoints.device import exact_arithmetic
 from checkpoints.problem import Problem, Tensors
@@ -176,11 +177,15 @@ class Weights(Space):
 
     def outputs(self, point: Tensors, part: slice = EVERYTHING) -> Any:
         """See `Space.outputs`."""
+        return self.outputs_of({n: value[part] for n, value in self.problem.inputs.items()}, point)
+
+    def outputs_of(self, inputs: Tensors, point: Tensors) -> Any:
+        """What the network with the parameters `point` gives for any raw inputs."""
 
         def call(*args: Tensor, **kwargs: Tensor) -> Any:
             return functional_call(self._network, point, args, kwargs)
 
-        batch = {name: _channels_last(value[part]) for name, value in self.problem.inputs.items()}
+        batch = {name: _channels_last(value) for name, value in inputs.items()}
         with exact_arithmetic():
             return self.problem.outputs(call, batch)
 
@@ -209,8 +214,54 @@ class Inputs(Space):
         with exact_arithmetic():
             return self.problem.outputs(self._network, batch)
 
+    def transitions(self, path: Tensors) -> tuple[Any, Tensor]:
+        """What the network gives along a path, and how many ReLUs switch at each of its steps.
+
+        A unit is one entry of a feature map; it switches where its input is above 0 at one of two
+        neighbouring points and not at the other. Every `relu` is seen, however it is called, but
+        no other activation, and none whose first axis is not the examples. A unit that switches
+        twice between two points is not seen: a finer path may count more, never fewer.
+
+        Args:
+            path: examples, {name: (n, ...)}, in the order of the path.
+
+        Returns:
+            The outputs (n, ...), and (n - 1,) counts.
+
+        Cost: one forward pass of the path; no code is kept beyond its own layer.
+        Source: Novak et al. 2018, section 3.2, arXiv:1802.08760.
+        """
+        count = len(next(iter(path.values())))
+        size = self.problem.batch_size or USUAL_BATCH
+        outputs, switched = [], []
+        for start in range(0, max(count - 1, 1), size):
+            # Neighbouring batches share a point, so that no step is lost between them.
+            part = slice(start, min(start + size + 1, count))
+            with torch.inference_mode(), _Switches(part.stop - start) as switches:
+                found = self.outputs(path, part)
+            outputs.append(found[1:] if start else found)
+            switched.append(switches.counts)
+        return torch.cat(outputs), torch.cat(switched)
+
     def _moved(self, point: Tensors) -> Tensors:
         return point
+
+
+class _Switches(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts, while the network runs, the ReLUs that differ between neighbouring examples."""
+
+    def __init__(self, examples: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.counts = torch.zeros(max(examples - 1, 0), dtype=torch.int64)
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        relu = func in (torch.ops.aten.relu.default, torch.ops.aten.relu_.default)
+        if relu and args[0].ndim and len(args[0]) == len(self.counts) + 1:
+            on = (args[0] > 0).flatten(1) if args[0].ndim > 1 else (args[0] > 0)[:, None]
+            self.counts += (on[1:] != on[:-1]).sum(dim=1).cpu()
+        return func(*args, **(kwargs or {}))
 
 
 def space_of(problem: Problem, kind: Literal["weights", "inputs"]) -> Space:

@@ -1,0 +1,72 @@
+"""Loss and accuracy on the line between two networks, and the barrier between them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from analysis import results
+from analysis.figures.arrange import Kind, overlay
+from analysis.figures.profile import profile
+from analysis.figures.scale import Choice, Scale
+
+
+def barrier(
+    result: xr.Dataset, ax: Axes, *, variable: str, scale: Scale, label: str | None = None
+) -> None:
+    """Draw one line between two networks, with one treatment of batch norm's statistics.
+
+    The loss has its chord, dotted, from one end to the other, and where it is highest above it an
+    arrow between the two: the barrier. Its height and standard error are in the legend.
+
+    Args:
+        result: one of `treatments`.
+        ax: Axes; call again with other results to compare them.
+        variable: `loss` or `accuracy`.
+        scale: linear or logarithmic.
+        label: for the legend.
+    """
+    before = len(ax.lines)
+    profile(result, ax, variable=variable, scale=scale, label=label)
+    height, at = float(result["barrier"]), float(result["barrier_at"])
+    if variable != "loss" or not height > 0:
+        return
+    colour = ax.lines[before].get_color()
+    inside = result["t"].values[(result["t"].values >= 0) & (result["t"].values <= 1)]
+    first, last = result["loss"].sel(t=[0.0, 1.0]).values
+    base = (1 - at) * first + at * last
+    chord = (1 - inside) * first + inside * last  # no straight line on a logarithmic scale
+    told = f"barrier {height:.3g} \N{PLUS-MINUS SIGN} {float(result['barrier_stderr']):.2g} nat"
+    ax.plot(inside, chord, color=colour, linestyle=":", linewidth=0.7, label=told)
+    look = {"arrowstyle": "<->", "color": colour, "lw": 0.7, "shrinkA": 0, "shrinkB": 0}
+    ax.annotate("", (at, base), (at, base + height), arrowprops=look)
+
+
+def treatments(result: xr.Dataset) -> list[xr.Dataset]:
+    """One result for each treatment of batch norm's statistics, named in its spec."""
+    meanings = str(result["part"].attrs["flag_meanings"]).split()
+    parts = []
+    for part, number in enumerate(result["part"].values):
+        one = result.isel(part=part).drop_vars("example_loss")
+        named = results.spec(result) | {"statistics": meanings[int(number)]}
+        one.attrs = {**result.attrs, "spec": json.dumps(named)}
+        one.encoding = dict(result.encoding)
+        parts.append(one)
+    return parts
+
+
+def on_the_line(
+    kind: Kind,
+    shown: Sequence[xr.Dataset],
+    variables: Sequence[str],
+    choice: Choice,
+    columns: int,
+    ceiling: float | None,
+) -> Figure:
+    """All lines, and all treatments of batch norm's statistics, in the same Axes."""
+    parts = [part for result in shown for part in treatments(result)]
+    return overlay(kind, parts, variables, choice, columns, ceiling)

@@ -1,0 +1,147 @@
+"""Curvature of the loss in the inputs: the top eigenvalue of every example's own Hessian."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+from analysis import results
+from analysis.figures import style
+from analysis.figures.arrange import Kind, fit_height, legend, new_figure, title, wrapped
+from analysis.figures.scale import Choice
+from analysis.figures.spectrum import tick_text
+from analysis.stats.density import Floats
+
+_HEIGHT = {1: 0.6, 2: 0.85}  # of a panel's width, for one panel and two
+_FEW_DECADES = 30  # largest over smallest value of an axis that has ticks at 2 and 5 as well
+_NAMES = {
+    "magnitude": "|top eigenvalue|",
+    "largest": "top eigenvalue",
+    "smallest": "\N{MINUS SIGN}smallest eigenvalue",
+}
+
+
+def curvature(result: xr.Dataset, ax: Axes, *, label: str | None = None) -> None:
+    """Draw the distribution of the top eigenvalue over the examples, on a log axis.
+
+    Every example is a step of the line. What is not positive has no place on the axis and counts
+    all the same, so that the line begins above 0. Where a network is not piecewise linear, the
+    same for its Gauss-Newton matrix is dotted beside it.
+
+    Args:
+        result: of `hessian` in the inputs.
+        ax: Axes without projection; call again with other results to compare them.
+        label: for the legend; by default the result's name.
+    """
+    _steps(ax, _sizes(result), label=results.name(result) if label is None else label)
+    if _which(result) != "smallest" and _differs(result):
+        first = _measured(result, "gauss_newton_eigenvalue")
+        _steps(ax, first, color="black", linestyle=":", linewidth=0.8, label="Gauss-Newton")
+    units = result["eigenvalue"].attrs.get("units", "1").replace("^2", "²")
+    ax.set_xlabel(f"{_NAMES[_which(result)]} ({units})")
+
+
+def beyond(result: xr.Dataset, ax: Axes, *, label: str | None = None) -> None:
+    """Draw the distribution of the share of each Hessian that Gauss-Newton does not have.
+
+    It is |(H - G) v| / |H v| for one random v an example; rounding alone where the network is
+    piecewise linear.
+
+    Args:
+        result: of `hessian` in the inputs.
+        ax: Axes without projection; call again with other results to compare them.
+        label: for the legend; by default the result's name.
+    """
+    name = results.name(result) if label is None else label
+    _steps(ax, _measured(result, "beyond_gauss_newton"), label=name)
+    ax.set_xlabel(results.axis_label(result["beyond_gauss_newton"]))
+
+
+def curvatures(
+    kind: Kind,
+    shown: Sequence[xr.Dataset],
+    variables: Sequence[str],
+    choice: Choice,
+    columns: int,
+    ceiling: float | None,
+) -> Figure:
+    """All results in the same Axes; a second panel where a network is not piecewise linear."""
+    del kind, variables, choice, ceiling
+    marks = [curvature, beyond] if any(_differs(result) for result in shown) else [curvature]
+    figure = new_figure(columns, gap=0.02)
+    axes = [figure.add_subplot(1, len(marks), at + 1) for at in range(len(marks))]
+    labels = results.names(shown)
+    counts = [note(result) for result in shown]
+    if len(shown) == 1:
+        name, told = labels[0], counts[0]
+        labels = [""] if len(marks) == 1 else labels
+    else:
+        name = ""
+        told = "\n".join(f"{a}: {b}" for a, b in zip(labels, counts, strict=True) if b)
+    for draw, ax in zip(marks, axes, strict=True):
+        for result, label in zip(shown, labels, strict=True):
+            draw(result, ax, label=label)
+        ax.set_xlabel(wrapped(ax.get_xlabel(), 0.7 * style.WIDTHS[columns] / len(marks)))
+        ax.tick_params(labelleft=ax is axes[0])
+    axes[0].set_ylabel("fraction of examples")
+    title(axes[0], name, told, np.inf, lift=0)
+    legend(figure, axes, labels)
+    fit_height(figure, axes, 1, _HEIGHT[len(marks)])
+    return figure
+
+
+def note(result: xr.Dataset) -> str:
+    """How many examples were not measured, have not converged, or are on the other side of zero."""
+    count, measured = result["measured"].size, int(result["measured"].sum())
+    converged = int((_measured(result, "converged") == 1).sum())
+    negative = int((_measured(result, "eigenvalue") < 0).sum())
+    parts = [f"{measured} of {count} examples measured"] if measured < count else []
+    parts += [f"{measured - converged} of {measured} not converged"] if converged < measured else []
+    if _which(result) == "smallest":
+        other, said = measured - negative, "not negative"
+    else:
+        other, said = negative, "negative"
+    return ", ".join([*parts, *([f"{other} of {measured} {said}"] if other else [])])
+
+
+def _steps(ax: Axes, values: Floats, **look: Any) -> None:
+    """Draw an empirical distribution function on a log axis."""
+    values = np.sort(values)
+    share = np.arange(1, values.size + 1) / max(values.size, 1)
+    shown = np.isfinite(values) & (values > 0)
+    ax.step(values[shown], share[shown], where="post", **look)
+    ax.set(xscale="log", ylim=(0, 1))
+    low, high = ax.get_xlim()
+    narrow = high < _FEW_DECADES * low
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if narrow else (1,), numticks=5))
+    ax.xaxis.set_major_formatter(FuncFormatter(tick_text))
+    ax.xaxis.set_minor_formatter(NullFormatter())
+
+
+def _measured(result: xr.Dataset, variable: str) -> Floats:
+    """The values of the measured examples; of the top rank where there are several."""
+    values = result[variable]
+    if "rank" in values.dims:
+        values = values.isel(rank=0)
+    return np.asarray(values.values[result["measured"].values == 1], dtype=float)
+
+
+def _sizes(result: xr.Dataset) -> Floats:
+    """The top eigenvalues so that those asked for are positive."""
+    values = _measured(result, "eigenvalue")
+    return {"magnitude": np.abs(values), "largest": values, "smallest": -values}[_which(result)]
+
+
+def _which(result: xr.Dataset) -> str:
+    return str(results.spec(result)["which"][0])
+
+
+def _differs(result: xr.Dataset) -> bool:
+    """Whether some eigenpair is not that of the Gauss-Newton matrix."""
+    return bool((_measured(result, "from_jacobian") != 1).any())

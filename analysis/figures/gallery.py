@@ -1,0 +1,142 @@
+"""A few paths between samples with their images, and what the network takes them for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from analysis import results
+from analysis.figures.arrange import Kind, fit_height, legend, new_figure
+from analysis.figures.scale import Choice
+
+_CURVES = 2  # height of the probabilities, in heights of a strip of images
+_GAP = 0.06  # between images, of their width
+
+
+def images(result: xr.Dataset, ax: Axes, *, draw: int) -> None:
+    """Lay the images of one path side by side, each above its place on the path.
+
+    Grey or colour as stored, 0 black and 1 white; what lies outside is drawn as its nearest.
+
+    Args:
+        result: of `landscape.interpolate`, with a gallery.
+        ax: Axes of the same limits as those of `probabilities`.
+        draw: which path of the gallery.
+    """
+    steps = result["step"].values
+    half = _spacing(result) * (1 - _GAP) / 2
+    pictures = result["image"].isel(draw=draw).transpose("step", "height", "width", "channel")
+    for step, picture in zip(steps, np.clip(pictures.values, 0, 1), strict=True):
+        colour = picture.shape[2] == 3
+        ax.imshow(
+            picture if colour else picture.mean(axis=2),
+            extent=(step - half, step + half, 0, 1),
+            aspect="auto",
+            cmap="gray",
+            vmin=0,
+            vmax=1,
+            interpolation="nearest",
+        )
+    ax.set_xlim(*_limits(result))
+    ax.set_axis_off()
+
+
+def probabilities(
+    result: xr.Dataset, ax: Axes, *, draw: int, colour: str = "C0", label: str = ""
+) -> None:
+    """Draw the probabilities of both samples' classes, and the largest of all others.
+
+    Args:
+        result: of `landscape.interpolate`, with a gallery.
+        ax: Axes; call again with other results to compare them.
+        draw: which path of the gallery.
+        colour: of this result.
+        label: for the legend.
+    """
+    one = result.isel(pair=int(result["gallery_pair"].values[draw]))
+    ends = one["label"].values[:2].astype(int)
+    curves = one["probability"].transpose("t", "rank").values
+    ax.plot(one["t"], curves[:, 0], color=colour, linestyle="-", label=label)
+    if ends[0] != ends[1]:
+        ax.plot(one["t"], curves[:, 1], color=colour, linestyle="--")
+    others = np.delete(_softmax(one["logits"].transpose("t", "class").values), ends, axis=1)
+    if others.shape[1]:
+        ax.plot(one["t"], others.max(axis=1), color=colour, linestyle=":")
+    ax.set(xlim=_limits(result), ylim=(-0.05, 1.05), yticks=(0, 1), xticks=(0, 0.5, 1))
+
+
+def gallery(
+    kind: Kind,
+    shown: Sequence[xr.Dataset],
+    variables: Sequence[str],
+    choice: Choice,
+    columns: int,
+    ceiling: float | None,
+) -> Figure:
+    """Path below path: its images, and under them the probabilities of every result."""
+    del kind, variables, choice, ceiling  # probabilities have one scale
+    first, *others = shown
+    for other in others:
+        if not _same_images(first, other):
+            files = results.source(first), results.source(other)
+            raise ValueError(
+                f"{files[0]} and {files[1]} show different images. Measure both with the same "
+                "examples and --seed, without --correct-only."
+            )
+    paths = [
+        draw
+        for draw in range(first.sizes["draw"])
+        if all(np.isfinite(result["gallery_pair"].values[draw]) for result in shown)
+    ]
+    if not paths:
+        raise ValueError(f"{results.source(first)}: none of the gallery's paths is measured yet.")
+    figure = new_figure(columns, gap=0.01)
+    ratios = [1, _CURVES] * len(paths)
+    grid = figure.subplots(len(ratios), 1, squeeze=False, gridspec_kw={"height_ratios": ratios})
+    axes = list(grid[:, 0])
+    labels = results.names(shown)
+    for draw, strip, curves in zip(paths, axes[::2], axes[1::2], strict=True):
+        images(first, strip, draw=draw)
+        for number, (result, label) in enumerate(zip(shown, labels, strict=True)):
+            probabilities(result, curves, draw=draw, colour=f"C{number}", label=label)
+        curves.set_ylabel("probability")
+        curves.tick_params(labelbottom=draw == paths[-1])
+        begin, end = first["label"].values[int(first["gallery_pair"].values[draw]), :2].astype(int)
+        strip.set_title(f"class {begin} to class {end}", pad=2)
+    axes[-1].set_xlabel("position on the path")
+    for line, label in (
+        ("-", "first sample's class"), ("--", "second sample's class"), (":", "any other class"),
+    ):  # fmt: skip
+        axes[-1].plot([], [], color="0.4", linestyle=line, label=label)
+    legend(figure, axes[1::2], labels)
+    shape = first.sizes["height"] / first.sizes["width"]
+    slots = 1 + 1 / _spacing(first)
+    fit_height(figure, axes, (1 + _CURVES) * len(paths), (1 - _GAP) * shape / slots)
+    return figure
+
+
+def _spacing(result: xr.Dataset) -> float:
+    steps = result["step"].values
+    return float(np.diff(steps).min()) if len(steps) > 1 else 1.0
+
+
+def _limits(result: xr.Dataset) -> tuple[float, float]:
+    steps, half = result["step"].values, _spacing(result) / 2
+    return float(steps.min()) - half, float(steps.max()) + half
+
+
+def _softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return np.asarray(powers / powers.sum(axis=1, keepdims=True))
+
+
+def _same_images(first: xr.Dataset, other: xr.Dataset) -> bool:
+    if first["image"].shape != other["image"].shape:
+        return False
+    one, two = first["image"].values, other["image"].values
+    return bool((np.isnan(one) | np.isnan(two) | (one == two)).all())

@@ -1,0 +1,306 @@
+"""Spectrum of the curvature in the weights: its density, and its top eigenvalues by rank."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+from numpy.typing import NDArray
+
+from analysis import results
+from analysis.figures import style
+from analysis.figures.arrange import Kind, fit_height, legend, new_figure, title, wrapped
+from analysis.figures.scale import Choice
+from analysis.stats.density import (
+    WIDTH,
+    Floats,
+    density,
+    mean_and_stderr,
+    place,
+    share_below,
+    values_at,
+)
+
+MATRICES = {
+    "hessian": "Hessian",
+    "gauss_newton": "Gauss-Newton matrix",
+    "difference": "Hessian less Gauss-Newton",
+}
+_HEIGHT = {1: 0.62, 2: 0.4}  # of the width
+_POINTS = 1500  # of a curve
+_FLOOR = 0.03  # of the height of a single eigenvalue: where the axis of a density begins
+_ROW = 0.06  # of the height: a row of marks
+_MARGIN = 4 * WIDTH  # decades beyond the outermost eigenvalue
+_TICK = 0.25  # inches a tick of the axis of eigenvalues takes
+_MARKS = "osDv^<"  # one a network
+_DOT = 3.0  # points
+
+
+def spectrum(
+    result: xr.Dataset,
+    ax: Axes,
+    *,
+    linear: float | None = None,
+    row: int = 0,
+    label: str | None = None,
+) -> None:
+    """Draw the spectral density of one result, and its top eigenvalues.
+
+    The curve is the mean over the random vectors, the band around it runs from the smallest to the
+    largest of them. Each node of the quadrature is a Gaussian along the axis as it is drawn, so
+    that the area under a piece of the curve is the number of eigenvalues there. The eigenvalues
+    that were computed one by one are marked below; one that has not converged is hollow.
+
+    Args:
+        result: of `hessian` in the weights, with its part `density`.
+        ax: Axes without projection; call again with other results to compare them.
+        linear: half the width of the part of the axis around zero that is about linear; by default
+            what this result resolves there.
+        row: of the marks, 0 the lowest: one a result.
+        label: for the legend; by default the result's name.
+
+    Raises:
+        ValueError: no random vector has been measured.
+    """
+    linear = linear or resolution([result])
+    nodes, weights = _draws(result)
+    known = np.concatenate([nodes.ravel(), _eigenvalues(result)[0]])
+    ends = place(np.array([known.min(), known.max()]), linear) + [-_MARGIN, _MARGIN]
+    at = np.linspace(ends[0], ends[1], _POINTS)
+    count = _parameters(result)
+    curves = count * density(nodes, weights, at, linear=linear)
+    x = values_at(at, linear)
+    (line,) = ax.plot(
+        x, curves.mean(axis=0), label=results.name(result) if label is None else label
+    )
+    colour = to_hex(line.get_color())
+    if len(curves) > 1:
+        ax.fill_between(x, curves.min(axis=0), curves.max(axis=0), color=colour, alpha=0.25, lw=0)
+        ax.fill_between([], [], color="0.75", lw=0, label="range over the random vectors")
+    values, converged = _eigenvalues(result)
+    heights = np.full(values.size, _ROW * (row + 1))
+    mark = _MARKS[row % len(_MARKS)]
+    for dots in _dots(ax, values, heights, converged, mark, colour):
+        dots.set_transform(ax.get_xaxis_transform())
+    if values.size:
+        ax.plot([], [], "o", color="0.4", linestyle="", markersize=_DOT, label="top eigenvalues")
+    single = 1 / (WIDTH * np.sqrt(2 * np.pi))
+    ax.set_xscale("asinh", linear_width=linear)
+    ax.set_yscale("log")
+    top = max(ax.get_ylim()[1], 2 * curves.max())
+    ax.set(
+        ylim=(_FLOOR * single, top),
+        xlabel=_axis_label(result, "node"),
+        ylabel=f"eigenvalues a decade (kernel: {WIDTH} decades)",
+    )
+    _ticks(ax, linear)
+
+
+def spectra(
+    kind: Kind,
+    shown: Sequence[xr.Dataset],
+    variables: Sequence[str],
+    choice: Choice,
+    columns: int,
+    ceiling: float | None,
+) -> Figure:
+    """All densities in the same Axes, what else is known of each network in small type above."""
+    del kind, variables, choice, ceiling  # both axes are logarithmic, and nothing ends them
+    figure = new_figure(columns, gap=0.02)
+    ax = figure.add_subplot()
+    width = style.WIDTHS[columns]
+    linear, labels = resolution(shown), results.names(shown)
+    told = [note(result, linear) for result in shown]
+    if len(shown) == 1:
+        title(ax, wrapped(labels[0], 0.8 * width), told[0], np.inf, lift=0)
+        labels = ["mean over the random vectors"]
+    else:
+        labels = [f"{label}: {text}" for label, text in zip(labels, told, strict=True)]
+    for row, (result, label) in enumerate(zip(shown, labels, strict=True)):
+        spectrum(result, ax, linear=linear, row=row, label=label)
+    ax.set_xlabel(wrapped(ax.get_xlabel(), 0.8 * width))
+    ax.set_ylabel(wrapped(ax.get_ylabel(), 0.6 * _HEIGHT[columns] * width))
+    legend(figure, [ax], labels)
+    fit_height(figure, [ax], 1, _HEIGHT[columns])
+    return figure
+
+
+def note(result: xr.Dataset, linear: float) -> str:
+    """Trace, Frobenius norm and the number of eigenvalues that are clearly negative."""
+    sizes = [
+        f"{label} {_estimate(float(result[name]), float(result[f'{name}_stderr']))}"
+        for name, label in (("trace", "trace"), ("frobenius_norm", "Frobenius norm"))
+        if name in result and np.isfinite(result[name])
+    ]
+    count = _parameters(result)
+    below, stderr = mean_and_stderr(count * share_below(*_draws(result), -linear))
+    error = f" \N{PLUS-MINUS SIGN} {stderr:,.0f}" if np.isfinite(stderr) else ""
+    negative = f"{below:,.0f}{error} of {count:,} eigenvalues below {tick_text(-linear)}"
+    return f"{', '.join(sizes)},\n{negative}" if sizes else negative
+
+
+def resolution(shown: Sequence[xr.Dataset]) -> float:
+    """Half the width of the part of the axis around zero that is about linear, for all results.
+
+    It is how far the node nearest zero, which stands for most eigenvalues of a network, is from
+    the farther of its neighbours: closer to zero the quadrature tells no eigenvalues apart. The
+    median over the random vectors, of the coarsest of the results, rounded to one figure.
+    """
+    coarsest = 0.0
+    for result in shown:
+        gaps = []
+        for nodes in _draws(result)[0]:
+            middle = int(np.abs(nodes).argmin())
+            beside = np.diff(nodes[max(middle - 1, 0) : middle + 2])
+            gaps.append(float(beside.max()) if beside.size else 0.0)
+        coarsest = max(coarsest, float(np.median(gaps)))
+    return float(f"{coarsest:.0e}") or 1.0
+
+
+def ranked(result: xr.Dataset, ax: Axes, *, mark: str = "o", label: str | None = None) -> None:
+    """Draw the size of the top eigenvalues by rank, from every end that was asked for.
+
+    Negative ones have a dashed line of their own. A value that has not converged is hollow, and
+    its residual a bar around it.
+
+    Args:
+        result: of `hessian` in the weights, with its part `eigenpairs`.
+        ax: Axes without projection; call again with other results to compare them.
+        mark: of an eigenvalue.
+        label: for the legend; by default the result's name.
+    """
+    name = results.name(result) if label is None else label
+    colour = None
+    for end in result["end"].values:
+        rows = result.sel(end=end)
+        values, converged = rows["eigenvalue"].values, rows["converged"].values == 1
+        rank = np.arange(1, values.size + 1)
+        for sign, style_of in ((1, "-"), (-1, "--")):
+            shown = np.isfinite(values) & (np.sign(values) == sign)
+            if not shown.any():
+                continue
+            x, y = rank[shown], np.abs(values[shown])
+            (line,) = ax.plot(x, y, linestyle=style_of, color=colour, linewidth=0.8)
+            colour = to_hex(line.get_color())
+            errors = y * rows["residual"].values[shown]
+            ax.vlines(x, y - errors, y + errors, color=colour, linewidth=0.7)
+            _dots(ax, x, y, converged[shown], mark, colour)
+            said = "positive" if sign > 0 else "negative"
+            ax.plot([], [], color="0.4", linestyle=style_of, linewidth=0.8, label=said)
+    if name and colour is not None:
+        ax.plot([], [], mark, linestyle="", markersize=_DOT, color=colour, label=name)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.set(
+        yscale="log",
+        xlabel="rank from its end of the spectrum",
+        ylabel=f"|{_axis_label(result, 'eigenvalue')}".replace(" (", "| (", 1),
+    )
+
+
+def ranks(
+    kind: Kind,
+    shown: Sequence[xr.Dataset],
+    variables: Sequence[str],
+    choice: Choice,
+    columns: int,
+    ceiling: float | None,
+) -> Figure:
+    """The eigenvalues of all results in the same Axes."""
+    del kind, variables, choice, ceiling
+    figure = new_figure(columns, gap=0.02)
+    ax = figure.add_subplot()
+    width, labels = style.WIDTHS[columns], results.names(shown)
+    for at, (result, label) in enumerate(zip(shown, labels, strict=True)):
+        ranked(result, ax, mark=_MARKS[at % len(_MARKS)], label=label if len(shown) > 1 else "")
+    if len(shown) == 1:
+        title(ax, labels[0], "", 0.8 * width, lift=0)
+    ax.set_ylabel(wrapped(ax.get_ylabel(), 0.8 * _HEIGHT[columns] * width))
+    legend(figure, [ax], labels)
+    fit_height(figure, [ax], 1, _HEIGHT[columns])
+    return figure
+
+
+def _dots(
+    ax: Axes, x: Floats, y: Floats, converged: NDArray[np.bool_], mark: str, colour: str
+) -> list[Line2D]:
+    """Filled marks, hollow where not converged."""
+    drawn = []
+    for which, face in ((converged, colour), (~converged, "white")):
+        drawn += ax.plot(
+            x[which], y[which], mark, linestyle="", color=colour, markerfacecolor=face,
+            markersize=_DOT, markeredgewidth=0.6, zorder=3,
+        )  # fmt: skip
+    if not converged.all():
+        ax.plot(
+            [], [], "o", linestyle="", color="0.4", markerfacecolor="white", markersize=_DOT,
+            markeredgewidth=0.6, label="not converged",
+        )  # fmt: skip
+    return drawn
+
+
+def _draws(result: xr.Dataset) -> tuple[Floats, Floats]:
+    """Nodes and weights, (draws, steps), of the random vectors that have been measured."""
+    nodes, weights = (result[n].transpose("draw", "step").values for n in ("node", "weight"))
+    known = np.isfinite(nodes).all(axis=1)
+    if not known.any():
+        raise ValueError(
+            f"{results.source(result)}: no random vector of the density has been measured. "
+            "Measure more."
+        )
+    return nodes[known], weights[known]
+
+
+def _eigenvalues(result: xr.Dataset) -> tuple[Floats, NDArray[np.bool_]]:
+    """The finite eigenvalues from all ends, and whether each has converged; none without them."""
+    if "eigenvalue" not in result:
+        return np.array([]), np.array([], dtype=bool)
+    values = result["eigenvalue"].values.ravel()
+    known = np.isfinite(values)
+    return values[known], result["converged"].values.ravel()[known] == 1
+
+
+def _parameters(result: xr.Dataset) -> int:
+    return int(results.provenance(result)["parameters"])
+
+
+def _axis_label(result: xr.Dataset, variable: str) -> str:
+    spec = results.spec(result)
+    units = result[variable].attrs.get("units", "1").replace("^2", "²")
+    scaled = ", scaled by filters" if spec.get("scale") == "filter" else ""
+    return f"eigenvalue of the {MATRICES[spec.get('matrix', 'hessian')]}{scaled} ({units})"
+
+
+def _ticks(ax: Axes, linear: float) -> None:
+    """Zero and powers of ten on both sides, as many as have room."""
+    low, high = place(np.array(ax.get_xlim()), linear)
+    inches = ax.get_window_extent().transformed(ax.figure.dpi_scale_trans.inverted()).width
+    room = _TICK * (high - low) / inches  # decades
+    powers = np.power(10.0, np.arange(-300, 300))
+    powers = powers[(place(powers, linear) > room) & (place(powers, linear) < max(high, -low))]
+    powers = powers[:: max(1, int(np.ceil(room)))]
+    ax.xaxis.set_major_locator(FixedLocator([*-powers[::-1], 0, *powers]))
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.xaxis.set_major_formatter(FuncFormatter(tick_text))
+
+
+def tick_text(value: float, position: object = None) -> str:
+    """A round number of either sign, as a power of ten where it is long."""
+    del position  # matplotlib hands it to every tick formatter
+    size = abs(value)
+    short = size == 0 or 0.01 <= size < 1000
+    text = f"{size:g}" if short else f"$10^{{{np.log10(size):.0f}}}$"
+    return f"\N{MINUS SIGN}{text}" if value < 0 else text
+
+
+def _estimate(value: float, stderr: float) -> str:
+    """A value and its standard error, to two figures of the error."""
+    if not stderr > 0 or not np.isfinite(stderr):
+        return f"{value:.4g}"
+    decimals = max(0, 1 - int(np.floor(np.log10(stderr))))
+    return f"{value:,.{decimals}f} \N{PLUS-MINUS SIGN} {stderr:,.{decimals}f}"

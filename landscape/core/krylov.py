@@ -1,0 +1,346 @@
+"""Eigenpairs, spectral quadrature and trace of symmetric matrices that are only multiplied by.
+
+All take `multiply`, from (blocks, size) to (blocks, size): the matrix of each block times a vector
+of its own. A matrix of one block is blocks = 1; the input Hessians of n examples are n blocks, and
+one product serves them all.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+Multiply: TypeAlias = Callable[[Tensor], Tensor]
+Which: TypeAlias = Literal["magnitude", "largest", "smallest"]
+
+# A remainder below this share of the product is rounding: the Krylov space is exhausted.
+EXHAUSTED = {torch.float32: 1e-6, torch.float64: 1e-13}
+
+
+@dataclass(frozen=True, eq=False)
+class Eigenpairs:
+    """Approximate eigenpairs of every block, the most wanted first.
+
+    Attributes:
+        values: (blocks, count) float64; NaN where `max_products` did not allow so many.
+        vectors: (blocks, count, size), norm 1; zero where the value is NaN.
+        residuals: (blocks, count) float64, |A v - value v| / |value|, from one more product with
+            each vector: what the product itself says, not what the recurrence promises.
+        converged: (blocks, count) bool: the residual is at most `tol`.
+        products: in all, those for the residuals included.
+    """
+
+    values: Tensor
+    vectors: Tensor
+    residuals: Tensor
+    converged: Tensor
+    products: int
+
+
+class Basis:
+    """An orthonormal Krylov basis of every block, and the matrix in that basis.
+
+    Every product is made orthogonal to the whole basis, twice: without that, rounding brings
+    copies of eigenvalues that have converged. Where the space is exhausted (a matrix of low rank),
+    the next vector is random, orthogonal, and not coupled to the others.
+
+    Args:
+        start: (blocks, size), not zero. Its dtype is that of the basis; the projected matrix is
+            float64.
+        steps: most vectors, at most `size`.
+        generator: of the random vectors.
+
+    Attributes:
+        filled: vectors that have been multiplied.
+        matrix: (blocks, steps, steps) float64, the matrix in the basis; `filled` of it are valid.
+        remainder: (blocks,) float64, the size of what the last product has outside the basis.
+    """
+
+    def __init__(self, start: Tensor, steps: int, generator: torch.Generator) -> None:
+        blocks, size = start.shape
+        self.vectors = start.new_zeros(blocks, steps + 1, size)
+        self.vectors[:, 0] = start / start.double().norm(dim=1, keepdim=True).to(start)
+        shape = (blocks, steps, steps)
+        self.matrix = torch.zeros(shape, dtype=torch.float64, device=start.device)
+        self.remainder = torch.zeros(blocks, dtype=torch.float64, device=start.device)
+        self.filled = 0
+        self._generator = generator
+
+    def extend(self, multiply: Multiply) -> None:
+        """Multiply the last vector, and make the next one from what is new in the product."""
+        at = self.filled
+        known = self.vectors[:, : at + 1]
+        product = multiply(self.vectors[:, at])
+        size = product.double().norm(dim=1)
+        rest, coupling = _orthogonal(product, known)
+        self.matrix[:, : at + 1, at] = coupling
+        self.matrix[:, at, : at + 1] = coupling
+        self.filled = at + 1
+        norms = rest.double().norm(dim=1)
+        exhausted = norms <= EXHAUSTED.get(rest.dtype, 1e-6) * size
+        self.remainder = torch.where(exhausted, 0.0, norms)
+        if exhausted.any():
+            drawn, _ = _orthogonal(gaussian(rest, self._generator), known)
+            rest = torch.where(exhausted[:, None], drawn, rest)
+            rest, _ = _orthogonal(rest, known)
+            norms = rest.double().norm(dim=1)
+        # A basis of the whole space leaves nothing; zero is then what comes next, and is not used.
+        self.vectors[:, at + 1] = rest / norms.clamp_min(torch.finfo(rest.dtype).tiny)[:, None].to(
+            rest
+        )
+
+    def ritz(self) -> tuple[Tensor, Tensor]:
+        """Eigenvalues (blocks, filled), ascending, and eigenvectors of the projected matrix."""
+        values, vectors = torch.linalg.eigh(self.matrix[:, : self.filled, : self.filled])
+        return values, vectors
+
+    def combined(self, coefficients: Tensor) -> Tensor:
+        """Vectors (blocks, count, size) from coefficients (blocks, filled, count)."""
+        mixed = coefficients.transpose(1, 2).to(self.vectors)
+        return mixed @ self.vectors[:, : self.filled]
+
+    def restart(self, values: Tensor, coefficients: Tensor) -> None:
+        """Keep the Ritz pairs given, (blocks, count) and (blocks, filled, count), and go on."""
+        count = values.shape[1]
+        kept, following = self.combined(coefficients), self.vectors[:, self.filled].clone()
+        self.vectors[:, :count] = kept
+        self.vectors[:, count] = following
+        self.matrix.zero_()
+        self.matrix[:, range(count), range(count)] = values
+        self.filled = count
+
+
+def eigenpairs(
+    multiply: Multiply,
+    start: Tensor,
+    count: int,
+    *,
+    which: Which = "magnitude",
+    tol: float = 1e-3,
+    max_products: int = 200,
+    generator: torch.Generator,
+) -> Eigenpairs:
+    """The `count` most wanted eigenpairs of every block, by Lanczos with thick restart.
+
+    It stops when every block's residuals are at most `tol`, or at `max_products`. One start vector
+    finds one vector of a multiple eigenvalue; rounding brings the others, late.
+
+    Args:
+        multiply: see the module.
+        start: (blocks, size), random.
+        count: at most `size`.
+        which: `magnitude` for the largest |value|, `largest`, or `smallest` for the most negative.
+        tol: of the residual, relative to |value|.
+        max_products: in all, at least 2.
+        generator: of what is drawn where a Krylov space is exhausted.
+
+    Raises:
+        ValueError: more eigenpairs than rows; no product allowed.
+
+    Cost: the products, and their orthogonalisation: max(20, 2 count + 10) vectors in memory.
+    Source: Wu & Simon 2000, doi 10.1137/S0895479898334605 (thick restart); full
+    reorthogonalisation twice, after Parlett 1998, section 6.9.
+    """
+    blocks, size = start.shape
+    if count > size or max_products < 2 or count < 1:
+        raise ValueError(
+            f"lanczos: {count} eigenpairs of {size} rows in {max_products} products; needed: 1 to "
+            f"{size} eigenpairs, and at least 2 products."
+        )
+    capacity = min(max(20, 2 * count + 10), size)
+    basis = Basis(start, capacity, generator)
+    used, goal = 0, tol
+    while True:
+        # Each pair that is returned is multiplied once more, for its residual.
+        basis.extend(multiply)
+        used += 1
+        found = min(count, basis.filled)
+        values, coefficients = basis.ritz()
+        order = _order(values, which)
+        wanted = order[:, :found]
+        chosen = values.gather(1, wanted)
+        vectors = coefficients.gather(2, wanted[:, None].expand(-1, basis.filled, -1))
+        estimates = relative(basis.remainder[:, None] * vectors[:, -1].abs(), chosen)
+        whole = basis.filled == size
+        done = bool((estimates <= goal).all()) and found == count
+        spent = used + min(count, basis.filled + 1) + 1 > max_products
+        if done or whole or spent:
+            result = verified(multiply, basis.combined(vectors), chosen, count, tol, used)
+            if bool(result.converged.all()) or whole or spent:
+                return result
+            used = result.products
+            goal = goal / 10  # The recurrence promised more than the product keeps.
+            if used + found + 1 > max_products:
+                return result
+        if basis.filled == capacity:
+            keep = min((count + capacity) // 2, capacity - 1)
+            kept = order[:, :keep]
+            basis.restart(
+                values.gather(1, kept),
+                coefficients.gather(2, kept[:, None].expand(-1, basis.filled, -1)),
+            )
+
+
+def verified(
+    multiply: Multiply, vectors: Tensor, values: Tensor, count: int, tol: float, used: int
+) -> Eigenpairs:
+    """Eigenpairs with the residuals that products with their vectors give.
+
+    Args:
+        multiply: see the module.
+        vectors: (blocks, found, size).
+        values: (blocks, found) float64.
+        count: the result is padded with NaN from `found` to this.
+        tol: for `converged`.
+        used: products there have been.
+
+    Cost: `found` products.
+    """
+    blocks, found, size = vectors.shape
+    vectors = vectors / vectors.double().norm(dim=2, keepdim=True).to(vectors)
+    residuals = torch.empty_like(values)
+    for rank in range(found):
+        vector = vectors[:, rank]
+        error = multiply(vector).double() - values[:, rank, None] * vector.double()
+        residuals[:, rank] = error.norm(dim=1)
+    residuals = relative(residuals, values)
+    missing = (blocks, count - found)
+    blank = torch.full(missing, math.nan, dtype=torch.float64, device=values.device)
+    residuals = torch.cat([residuals, blank], dim=1)
+    return Eigenpairs(
+        values=torch.cat([values, blank], dim=1),
+        vectors=torch.cat([vectors, vectors.new_zeros(blocks, count - found, size)], dim=1),
+        residuals=residuals,
+        converged=residuals <= tol,
+        products=used + found,
+    )
+
+
+def relative(errors: Tensor, values: Tensor) -> Tensor:
+    """Errors / |values|; zero where there is no error, whatever the value."""
+    return torch.where(errors == 0, 0.0, errors / values.abs())
+
+
+def quadrature(
+    multiply: Multiply, start: Tensor, steps: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Gauss quadrature of the spectral measure of `start`, by Lanczos.
+
+    sum(weights * f(nodes)) is v^T f(A) v for the unit vector v along `start`, exactly so for
+    polynomials of degree below 2 steps. Its mean over random v is trace(f(A)) / size.
+
+    Args:
+        multiply: see the module.
+        start: (blocks, size).
+        steps: nodes; at most `size`.
+        generator: of what is drawn where a Krylov space is exhausted; such nodes weigh nothing.
+
+    Returns:
+        Nodes and weights, (blocks, steps) float64; nodes ascend, weights sum to 1.
+
+    Raises:
+        ValueError: more steps than rows.
+
+    Cost: `steps` products, and as many vectors in memory.
+    Source: Golub & Meurant 1994; Ubaru et al. 2017, doi 10.1137/16M1104974.
+    """
+    if not 1 <= steps <= start.shape[1]:
+        raise ValueError(f"lanczos: steps={steps}; needed: 1 to {start.shape[1]}, the rows.")
+    basis = Basis(start, steps, generator)
+    while basis.filled < steps:
+        basis.extend(multiply)
+    nodes, coefficients = basis.ritz()
+    return nodes, coefficients[:, 0].square()
+
+
+@dataclass(frozen=True)
+class Traces:
+    """Estimates for one matrix, each with its standard error over the probes.
+
+    The error is NaN for a single probe, and 0 where a sketch of full rank left nothing to guess.
+    """
+
+    trace: float
+    trace_stderr: float
+    squared_norm: float
+    squared_norm_stderr: float
+
+
+def traces(multiply: Multiply, start: Tensor, products: int, generator: torch.Generator) -> Traces:
+    """The trace of one matrix, and of its square, by Hutch++.
+
+    A third of the products finds a subspace that holds most of the matrix, a third gives its part
+    of the trace exactly, a third guesses the rest with random signs. The products of the last two
+    give the squared Frobenius norm as well.
+
+    Args:
+        multiply: see the module; one block.
+        start: (1, size), for device and dtype only.
+        products: in all; at least 6.
+        generator: on the CPU.
+
+    Raises:
+        ValueError: fewer than 6 products.
+
+    Cost: `products` products; a third as many vectors in memory.
+    Source: Meyer, Musco, Musco & Woodruff 2021, algorithm 1, arXiv:2010.09649.
+    """
+    size = start.shape[1]
+    if products < 6:
+        raise ValueError(f"trace: {products} products; needed: at least 6.")
+    rank = min(products // 3, size)
+    sketch = torch.cat([multiply(_signs(start, generator)) for _ in range(rank)])
+    subspace = torch.linalg.qr(sketch.double().T)[0].T.to(start)
+    images = torch.cat([multiply(vector[None]) for vector in subspace])
+    exact = float((subspace.double() * images.double()).sum())
+    exact_square = float(images.double().square().sum())
+    if rank == size:
+        return Traces(exact, 0.0, exact_square, 0.0)
+    guesses, squares = [], []
+    for _ in range(products - 2 * rank):
+        probe = _signs(start, generator).double()
+        probe = (probe - (probe @ subspace.double().T) @ subspace.double()).to(start)
+        image = multiply(probe).double()
+        guesses.append(float((probe.double() * image).sum()))
+        squares.append(float(image.square().sum()))
+    first, second = _mean(guesses), _mean(squares)
+    return Traces(exact + first[0], first[1], exact_square + second[0], second[1])
+
+
+def gaussian(like: Tensor, generator: torch.Generator) -> Tensor:
+    """Standard normal entries in the shape of `like`, drawn on the CPU in float64."""
+    return torch.randn(like.shape, generator=generator, dtype=torch.float64).to(like)
+
+
+def _signs(like: Tensor, generator: torch.Generator) -> Tensor:
+    drawn = torch.randint(0, 2, like.shape, generator=generator, dtype=torch.int8)
+    return (2 * drawn - 1).to(like)
+
+
+def _mean(values: list[float]) -> tuple[float, float]:
+    """Mean and its standard error."""
+    mean, count = math.fsum(values) / len(values), len(values)
+    if count < 2:
+        return mean, math.nan
+    spread = math.fsum((value - mean) ** 2 for value in values) / (count - 1)
+    return mean, math.sqrt(spread / count)
+
+
+def _orthogonal(vectors: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
+    """(blocks, size) without its part in `basis`, and that part's coefficients, float64."""
+    total = torch.zeros(basis.shape[:2], dtype=torch.float64, device=vectors.device)
+    for _ in range(2):
+        inside = (basis @ vectors[:, :, None])[:, :, 0]
+        vectors = vectors - (inside[:, None] @ basis)[:, 0]
+        total += inside.double()
+    return vectors, total
+
+
+def _order(values: Tensor, which: Which) -> Tensor:
+    keys = {"magnitude": -values.abs(), "largest": -values, "smallest": values}
+    return keys[which].argsort(dim=1, stable=True)

@@ -1,0 +1,108 @@
+"""A function linear in its last argument, split into what it keeps and what is left to do."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.func import functionalize
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils import _pytree as pytree
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """`function(*arguments, vector)` as `linear(prepare(*arguments), vector)`.
+
+    What does not depend on the vector is computed once and kept. For a Hessian-vector product
+    these are the activations, their gradients and masks; a product then costs about two gradients,
+    where a double backward pass repeats the forward and the backward pass and costs about four.
+
+    Attributes:
+        prepare: (*arguments) -> kept tensors. Cost: about a forward and a backward pass.
+        linear: (kept, vector) -> what `function` returns; keeps nothing.
+    """
+
+    prepare: Callable[..., list[Any]]
+    linear: Callable[[Sequence[Any], Any], Any]
+
+
+def split(function: Callable[..., Any], arguments: Sequence[Any], vector: Any) -> Split:
+    """Trace `function` at example arguments and cut its graph in two.
+
+    The trace holds for arguments of the same shapes, and for whatever the function decided in
+    Python at these: so check a product against `function` itself.
+
+    Args:
+        function: (*arguments, vector) -> tensors, linear in `vector`. Every argument is a tensor
+            or a nest of tensors.
+        arguments: examples of them.
+        vector: an example of it.
+
+    Raises:
+        Exception: whatever tracing raises, for a function that cannot be traced.
+
+    Cost: about ten seconds for a ResNet-18, whatever the batch size.
+    Source: the idea of `jax.linearize` and `torch.func.linearize`, which trace anew for every
+    argument, where this reuses one graph for all batches.
+    """
+    shape: list[pytree.TreeSpec] = []
+
+    def pure(*everything: Any) -> Any:  # make_fx counts arguments, and miscounts a bound method's
+        leaves, spec = pytree.tree_flatten(functionalize(function)(*everything))
+        shape.append(spec)
+        return leaves
+
+    with warnings.catch_warnings():  # torch's own forward mode is written with torch.jit
+        warnings.filterwarnings("ignore", message=".*torch.jit", category=DeprecationWarning)
+        traced = make_fx(pure)(*arguments, vector)
+    nodes = list(traced.graph.nodes)
+    inputs = [node for node in nodes if node.op == "placeholder"]
+    (output,) = (node for node in nodes if node.op == "output")
+    given = inputs[: len(pytree.tree_leaves(list(arguments)))]
+    moving = set(inputs[len(given) :])
+    for node in nodes:
+        if node.op not in ("placeholder", "output") and moving & set(node.all_input_nodes):
+            moving.add(node)
+    later = [node for node in nodes if node in moving and node.op != "placeholder"]
+    kept = list(
+        dict.fromkeys(a for n in [*later, output] for a in n.all_input_nodes if a not in moving)
+    )
+
+    first = fx.Graph()
+    made: dict[fx.Node, fx.Node] = {}
+    for node in nodes:
+        if node not in moving and node is not output:
+            made[node] = first.node_copy(node, made.__getitem__)
+    first.output([made[node] for node in kept])
+    first.eliminate_dead_code()
+
+    second = fx.Graph()
+    made = {node: second.placeholder(f"kept_{i}") for i, node in enumerate(kept)}
+    made |= {node: second.placeholder(node.name) for node in inputs if node in moving}
+    for node in later:
+        made[node] = second.node_copy(node, made.__getitem__)
+    second.output(fx.map_arg(output.args[0], made.__getitem__))
+    second.eliminate_dead_code()
+
+    prepare, linear = fx.GraphModule(traced, first), fx.GraphModule(traced, second)
+
+    @torch.no_grad()
+    def run_prepare(*arguments: Any) -> list[Any]:
+        return list(prepare(*pytree.tree_leaves(list(arguments))))
+
+    @torch.no_grad()
+    def run_linear(kept: Sequence[Any], vector: Any) -> Any:
+        return pytree.tree_unflatten(linear(*kept, *pytree.tree_leaves(vector)), shape[-1])
+
+    return Split(run_prepare, run_linear)
+
+
+def size_in_bytes(kept: Sequence[Any]) -> int:
+    """The memory that kept tensors take; what they share counts once."""
+    storages = [value.untyped_storage() for value in kept if isinstance(value, Tensor)]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())

@@ -1,0 +1,93 @@
+"""What many examples come to: means with standard errors, and quantiles for heavy tails."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+Variables = dict[str, tuple[tuple[str, ...], dict[str, str]]]
+QUANTILES = {"q10": 0.1, "median": 0.5, "q90": 0.9}
+
+
+def declared(variables: Variables, names: Iterable[str], dims: Mapping[str, str]) -> Variables:
+    """The variables that `summarized` fills in for each of `names`.
+
+    Args:
+        variables: {name: (dims, attributes)} of the values themselves.
+        names: which of them to sum up.
+        dims: {dim: what it becomes, "" where it is summed over}; others stay.
+    """
+    added: Variables = {}
+    for name in names:
+        kept = tuple(filter(None, (dims.get(dim, dim) for dim in variables[name][0])))
+        about = variables[name][1]
+        for kind, words in {
+            "mean": "mean of ",
+            "mean_stderr": "standard error of the mean of ",
+            **{which: f"{level:.0%} quantile of " for which, level in QUANTILES.items()},
+        }.items():
+            long_name = words.replace("50% quantile", "median") + about["long_name"]
+            added[f"{name}_{kind}"] = (kept, about | {"long_name": long_name})
+    return added
+
+
+def summarized(name: str, values: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
+    """Mean, its standard error and quantiles of values (N, repeats, ...) over N examples.
+
+    The repeats of one example depend on each other: the mean is that of the examples' own means,
+    and its standard error s / sqrt(N) over these. Quantiles are order statistics of all values
+    together, NaN ranked above everything: so a network that overflows for some examples keeps its
+    median over all of them.
+
+    Args:
+        name: becomes `name_mean`, `name_mean_stderr`, `name_q10`, `name_median`, `name_q90`.
+        values: (N, repeats, ...).
+
+    Returns:
+        {name: (...)}; the standard error of a single example is NaN.
+    """
+    count = len(values)
+    with np.errstate(invalid="ignore", over="ignore"):
+        means = values.mean(axis=1)
+        unknown = np.full(means.shape[1:], np.nan)
+        stderr = means.std(axis=0, ddof=1) / np.sqrt(count) if count > 1 else unknown
+        ranked = np.sort(values.reshape(-1, *values.shape[2:]), axis=0)
+        places = [int(np.ceil(level * len(ranked))) - 1 for level in QUANTILES.values()]
+        whole = {f"{name}_mean": means.mean(axis=0), f"{name}_mean_stderr": stderr}
+    return whole | {f"{name}_{k}": v for k, v in zip(QUANTILES, ranked[places], strict=True)}
+
+
+def over_kinds(
+    result: xr.Dataset, names: Iterable[str], kinds: Iterable[Sequence[str]]
+) -> dict[str, NDArray[np.float64]]:
+    """`summarized` of variables of a result, kind by kind where they have directions.
+
+    Args:
+        result: with the first dim `example`, and perhaps `direction` as the second.
+        names: of the variables.
+        kinds: the directions of each kind, which are the repeats of an example.
+
+    Returns:
+        {name: (kinds, ...)}, or (...) where there are no directions.
+    """
+    values: dict[str, NDArray[np.float64]] = {}
+    for name in names:
+        if "direction" not in result[name].dims:
+            values |= summarized(name, result[name].values[:, None])
+            continue
+        each = [summarized(name, result[name].sel(direction=list(kind)).values) for kind in kinds]
+        values |= {key: np.stack([row[key] for row in each]) for key in each[0]}
+    return values
+
+
+def in_words(result: xr.Dataset, name: str) -> str:
+    """One line on a variable (N,): the mean of a heavy tail tells only of its largest values."""
+    about = result[name].attrs
+    row = summarized("", result[name].values[:, None])
+    return (
+        f"{about['long_name']} ({about['units']}): median {row['_median']:.3g}, "
+        f"10-90 % {row['_q10']:.3g} to {row['_q90']:.3g}, mean {row['_mean']:.3g}"
+    )

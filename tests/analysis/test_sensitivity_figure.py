@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.collections import PolyCollection
+from matplotlib.figure import Figure
+
+from analysis.figures import draw, fitting, save
+from analysis.figures.sensitivity import distribution, radius_curve
+
+RADII = np.array([0.001, 0.1, 1.0])
+KINDS = ["random", "gradient"]
+
+
+def sensitivity(name: str = "resnet18", *, at_radii: bool = True, scale: float = 1.0) -> xr.Dataset:
+    """A result as `landscape.sensitivity` stores it, of four examples."""
+    examples = np.arange(4)
+    slopes = {"units": "nat / pixel range", "long_name": "L2 norm of the loss gradient"}
+    data = {
+        "loss": ("example", np.array([0.1, 0.2, 0.3, 4.0]), {"units": "nat", "long_name": "loss"}),
+        "gradient_l2": ("example", scale * np.array([10.0, 0.01, 1.0, 0.1]), slopes),
+        "measured": ("example", np.ones(4, "u1")),
+    }
+    coords = {"example": examples}
+    if at_radii:
+        coords |= {"radius": RADII, "part": np.array(KINDS, dtype=object)}
+        bends = {"units": "nat / pixel range²", "long_name": "bend"}
+        for variable in ("second_difference", "gradient_change"):
+            values = scale * np.array([[8.0, 4.0, 2.0], [80.0, 40.0, 20.0]])
+            data[variable] = ("example", np.zeros(4), bends)
+            for quantile, factor in {"q10": 0.5, "median": 1.0, "q90": 3.0}.items():
+                data[f"{variable}_{quantile}"] = (("part", "radius"), factor * values, bends)
+        floor = np.tile([6.0, 1e-3, 1e-5], (4, 1))
+        data["second_difference_floor"] = (("example", "radius"), floor, bends)
+    provenance = {"checkpoint": {"file": f"{name}.pt", "sha256": "0" * 64}}
+    attributes = {
+        "probe": "sensitivity",
+        "schema_version": 1,
+        "spec": json.dumps({"seed": 0}),
+        "provenance": json.dumps(provenance),
+    }
+    return xr.Dataset(data, coords, attributes)
+
+
+def blank_axes() -> Axes:
+    return Figure().add_subplot()
+
+
+def test_a_distribution_steps_up_at_every_example() -> None:
+    ax = blank_axes()
+    distribution(sensitivity(), ax, variable="gradient_l2")
+    line, middle = ax.lines
+    np.testing.assert_array_equal(line.get_xdata(), [0.01, 0.1, 1.0, 10.0])
+    np.testing.assert_array_equal(line.get_ydata(), [0.25, 0.5, 0.75, 1.0])
+    assert ax.get_xscale() == "log"
+    assert (middle.get_xdata(), middle.get_ydata()) == ([0.1], [0.5])
+
+
+def test_values_without_a_place_on_the_axis_count_all_the_same() -> None:
+    result = sensitivity()
+    result["gradient_l2"][:] = [0.0, 1.0, 2.0, np.inf]
+    ax = blank_axes()
+    distribution(result, ax, variable="gradient_l2")
+    np.testing.assert_array_equal(ax.lines[0].get_xdata(), [1.0, 2.0])
+    np.testing.assert_array_equal(ax.lines[0].get_ydata(), [0.5, 0.75])
+
+
+def test_examples_not_yet_measured_are_left_out() -> None:
+    result = sensitivity()
+    result["gradient_l2"][3], result["measured"][3] = np.nan, 0
+    ax = blank_axes()
+    distribution(result, ax, variable="gradient_l2")
+    np.testing.assert_allclose(ax.lines[0].get_ydata(), [1 / 3, 2 / 3, 1])
+
+
+def test_a_curve_is_the_stored_median_in_its_stored_band() -> None:
+    ax = blank_axes()
+    radius_curve(sensitivity(), ax, variable="second_difference", kind="gradient")
+    np.testing.assert_array_equal(ax.lines[0].get_xdata(), RADII)
+    np.testing.assert_array_equal(ax.lines[0].get_ydata(), [80, 40, 20])
+    band = next(c for c in ax.collections if isinstance(c, PolyCollection))
+    heights = band.get_paths()[0].vertices[:, 1]
+    assert (heights.min(), heights.max()) == (10, 240)
+    assert ax.get_xscale() == ax.get_yscale() == "log"
+
+
+def test_a_median_that_is_not_finite_leaves_through_the_top_and_is_marked() -> None:
+    result = sensitivity()
+    result["second_difference_median"][0, 2] = np.nan
+    result["second_difference_q90"][0, 2] = 1e20
+    ax = blank_axes()
+    radius_curve(result, ax, variable="second_difference", kind="random")
+    # 1,000 times the smallest median, 4, and a margin: what explodes ends above, out of sight.
+    assert ax.get_ylim() == pytest.approx((1 / 1.5, 1.5 * 4000))
+    assert ax.lines[0].get_ydata()[2] > ax.get_ylim()[1]
+    (cross,) = (line for line in ax.lines if line.get_marker() == "x" and len(line.get_xdata()))
+    assert list(cross.get_xdata()) == [1.0]
+
+
+def test_the_rounding_error_is_drawn_where_it_matters() -> None:
+    close, far = blank_axes(), blank_axes()
+    radius_curve(sensitivity(), close, variable="second_difference", kind="random")
+    result = sensitivity()
+    result["second_difference_floor"] *= 1e-6
+    radius_curve(result, far, variable="second_difference", kind="random")
+    assert "rounding error" in close.get_legend_handles_labels()[1]
+    assert "rounding error" not in far.get_legend_handles_labels()[1]
+
+
+@pytest.mark.parametrize("columns", [1, 2])
+def test_two_networks_share_panels_and_heights(columns: int) -> None:
+    figure = draw(
+        [sensitivity(), sensitivity("fmmnet18", scale=100.0)], kind="radii", columns=columns
+    )
+    assert [ax.get_title() for ax in figure.axes][:2] == KINDS
+    assert len(figure.axes) == 4
+    assert figure.axes[0].get_ylim() == figure.axes[1].get_ylim()
+    medians = [ax.lines[0].get_ydata()[0] for ax in figure.axes[:2]]
+    assert medians == [8, 80]
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert labels[:2] == ["resnet18", "fmmnet18"]
+
+
+def test_every_result_has_the_figures_that_its_parts_allow(tmp_path: Path) -> None:
+    assert fitting([sensitivity()]) == ["norms", "radii"]
+    slim = sensitivity(at_radii=False)
+    assert fitting([slim]) == ["norms"]
+    figure = draw(slim.drop_vars("gradient_l2"))
+    assert "loss" in figure.axes[0].get_xlabel()
+    first, again = (save(draw(slim), tmp_path / name, formats=("pdf",))[0] for name in "ab")
+    assert first.read_bytes() == again.read_bytes()

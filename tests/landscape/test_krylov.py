@@ -1,0 +1,227 @@
+"""Eigenpairs, quadrature and traces against matrices whose spectrum is known."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from landscape.core import krylov
+
+WIDE = torch.float64
+
+
+def matrix(eigenvalues: Tensor, seed: int = 0) -> Tensor:
+    """(blocks, n, n) with eigenvalues (blocks, n) in random directions."""
+    generator = torch.Generator().manual_seed(seed)
+    size = eigenvalues.shape[1]
+    drawn = torch.randn(len(eigenvalues), size, size, generator=generator, dtype=WIDE)
+    basis = torch.linalg.qr(drawn)[0]
+    return basis @ torch.diag_embed(eigenvalues.to(WIDE)) @ basis.mT
+
+
+def product(dense: Tensor) -> krylov.Multiply:
+    def multiply(vectors: Tensor) -> Tensor:
+        return (dense.to(vectors) @ vectors[:, :, None])[:, :, 0]
+
+    return multiply
+
+
+def start(blocks: int, size: int, dtype: torch.dtype = WIDE, seed: int = 1) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return krylov.gaussian(torch.empty(blocks, size, dtype=dtype), generator)
+
+
+def solve(eigenvalues: Tensor, count: int, *, dtype: torch.dtype = WIDE, **options: object):
+    dense = matrix(eigenvalues)
+    return krylov.eigenpairs(
+        product(dense),
+        start(*eigenvalues.shape, dtype=dtype),
+        count,
+        generator=torch.Generator().manual_seed(2),
+        **options,
+    )
+
+
+def spectrum(size: int = 60) -> Tensor:
+    """Indefinite, a few large outliers and a bulk, as of a network."""
+    bulk = torch.linspace(-1, 1, size - 5, dtype=WIDE)
+    return torch.cat([torch.tensor([40.0, 15.0, 9.0, -12.0, -4.0], dtype=WIDE), bulk])[None]
+
+
+@pytest.mark.parametrize(
+    ("which", "expected"),
+    [
+        ("magnitude", [40.0, 15.0, -12.0]),
+        ("largest", [40.0, 15.0, 9.0]),
+        ("smallest", [-12.0, -4.0, -1.0]),
+    ],
+)
+def test_each_end_of_a_spectrum_is_found(which: krylov.Which, expected: list[float]) -> None:
+    found = solve(spectrum(), 3, which=which, tol=1e-8)
+    # An eigenvalue is off by at most the residual, |Av - λv| = tol * |λ|.
+    torch.testing.assert_close(
+        found.values[0], torch.tensor(expected, dtype=WIDE), rtol=1e-7, atol=0
+    )
+    assert found.converged.all()
+
+
+def test_residuals_are_those_of_the_matrix_itself() -> None:
+    values = spectrum()
+    dense = matrix(values)
+    found = solve(values, 4, tol=1e-3)
+    for value, vector, residual in zip(
+        found.values[0], found.vectors[0], found.residuals[0], strict=True
+    ):
+        true = (dense[0] @ vector - value * vector).norm() / value.abs()
+        # the same number up to rounding of products of size 40
+        assert abs(true - residual) < 1e-12
+        assert true <= 1e-3
+
+
+def test_eigenvectors_have_norm_one_and_stand_upright() -> None:
+    vectors = solve(spectrum(), 4, tol=1e-6).vectors[0]
+    torch.testing.assert_close(vectors @ vectors.T, torch.eye(4, dtype=WIDE), rtol=0, atol=1e-10)
+
+
+def test_too_few_products_are_reported_as_not_converged() -> None:
+    found = solve(spectrum(), 5, tol=1e-3, max_products=3)
+    assert found.products <= 3
+    assert not found.converged.all()
+    assert found.values.isnan().any()
+    assert not found.converged[found.values.isnan()].any()
+
+
+@pytest.mark.parametrize("limit", range(2, 40, 3))
+def test_no_more_products_are_made_than_allowed(limit: int) -> None:
+    calls = []
+    dense = matrix(spectrum())
+
+    def counting(vectors: Tensor) -> Tensor:
+        calls.append(1)
+        return product(dense)(vectors)
+
+    found = krylov.eigenpairs(
+        counting, start(1, 60), 4, tol=1e-12, max_products=limit, generator=torch.Generator()
+    )
+    assert found.products == len(calls) <= limit
+
+
+def test_a_hundred_float32_steps_bring_no_ghosts() -> None:
+    """Without reorthogonalisation all large values are copies of the first."""
+    eigenvalues = torch.cat([torch.tensor([1e3, 100.0]), torch.linspace(0, 1, 298)])[None]
+    nodes, weights = krylov.quadrature(
+        product(matrix(eigenvalues)), start(1, 300, torch.float32), 100, torch.Generator()
+    )
+    assert (nodes > 500).sum() == 1
+    assert ((nodes > 50) & (nodes < 500)).sum() == 1
+    # float32 products
+    torch.testing.assert_close(nodes[0, -1], torch.tensor(1e3, dtype=WIDE), rtol=1e-5, atol=0)
+    torch.testing.assert_close(weights.sum(), torch.tensor(1.0, dtype=WIDE), rtol=0, atol=1e-10)
+
+
+def test_restarts_reach_what_one_basis_cannot() -> None:
+    eigenvalues = torch.linspace(1, 2, 400, dtype=WIDE)[None]
+    found = solve(eigenvalues, 2, tol=1e-6, max_products=2000)
+    assert found.products > 2 * 20, "it should have restarted"
+    assert found.converged.all()
+    torch.testing.assert_close(found.values[0], eigenvalues[0].flip(0)[:2], rtol=2e-6, atol=0)
+
+
+def test_every_block_has_its_own_spectrum() -> None:
+    eigenvalues = torch.cat([spectrum(), -2 * spectrum(), 1e-6 * spectrum().flip(1)])
+    together = solve(eigenvalues, 2, tol=1e-9)
+    expected = torch.tensor([[40, 15], [-80, -30], [4e-5, 1.5e-5]], dtype=WIDE)
+    torch.testing.assert_close(together.values, expected, rtol=1e-8, atol=0)
+
+
+def test_a_matrix_of_low_rank_exhausts_its_krylov_space_without_harm() -> None:
+    eigenvalues = torch.zeros(2, 50, dtype=WIDE)
+    eigenvalues[:, :3] = torch.tensor([5.0, 3.0, 1.0])
+    for count in (1, 3):
+        found = solve(eigenvalues, count, tol=1e-8, max_products=60)
+        torch.testing.assert_close(found.values, eigenvalues[:, :count], rtol=1e-8, atol=0)
+        assert found.converged.all()
+
+
+def test_a_zero_matrix_has_zero_eigenvalues() -> None:
+    found = solve(torch.zeros(1, 10, dtype=WIDE), 2)
+    assert (found.values == 0).all()
+    assert found.converged.all()
+
+
+def test_the_whole_spectrum_can_be_asked_for() -> None:
+    eigenvalues = torch.tensor([[3.0, -2.0, 1.0, 0.5]], dtype=WIDE)
+    found = solve(eigenvalues, 4, tol=1e-10)
+    torch.testing.assert_close(found.values, eigenvalues, rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize(("count", "products"), [(0, 9), (11, 99), (1, 1)])
+def test_impossible_wishes_are_refused(count: int, products: int) -> None:
+    with pytest.raises(ValueError, match="needed"):
+        solve(torch.ones(1, 10, dtype=WIDE), count, max_products=products)
+
+
+def test_quadrature_is_exact_for_polynomials_of_low_degree() -> None:
+    values = spectrum()
+    dense, vector = matrix(values), start(1, 60)
+    nodes, weights = krylov.quadrature(product(dense), vector, 6, torch.Generator())
+    unit = (vector / vector.norm())[0]
+    for degree in range(12):
+        exact = unit @ torch.linalg.matrix_power(dense[0], degree) @ unit
+        told = (weights * nodes**degree).sum()
+        # relative to 40^degree, the size of the terms
+        assert abs(exact - told) < 1e-11 * 40.0**degree, degree
+
+
+def test_the_mean_density_has_the_moments_of_the_spectrum() -> None:
+    values = spectrum(200)
+    dense = matrix(values)
+    draws = [
+        krylov.quadrature(product(dense), start(1, 200, seed=seed), 20, torch.Generator())
+        for seed in range(200)
+    ]
+    for degree in (1, 2, 3):
+        told = torch.stack([(w * n**degree).sum() for n, w in draws])
+        exact = (values**degree).mean()
+        assert abs(told.mean() - exact) < 4 * told.std() / math.sqrt(len(told))
+
+
+def test_trace_and_norm_are_within_their_errors() -> None:
+    values = spectrum(300)
+    dense = matrix(values)
+    hits = 0
+    for seed in range(20):
+        told = krylov.traces(product(dense), start(1, 300), 60, torch.Generator().manual_seed(seed))
+        hits += abs(told.trace - float(values.sum())) < 4 * told.trace_stderr
+        assert abs(told.squared_norm - float((values**2).sum())) < 5 * told.squared_norm_stderr
+    # 4 of its own errors, of which there are 19 degrees of freedom: one miss in 20 is rare already
+    assert hits >= 19
+
+
+def test_a_sketch_of_full_rank_leaves_nothing_to_guess() -> None:
+    values = torch.tensor([[3.0, -2.0, 1.0]], dtype=WIDE)
+    told = krylov.traces(product(matrix(values)), start(1, 3), 12, torch.Generator())
+    assert told.trace == pytest.approx(2, rel=1e-12)
+    assert told.squared_norm == pytest.approx(14, rel=1e-12)
+    assert told.trace_stderr == told.squared_norm_stderr == 0
+
+
+def test_trace_beats_plain_guessing_on_a_spectrum_with_outliers() -> None:
+    values = spectrum(300)
+    dense, errors, plain = matrix(values), [], []
+    for seed in range(10):
+        generator = torch.Generator().manual_seed(seed)
+        told = krylov.traces(product(dense), start(1, 300), 60, generator)
+        errors.append(abs(told.trace - float(values.sum())))
+        signs = torch.randint(0, 2, (60, 300), generator=generator).to(WIDE) * 2 - 1
+        plain.append(abs(float((signs * (signs @ dense[0])).sum(1).mean() - values.sum())))
+    assert sum(errors) < 0.5 * sum(plain)
+
+
+def test_the_same_generator_gives_the_same_result() -> None:
+    a, b = (solve(spectrum(), 3, tol=1e-5) for _ in range(2))
+    assert torch.equal(a.vectors, b.vectors)
+    assert torch.equal(a.residuals, b.residuals)

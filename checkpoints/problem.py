@@ -356,6 +356,11 @@ def load_problem(
     )
     _check(problem, source, images)
     if temperature == "fit":
+        if split == "test" and not len(others):
+            raise ValueError(
+                "--temperature fit needs images that are not measured, and all of them are. Pass "
+                "a smaller --examples, or a number."
+            )
         if split == "test":
             held_out = images.take(others)
         else:
@@ -369,11 +374,6 @@ def load_problem(
 
 
 def _at_fitted_temperature(problem: Problem, held_out: Images) -> Problem:
-    if not len(held_out):
-        raise ValueError(
-            "--temperature fit needs images that are not measured, and all of them are. Pass a "
-            "smaller --examples, or a number."
-        )
     examples = replace(problem, **_tensors(held_out))
     network = copy.deepcopy(problem.model).eval()
     with torch.inference_mode(), exact_arithmetic():

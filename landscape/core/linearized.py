@@ -50,16 +50,8 @@ def split(function: Callable[..., Any], arguments: Sequence[Any], vector: Any) -
     Source: the idea of `jax.linearize` and `torch.func.linearize`, which trace anew for every
     argument, where this reuses one graph for all batches.
     """
-    shape: list[pytree.TreeSpec] = []
-
-    def pure(*everything: Any) -> Any:  # make_fx counts arguments, and miscounts a bound method's
-        leaves, spec = pytree.tree_flatten(functionalize(function)(*everything))
-        shape.append(spec)
-        return leaves
-
-    with warnings.catch_warnings():  # torch's own forward mode is written with torch.jit
-        warnings.filterwarnings("ignore", message=".*torch.jit", category=DeprecationWarning)
-        traced = make_fx(pure)(*arguments, vector)
+    # Without writes in place: a cut must not come between two writes to one tensor.
+    traced, shape = _traced(functionalize(function), [*arguments, vector])
     nodes = list(traced.graph.nodes)
     inputs = [node for node in nodes if node.op == "placeholder"]
     (output,) = (node for node in nodes if node.op == "output")
@@ -97,9 +89,26 @@ def split(function: Callable[..., Any], arguments: Sequence[Any], vector: Any) -
 
     @torch.no_grad()
     def run_linear(kept: Sequence[Any], vector: Any) -> Any:
-        return pytree.tree_unflatten(linear(*kept, *pytree.tree_leaves(vector)), shape[-1])
+        return pytree.tree_unflatten(linear(*kept, *pytree.tree_leaves(vector)), shape)
 
     return Split(run_prepare, run_linear)
+
+
+def _traced(
+    function: Callable[..., Any], arguments: Sequence[Any]
+) -> tuple[fx.GraphModule, pytree.TreeSpec]:
+    """The graph of `function`, with its results in a list, and the form they had."""
+    forms: list[pytree.TreeSpec] = []
+
+    def pure(*everything: Any) -> Any:  # make_fx counts arguments, and miscounts a bound method's
+        leaves, form = pytree.tree_flatten(function(*everything))
+        forms.append(form)
+        return leaves
+
+    with warnings.catch_warnings():  # torch's own forward mode is written with torch.jit
+        warnings.filterwarnings("ignore", message=".*torch.jit", category=DeprecationWarning)
+        traced = make_fx(pure)(*arguments)
+    return traced, forms[-1]
 
 
 def size_in_bytes(kept: Sequence[Any]) -> int:

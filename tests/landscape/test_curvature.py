@@ -396,6 +396,31 @@ def test_what_cannot_be_traced_is_multiplied_the_plain_way(
     torch.testing.assert_close(told, plain.matvec(vector), rtol=0, atol=0)
 
 
+class InPlace(Small):
+    """Writes to what it has read, as many networks do."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = self.norm(self.conv(images))
+        maps = functional.relu(maps, inplace=True)
+        maps = maps * torch.tanh(self.gate(maps))
+        maps += 0.5
+        return self.head(maps.mean(dim=(2, 3)))
+
+
+def test_layers_that_write_in_place_are_traced_as_they_are(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    problem = small()
+    model = InPlace().double()
+    model.load_state_dict(problem.model.state_dict())
+    problem = Problem.of(model, [(problem.inputs["input"], problem.targets)], batch_size=4)
+    with caplog.at_level(logging.INFO):
+        told = dense(Curvature(Weights(problem), keep=True))
+    assert "cannot be traced" not in caplog.text
+    torch.testing.assert_close(told, dense_hessian(problem), rtol=1e-10, atol=1e-12)
+    assert torch.equal(told, dense(Curvature(Weights(problem), keep=True))), "kept values stay"
+
+
 class Once(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, value: Tensor) -> Tensor:

@@ -186,3 +186,30 @@ def test_a_loss_of_float32_is_summed_in_float64(problem: Problem) -> None:
     narrow = replace(problem, loss=lambda outputs, targets: outputs.float().logsumexp(1))
     space = Weights(narrow)
     assert space.evaluate(space.origin).losses.dtype == np.float64
+
+
+def test_outputs_are_those_that_are_evaluated_and_can_be_differentiated_twice() -> None:
+    problem = make_problem(torch.device("cpu"))
+    for space in (Weights(problem), Inputs(problem)):
+        losses = []
+        for part in space.parts():
+            found = space.outputs(space.origin, part)
+            losses.append(problem.losses(found, problem.targets[part]))
+        # the same operations, in another memory format
+        np.testing.assert_allclose(
+            torch.cat(losses).detach(), space.evaluate(space.origin).losses, rtol=1e-12
+        )
+        point = {name: value.clone().requires_grad_() for name, value in space.origin.items()}
+        loss = problem.losses(space.outputs(point), problem.targets).sum()
+        slopes = torch.autograd.grad(loss, list(point.values()), create_graph=True)
+        size = sum((slope**2).sum() for slope in slopes)
+        bends = torch.autograd.grad(size, list(point.values()))
+        assert any((bend != 0).any() for bend in bends)
+
+
+def test_parts_cover_every_example_once() -> None:
+    space = Weights(make_problem(torch.device("cpu"), count=23, batch_size=8))
+    assert [list(range(23))[part] for part in space.parts()] == [
+        list(range(8)), list(range(8, 16)), list(range(16, 23)),
+    ]  # fmt: skip
+    assert [part.stop - part.start for part in space.parts(10)] == [10, 10, 3]

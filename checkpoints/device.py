@@ -46,3 +46,8 @@ def exact_arithmetic() -> Iterator[None]:
             yield
     finally:
         torch.backends.cuda.matmul.allow_tf32 = matmul
+
+
+def memory_exhausted(error: BaseException) -> bool:
+    """Whether an error says that memory was not to be had, on a GPU or on the CPU."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

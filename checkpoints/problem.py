@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from checkpoints import checkpoint
 from checkpoints import temperature as temperature_of
+from checkpoints.batch_norm import recompute_statistics
 from checkpoints.checkpoint import Checkpoint
 from checkpoints.data.images import Images, interleave
 from checkpoints.device import exact_arithmetic
@@ -376,6 +377,8 @@ def load_problem(
 def _at_fitted_temperature(problem: Problem, held_out: Images) -> Problem:
     examples = replace(problem, **_tensors(held_out))
     network = copy.deepcopy(problem.model).eval()
+    if problem.batch_norm == "recompute":
+        recompute_statistics(network, problem.outputs, problem.calibration)
     with torch.inference_mode(), exact_arithmetic():
         logits = torch.cat(
             [

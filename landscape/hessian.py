@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -15,11 +16,13 @@ from torch import Tensor
 
 from checkpoints.flags import option
 from checkpoints.problem import Problem
-from landscape.core import directions, krylov
+from landscape.core import directions, krylov, store
 from landscape.core.curvature import Curvature, filter_scale, matching
 from landscape.core.plan import Cell, Plan, Values
 from landscape.core.sample_curvature import sample_curvature
 from landscape.core.spaces import Inputs, Weights
+
+log = logging.getLogger(__name__)
 
 PARTS = ("eigenpairs", "density", "trace")
 ENDS = ("magnitude", "largest", "smallest")
@@ -40,7 +43,9 @@ class Spec:
         "carries the network's own curvature",
     )
     layers: tuple[str, ...] = option(
-        (), "only the parameters whose names match one of these patterns, such as 'layer3.*'"
+        (),
+        "only the parameters whose names match one of these patterns, such as 'layer3.*'",
+        "PATTERN",
     )
     scale: Literal["none", "filter"] = option(
         "none",
@@ -104,8 +109,9 @@ class Spec:
             raise ValueError("--save-directions needs --parts eigenpairs.")
         top = self.top if self.top is not None else (1 if in_inputs else 5)
         for name, value, least in (
-            ("top", top, 1), ("max-products", self.max_products, 2), ("draws", self.draws, 1),
+            ("top", top, 1), ("max-products", self.max_products, 1), ("draws", self.draws, 1),
             ("steps", self.steps, 1), ("trace-products", self.trace_products, 6),
+            ("seed", self.seed, 0),
         ):  # fmt: skip
             if value < least:
                 raise ValueError(f"--{name} {value}; needed: at least {least}.")
@@ -219,14 +225,35 @@ class _Measured:
         products = np.full(len(spec.which), np.nan)
         products[row] = found.products
         if spec.save_directions and row == 0:
-            blank = {name: torch.zeros_like(value) for name, value in self.space.origin.items()}
-            vectors = [
-                blank | self.operator.tensors(self.operator.displacement(vector))
-                for vector, value in zip(found.vectors[0], found.values[0], strict=True)
-                if value.isfinite()
-            ]
-            directions.save(vectors, Path(spec.save_directions))
+            self._save(found)
         return values | {"products": products}
+
+    def _save(self, found: krylov.Eigenpairs) -> None:
+        blank = {name: torch.zeros_like(value) for name, value in self.space.origin.items()}
+        there = found.values[0].isfinite()
+        vectors = [
+            blank | self.operator.tensors(self.operator.displacement(vector))
+            for vector in found.vectors[0][there]
+        ]
+        about = {
+            name: rows[0][there].double().cpu().numpy()
+            for name, rows in zip(
+                _PAIRS, (found.values, found.residuals, found.converged), strict=True
+            )
+        }
+        directions.save(vectors, Path(str(self.spec.save_directions)), about)
+
+    def finish(self, result: xr.Dataset) -> Values:
+        """Write the eigenvectors of eigenpairs that an earlier run has measured, if asked for."""
+        if not self.spec.save_directions:
+            return {}
+        values = result["eigenvalue"].values[0]
+        held = directions.attributes(Path(self.spec.save_directions)).get("eigenvalue")
+        if held is None or not np.array_equal(held, values[np.isfinite(values)]):
+            end = self.spec.which[0]
+            log.info("finding the eigenvectors again: the result holds their eigenvalues alone.")
+            self.measure([{"part": self.cells.index(f"eigenpairs {end}")}])
+        return {}
 
     def _multiply(self, vectors: Tensor) -> Tensor:
         return self.operator.matvec(vectors[0])[None]
@@ -236,6 +263,8 @@ _PAIRS = ("eigenvalue", "residual", "converged")
 
 
 def _of_weights(problem: Problem, spec: Spec) -> Plan:
+    if spec.save_directions:
+        store.check_writable(Path(spec.save_directions))
     measured = _Measured(problem, spec)
     parts, top, size = spec.parts or (), cast(int, spec.top), measured.size
     for flag, asked in (
@@ -276,12 +305,13 @@ def _of_weights(problem: Problem, spec: Spec) -> Plan:
     }
     return Plan(
         probe="hessian",
-        spec=spec,
+        spec=replace(spec, save_directions=None),
         provenance=provenance,
         coords=coords,
         variables=variables,
         walk=("part",),
         measure=measured.measure,
+        finish=measured.finish,
         tell=_tell,
     )
 

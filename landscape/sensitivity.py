@@ -60,10 +60,19 @@ class Spec:
             if not values or not all(0 < x < float("inf") for x in values):
                 shown = " ".join(map(str, values))
                 raise ValueError(f"--{name} {shown}: needed: positive finite numbers.")
-        least = {"draws": 1, "directions": 1, "tangents": 0, "neighbors": 1, "seed": 0}
+        least = {
+            "exact_classes": 0,
+            "draws": 1,
+            "directions": 1,
+            "tangents": 0,
+            "neighbors": 1,
+            "seed": 0,
+        }
         for name, smallest in least.items():
             if getattr(self, name) < smallest:
-                raise ValueError(f"--{name} {getattr(self, name)}: needed: {smallest} or more.")
+                raise ValueError(
+                    f"--{name.replace('_', '-')} {getattr(self, name)}: needed: {smallest} or more."
+                )
         if self.tangents > self.neighbors:
             raise ValueError(
                 f"--tangents {self.tangents} exceeds the --neighbors {self.neighbors} that span "

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from analysis import results
 from analysis.figures import style
@@ -89,7 +89,9 @@ def radius_curve(
     colour = to_hex(line.get_color())
     ax.fill_between(x, low, high, color=colour, alpha=0.15, lw=0)
     ax.plot(x, np.stack([low, high], axis=1), color=colour, linestyle="-", linewidth=0.3)
-    ax.fill_between([], [], fc="0.88", ec="0.4", lw=0.3, label="10\N{EN DASH}90 % of examples")
+    ax.fill_between(
+        [], [], fc="0.88", ec="0.4", lw=0.3, label="10\N{EN DASH}90 % of examples and directions"
+    )
     astray = x[middle == _ABOVE]
     if astray.size:
         cross: dict[str, Any] = {"marker": "x", "markersize": 3, "linestyle": ""}
@@ -204,7 +206,11 @@ def radius_curves(
 def _few_ticks(axis: Axis, low: float, high: float) -> None:
     """Decades, or 1, 2 and 5 of each where there are few; written out where that is short."""
     narrow = high < _FEW_DECADES * low
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if narrow else (1,), numticks=4))
+    if high < 3 * low:  # no two of 1, 2 and 5 may lie between
+        axis.set_major_locator(MaxNLocator(3))
+        axis.set_minor_locator(NullLocator())
+    else:
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if narrow else (1,), numticks=4))
     axis.set_major_formatter(FuncFormatter(_number))
     axis.set_minor_formatter(NullFormatter())
     if not narrow:

@@ -22,8 +22,8 @@ from analysis.stats.density import (
     Floats,
     density,
     mean_and_stderr,
+    negative_square,
     place,
-    share_below,
     values_at,
 )
 
@@ -116,7 +116,7 @@ def spectra(
     ax = figure.add_subplot()
     width = style.WIDTHS[columns]
     linear, labels = resolution(shown), results.names(shown)
-    told = [note(result, linear) for result in shown]
+    told = [note(result) for result in shown]
     if len(shown) == 1:
         title(ax, wrapped(labels[0], 0.8 * width), told[0], np.inf, lift=0)
         labels = ["mean over the random vectors"]
@@ -131,18 +131,22 @@ def spectra(
     return figure
 
 
-def note(result: xr.Dataset, linear: float) -> str:
-    """Trace, Frobenius norm and the number of eigenvalues that are clearly negative."""
-    sizes = [
+def note(result: xr.Dataset) -> str:
+    """Trace, Frobenius norm, that of the negative part, and what has not been measured."""
+    told = [
         f"{label} {_estimate(float(result[name]), float(result[f'{name}_stderr']))}"
         for name, label in (("trace", "trace"), ("frobenius_norm", "Frobenius norm"))
         if name in result and np.isfinite(result[name])
     ]
-    count = _parameters(result)
-    below, stderr = mean_and_stderr(count * share_below(*_draws(result), -linear))
-    error = f" \N{PLUS-MINUS SIGN} {stderr:,.0f}" if np.isfinite(stderr) else ""
-    negative = f"{below:,.0f}{error} of {count:,} eigenvalues below {tick_text(-linear)}"
-    return f"{', '.join(sizes)},\n{negative}" if sizes else negative
+    nodes, weights = _draws(result)
+    square, stderr = mean_and_stderr(_parameters(result) * negative_square(nodes, weights))
+    norm = square**0.5
+    error = stderr / (2 * norm) if norm else 0.0  # to first order
+    lines = [", ".join(told)] if told else []
+    lines.append(f"norm of the negative part {_estimate(norm, error)}")
+    if len(nodes) < result.sizes["draw"]:
+        lines.append(f"{len(nodes)} of {result.sizes['draw']} random vectors measured")
+    return ",\n".join(lines)
 
 
 def resolution(shown: Sequence[xr.Dataset]) -> float:

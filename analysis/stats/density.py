@@ -55,16 +55,18 @@ def density(
     return np.asarray((kernel * weights[:, None, :]).sum(axis=2))
 
 
-def share_below(nodes: Floats, weights: Floats, bound: float) -> Floats:
-    """The share of eigenvalues below `bound`, (draws,): an estimate from each draw.
+def negative_square(nodes: Floats, weights: Floats) -> Floats:
+    """The mean of min(eigenvalue, 0)^2 over all eigenvalues, (draws,): an estimate from each draw.
+
+    Times the rows of the matrix, the squared Frobenius norm of its negative part. The number of
+    negative eigenvalues, or their sum, would hang on where among thousands of eigenvalues around
+    zero a few nodes happen to lie; their squares do not.
 
     Args:
-        nodes: (draws, steps).
-        weights: (draws, steps), those of a draw sum to 1.
-        bound: any number; around zero, where the nodes are fewer than the eigenvalues are many,
-            the estimate is coarse.
+        nodes: (draws, steps), of the spectral measure.
+        weights: (draws, steps), not negative; those of a draw sum to 1.
     """
-    return np.asarray(np.where(nodes < bound, weights, 0.0).sum(axis=1))
+    return np.asarray((weights * np.minimum(nodes, 0) ** 2).sum(axis=1))
 
 
 def mean_and_stderr(draws: Floats) -> tuple[float, float]:

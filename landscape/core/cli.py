@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 
 from checkpoints import allocator, flags
-from checkpoints.device import device_named
+from checkpoints.device import device_named, memory_exhausted
 from checkpoints.problem import Problem, load_problem
 from landscape.core import spaces
 from landscape.core.plan import run
@@ -45,6 +45,11 @@ def main(probe: str, arguments: list[str] | None = None) -> int:
         return _measure(probe, chosen)
     except (ValueError, OSError) as error:
         _say(" ".join(str(error).split("\n")))
+        return 1
+    except RuntimeError as error:
+        if not memory_exhausted(error):
+            raise
+        _say("the memory does not suffice. Pass a smaller --batch-size, or fewer --examples.")
         return 1
     except KeyboardInterrupt:
         _say("Stopped. What was measured is saved; the same command continues.")

@@ -14,7 +14,7 @@ from hessian_eigenthings import CurvatureOperator
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from checkpoints.device import exact_arithmetic
+from checkpoints.device import exact_arithmetic, memory_exhausted
 from checkpoints.problem import Tensors
 from landscape.core import linearized, products
 from landscape.core.spaces import EVERYTHING, Inputs, Space, Weights
@@ -195,9 +195,9 @@ class Curvature(CurvatureOperator):  # type: ignore[misc]
         """With nothing kept; in smaller batches where the memory does not suffice."""
         try:
             return self._differentiated(products.doubly_backward, *self._given(part), vector)
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
             half = (part.stop - part.start) // 2
-            if not half:
+            if not half or not memory_exhausted(error):
                 raise
         parts = slice(part.start, part.start + half), slice(part.start + half, part.stop)
         if isinstance(self.space, Inputs):
@@ -268,11 +268,11 @@ class Curvature(CurvatureOperator):  # type: ignore[misc]
             for part in chosen[:1] + chosen[1:][-1:]:
                 self._check(split, part, vector)
             self._split = split
-        except torch.OutOfMemoryError:
-            self._kept = {}
-            log.info("the memory does not suffice for kept activations; recomputing them.")
         except Exception as error:  # tracing may raise anything, and the plain way is always there
             self._kept = {}
+            if memory_exhausted(error):
+                log.info("the memory does not suffice for kept activations; recomputing them.")
+                return
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             log.info(f"the product cannot be traced ({reason}); recomputing it every time.")
 

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import h5py
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from checkpoints.problem import Tensors
+
+log = logging.getLogger(__name__)
 
 Normalization = Literal["filter", "layer", "unit", "none"]
 
@@ -170,8 +174,15 @@ def check(direction: Tensors, origin: Tensors) -> None:
             )
 
 
-def save(directions: Sequence[Tensors], path: Path) -> None:
+def save(
+    directions: Sequence[Tensors], path: Path, about: Mapping[str, NDArray[Any]] | None = None
+) -> None:
     """Write directions as one HDF5 file: for each name an array (rank, ...) in `directions/`.
+
+    Args:
+        directions: at least one.
+        path: the file; replaced where it is there.
+        about: attributes of the group, such as the eigenvalue of each direction.
 
     Raises:
         ValueError: `path` cannot be written.
@@ -182,6 +193,7 @@ def save(directions: Sequence[Tensors], path: Path) -> None:
             group = file.create_group("directions")
             for name in directions[0]:
                 group[name] = np.stack([d[name].detach().cpu().numpy() for d in directions])
+            group.attrs.update(about or {})
         partial.replace(path)
     except OSError as error:
         reason = error.strerror or str(error).split(" (")[0]
@@ -211,8 +223,15 @@ def load(path: Path, origin: Tensors) -> list[Tensors]:
                     "(rank, ...) a parameter, as --save-directions writes it."
                 )
             arrays = {name: np.asarray(value) for name, value in file["directions"].items()}
+            residuals = np.asarray(file["directions"].attrs.get("residual", []))
+            converged = np.asarray(file["directions"].attrs.get("converged", []))
     except OSError as error:
         raise ValueError(f"{path} is no HDF5 file, or damaged: {error}") from error
+    for rank in np.flatnonzero(converged == 0):
+        log.warning(
+            f"{path}: direction {rank} is an eigenvector that has not converged (residual "
+            f"{residuals[rank]:.1e})."
+        )
     ranks = {len(array) for array in arrays.values()}
     if len(ranks) != 1:
         raise ValueError(f"{path}: the parameters hold different numbers of directions, {ranks}.")
@@ -223,6 +242,14 @@ def load(path: Path, origin: Tensors) -> list[Tensors]:
     for direction in read:
         check(direction, origin)
     return [{n: direction[n].to(v) for n, v in origin.items()} for direction in read]
+
+
+def attributes(path: Path) -> dict[str, Any]:
+    """What a file of directions tells about them; nothing where it is missing or no such file."""
+    if not path.is_file() or not h5py.is_hdf5(path):
+        return {}
+    with h5py.File(path) as file:
+        return dict(file["directions"].attrs) if "directions" in file else {}
 
 
 def file_digest(path: Path) -> str:

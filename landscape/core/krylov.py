@@ -29,10 +29,10 @@ class Eigenpairs:
     Attributes:
         values: (blocks, count) float64; NaN where `max_products` did not allow so many.
         vectors: (blocks, count, size), norm 1; zero where the value is NaN.
-        residuals: (blocks, count) float64, |A v - value v| / |value|, from one more product with
-            each vector: what the product itself says, not what the recurrence promises.
+        residuals: (blocks, count) float64, |A v - value v| / |value|, where A v is made of the
+            products there have been: what the matrix says, not what the recurrence promises.
         converged: (blocks, count) bool: the residual is at most `tol`.
-        products: in all, those for the residuals included.
+        products: in all.
     """
 
     values: Tensor
@@ -57,6 +57,7 @@ class Basis:
 
     Attributes:
         filled: vectors that have been multiplied.
+        images: (blocks, steps, size), the products with the vectors.
         matrix: (blocks, steps, steps) float64, the matrix in the basis; `filled` of it are valid.
         remainder: (blocks,) float64, the size of what the last product has outside the basis.
     """
@@ -65,6 +66,7 @@ class Basis:
         blocks, size = start.shape
         self.vectors = start.new_zeros(blocks, steps + 1, size)
         self.vectors[:, 0] = start / start.double().norm(dim=1, keepdim=True).to(start)
+        self.images = start.new_zeros(blocks, steps, size)
         shape = (blocks, steps, steps)
         self.matrix = torch.zeros(shape, dtype=torch.float64, device=start.device)
         self.remainder = torch.zeros(blocks, dtype=torch.float64, device=start.device)
@@ -76,6 +78,7 @@ class Basis:
         at = self.filled
         known = self.vectors[:, : at + 1]
         product = multiply(self.vectors[:, at])
+        self.images[:, at] = product
         size = product.double().norm(dim=1)
         rest, coupling = _orthogonal(product, known)
         self.matrix[:, : at + 1, at] = coupling
@@ -96,19 +99,22 @@ class Basis:
 
     def ritz(self) -> tuple[Tensor, Tensor]:
         """Eigenvalues (blocks, filled), ascending, and eigenvectors of the projected matrix."""
-        values, vectors = torch.linalg.eigh(self.matrix[:, : self.filled, : self.filled])
-        return values, vectors
+        known = self.matrix[:, : self.filled, : self.filled]
+        # A network that overflows has products that are not finite, and LAPACK refuses them.
+        finite = known.isfinite().all(dim=2).all(dim=1)
+        values, vectors = torch.linalg.eigh(known.where(finite[:, None, None], 0.0))
+        return values.where(finite[:, None], math.nan), vectors
 
-    def combined(self, coefficients: Tensor) -> Tensor:
-        """Vectors (blocks, count, size) from coefficients (blocks, filled, count)."""
-        mixed = coefficients.transpose(1, 2).to(self.vectors)
-        return mixed @ self.vectors[:, : self.filled]
+    def combined(self, coefficients: Tensor) -> tuple[Tensor, Tensor]:
+        """Vectors (blocks, count, size) from coefficients (blocks, filled, count), and images."""
+        mixed = coefficients.mT.to(self.vectors)
+        return mixed @ self.vectors[:, : self.filled], mixed @ self.images[:, : self.filled]
 
     def restart(self, values: Tensor, coefficients: Tensor) -> None:
         """Keep the Ritz pairs given, (blocks, count) and (blocks, filled, count), and go on."""
         count = values.shape[1]
-        kept, following = self.combined(coefficients), self.vectors[:, self.filled].clone()
-        self.vectors[:, :count] = kept
+        following = self.vectors[:, self.filled].clone()
+        self.vectors[:, :count], self.images[:, :count] = self.combined(coefficients)
         self.vectors[:, count] = following
         self.matrix.zero_()
         self.matrix[:, range(count), range(count)] = values
@@ -127,8 +133,10 @@ def eigenpairs(
 ) -> Eigenpairs:
     """The `count` most wanted eigenpairs of every block, by Lanczos with thick restart.
 
-    It stops when every block's residuals are at most `tol`, or at `max_products`. One start vector
-    finds one vector of a multiple eigenvalue; rounding brings the others, late.
+    It stops when every block's residuals are at most `tol`, at `max_products`, or where what is
+    missing is rounding beside the largest eigenvalue: an eigenvalue of 0 has no relative residual
+    to fall. One start vector finds one vector of a multiple eigenvalue; rounding brings the others,
+    late, or a random vector where the space is exhausted.
 
     Args:
         multiply: see the module.
@@ -136,88 +144,89 @@ def eigenpairs(
         count: at most `size`.
         which: `magnitude` for the largest |value|, `largest`, or `smallest` for the most negative.
         tol: of the residual, relative to |value|.
-        max_products: in all, at least 2.
+        max_products: in all, at least 1.
         generator: of what is drawn where a Krylov space is exhausted.
 
     Raises:
         ValueError: more eigenpairs than rows; no product allowed.
 
-    Cost: the products, and their orthogonalisation: max(20, 2 count + 10) vectors in memory.
+    Cost: the products, and their orthogonalisation; twice max(20, 2 count + 10) vectors in memory.
     Source: Wu & Simon 2000, doi 10.1137/S0895479898334605 (thick restart); full
     reorthogonalisation twice, after Parlett 1998, section 6.9.
     """
-    blocks, size = start.shape
-    if count > size or max_products < 2 or count < 1:
+    size = start.shape[1]
+    if not 1 <= count <= size or max_products < 1:
         raise ValueError(
-            f"lanczos: {count} eigenpairs of {size} rows in {max_products} products; needed: 1 to "
-            f"{size} eigenpairs, and at least 2 products."
+            f"lanczos: {count} eigenpairs of {size} rows in {max_products} products; needed: 1 "
+            f"to {size} eigenpairs, and at least 1 product."
         )
     capacity = min(max(20, 2 * count + 10), size)
     basis = Basis(start, capacity, generator)
-    used, goal = 0, tol
-    while True:
-        # Each pair that is returned is multiplied once more, for its residual.
+    rounding = EXHAUSTED.get(start.dtype, 1e-6)
+    before = None
+    for used in range(1, max_products + 1):
         basis.extend(multiply)
-        used += 1
         found = min(count, basis.filled)
         values, coefficients = basis.ritz()
         order = _order(values, which)
-        wanted = order[:, :found]
-        chosen = values.gather(1, wanted)
-        vectors = coefficients.gather(2, wanted[:, None].expand(-1, basis.filled, -1))
-        estimates = relative(basis.remainder[:, None] * vectors[:, -1].abs(), chosen)
-        whole = basis.filled == size
-        done = bool((estimates <= goal).all()) and found == count
-        spent = used + min(count, basis.filled + 1) + 1 > max_products
-        if done or whole or spent:
-            result = verified(multiply, basis.combined(vectors), chosen, count, tol, used)
-            if bool(result.converged.all()) or whole or spent:
-                return result
-            used = result.products
-            goal = goal / 10  # The recurrence promised more than the product keeps.
-            if used + found + 1 > max_products:
-                return result
+        chosen = values.gather(1, order[:, :found])
+        mixed = coefficients.gather(2, order[:, None, :found].expand(-1, basis.filled, -1))
+        floor = rounding * values.abs().amax(dim=1, keepdim=True)
+        promised = basis.remainder[:, None] * mixed[:, -1].abs()
+        last = used == max_products or basis.filled == size
+        if (basis.remainder == 0).any() and found == count and not last:
+            # An exhausted space promises all, and knows no second vector of a multiple eigenvalue:
+            # believe it when the next vector, drawn at random, has changed nothing.
+            settled = before is not None and bool(((chosen - before).abs() <= floor).all())
+            before = chosen
+            if not settled:
+                promised = torch.full_like(promised, math.inf)
+        if last or (found == count and bool((promised <= tol * chosen.abs() + floor).all())):
+            vectors, images = basis.combined(mixed)
+            result = with_residuals(vectors, images, chosen, count, tol, used)
+            missing = result.residuals[:, :found] * chosen.abs()
+            if last or bool((result.converged[:, :found] | (missing <= 10 * floor)).all()):
+                break
         if basis.filled == capacity:
             keep = min((count + capacity) // 2, capacity - 1)
-            kept = order[:, :keep]
             basis.restart(
-                values.gather(1, kept),
-                coefficients.gather(2, kept[:, None].expand(-1, basis.filled, -1)),
+                values.gather(1, order[:, :keep]),
+                coefficients.gather(2, order[:, None, :keep].expand(-1, basis.filled, -1)),
             )
+    return result
 
 
-def verified(
-    multiply: Multiply, vectors: Tensor, values: Tensor, count: int, tol: float, used: int
+def with_residuals(
+    vectors: Tensor, images: Tensor, values: Tensor, count: int, tol: float, products: int
 ) -> Eigenpairs:
-    """Eigenpairs with the residuals that products with their vectors give.
+    """Eigenpairs with the residuals that the products with their vectors give.
 
     Args:
-        multiply: see the module.
-        vectors: (blocks, found, size).
+        vectors: (blocks, found, size), not zero.
+        images: (blocks, found, size), the matrix times them.
         values: (blocks, found) float64.
         count: the result is padded with NaN from `found` to this.
         tol: for `converged`.
-        used: products there have been.
-
-    Cost: `found` products.
+        products: there have been.
     """
     blocks, found, size = vectors.shape
-    vectors = vectors / vectors.double().norm(dim=2, keepdim=True).to(vectors)
-    residuals = torch.empty_like(values)
-    for rank in range(found):
-        vector = vectors[:, rank]
-        error = multiply(vector).double() - values[:, rank, None] * vector.double()
-        residuals[:, rank] = error.norm(dim=1)
-    residuals = relative(residuals, values)
+    norms = vectors.double().norm(dim=2)
+    # Vector by vector: a float64 copy of all of them may not fit.
+    errors = [
+        (images[:, i].double() - values[:, i, None] * vectors[:, i].double()).norm(dim=1)
+        for i in range(found)
+    ]
+    residuals = relative(torch.stack(errors, dim=1) / norms, values)
     missing = (blocks, count - found)
     blank = torch.full(missing, math.nan, dtype=torch.float64, device=values.device)
     residuals = torch.cat([residuals, blank], dim=1)
+    vectors = vectors / norms[:, :, None].to(vectors)
     return Eigenpairs(
         values=torch.cat([values, blank], dim=1),
-        vectors=torch.cat([vectors, vectors.new_zeros(blocks, count - found, size)], dim=1),
+        vectors=torch.cat([vectors, vectors.new_zeros(*missing, size)], dim=1),
         residuals=residuals,
         converged=residuals <= tol,
-        products=used + found,
+        products=products,
     )
 
 

@@ -23,10 +23,20 @@ DISTANCES: Table = {
 }
 JACOBIAN: Table = {
     "jacobian_frobenius": ((), "Frobenius norm of the Jacobian of the logits", SLOPE),
+    "relative_jacobian_frobenius": (
+        (),
+        "Frobenius norm of the Jacobian of the logits / |margin|",
+        INVERSE,
+    ),
     "softmax_jacobian_frobenius": ((), "Frobenius norm of the Jacobian of the softmax", INVERSE),
 }
 SPECTRAL: Table = {
     "jacobian_spectral": ((), "spectral norm of the Jacobian of the logits", SLOPE),
+    "relative_jacobian_spectral": (
+        (),
+        "spectral norm of the Jacobian of the logits / |margin|",
+        INVERSE,
+    ),
     "softmax_jacobian_spectral": ((), "spectral norm of the Jacobian of the softmax", INVERSE),
     "gauss_newton_eigenvalue": ((), "top eigenvalue of the input Gauss-Newton matrix", BEND),
 }

@@ -80,8 +80,9 @@ def jacobian_norms(examples: Examples) -> Tensors:
 
     Returns:
         {name: (n,)} float64: `jacobian_frobenius`, `jacobian_spectral`; where the problem is one
-        of classes also `softmax_jacobian_frobenius`, `softmax_jacobian_spectral` and
-        `gauss_newton_eigenvalue`, the top one for the cross-entropy.
+        of classes also `softmax_jacobian_frobenius`, `softmax_jacobian_spectral`,
+        `gauss_newton_eigenvalue`, the top one for the cross-entropy, and the norms of the logits'
+        Jacobian over |margin|, `relative_jacobian_frobenius` and `relative_jacobian_spectral`.
 
     Cost: a forward pass and a backward pass a class.
     Source: Novak et al. 2018, section 3.1, arXiv:1802.08760.
@@ -96,6 +97,9 @@ def jacobian_norms(examples: Examples) -> Tensors:
             gram, jacobians.softmax_jacobian(p)
         )
         values["gauss_newton_eigenvalue"] = jacobians.gauss_newton_top(rows, p)[0]
+        size = margin(logits, examples.targets).abs()
+        for name in ("jacobian_frobenius", "jacobian_spectral"):
+            values[f"relative_{name}"] = values[name] / size
     return values
 
 
@@ -119,4 +123,8 @@ def estimated_jacobian_norms(examples: Examples, signs: Tensor) -> Tensors:
     for name, function in outer.items():
         norm, stderr = jacobians.hutchinson(examples.space, examples.inputs, signs, function)
         values |= {name: norm, f"{name}_stderr": stderr}
+    if classified(examples.space.problem):
+        size = margin(examples.logits, examples.targets).abs()
+        for name in ("jacobian_frobenius", "jacobian_frobenius_stderr"):
+            values[f"relative_{name}"] = values[name] / size
     return values

@@ -91,7 +91,8 @@ def sample_curvature(
     same = bool((beyond <= SAME.get(start.dtype, 1e-3)).all())
     exact = same and count == 1 and which != "smallest"
     if exact:
-        pairs = krylov.verified(multiply, top[:, None], gauss_newton[:, None], 1, tol, 1)
+        image = multiply(top)[:, None]
+        pairs = krylov.with_residuals(top[:, None], image, gauss_newton[:, None], 1, tol, 2)
     else:
         pairs = krylov.eigenpairs(
             multiply, start, count, which=which, tol=tol, max_products=max_products,

@@ -14,15 +14,15 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from checkpoints.device import exact_arithmetic
+from checkpoints.batch_norm import NORMS, recompute_statistics
+from checkpoints.device import exact_arithmetic, memory_exhausted
 from checkpoints.problem import Problem, Tensors
 from landscape.core import store
 
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 # Forward passes of about this size were the fastest, or within a few per cent of it, on every CPU
 # and network tried; another size is taken only where it gains more than a tenth.
 USUAL_BATCH = 100
@@ -173,7 +173,7 @@ class Weights(Space):
             }
         self.origin = {name: place.detach().clone() for name, place in self._places.items()}
         if problem.batch_norm == "recompute":
-            _recompute_statistics(self._network, problem)
+            recompute_statistics(self._network, problem.outputs, problem.calibration)
 
     def outputs(self, point: Tensors, part: slice = EVERYTHING) -> Any:
         """See `Space.outputs`."""
@@ -192,7 +192,7 @@ class Weights(Space):
     def _moved(self, point: Tensors) -> Tensors:
         torch._foreach_copy_(list(self._places.values()), [point[name] for name in self._places])
         if self.problem.batch_norm == "recompute":
-            _recompute_statistics(self._network, self.problem)
+            recompute_statistics(self._network, self.problem.outputs, self.problem.calibration)
         return self.problem.inputs
 
 
@@ -206,7 +206,7 @@ class Inputs(Space):
             raise ValueError(f"inputs {', '.join(integer)} are integers; only real ones can move.")
         self.origin = problem.inputs
         if problem.batch_norm == "recompute":
-            _recompute_statistics(self._network, problem)
+            recompute_statistics(self._network, problem.outputs, problem.calibration)
 
     def outputs(self, point: Tensors, part: slice = EVERYTHING) -> Any:
         """See `Space.outputs`."""
@@ -273,25 +273,6 @@ def _channels_last(value: Tensor) -> Tensor:
     return value.contiguous(memory_format=torch.channels_last) if value.ndim == 4 else value
 
 
-@torch.inference_mode()
-def _recompute_statistics(network: nn.Module, problem: Problem) -> None:
-    """Set every batch norm of `network` to its exact statistics over the calibration set.
-
-    The set goes through as one batch: a mean over batches would not give the variance.
-    """
-    norms = [module for module in network.modules() if isinstance(module, NORMS)]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.train()
-        norm.momentum = 1.0
-    batch = {name: _channels_last(value) for name, value in problem.calibration.items()}
-    with exact_arithmetic():
-        problem.outputs(network, batch)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.eval()
-        norm.momentum = momentum
-
-
 def prepared(problem: Problem, path: Path | None = None) -> Problem:
     """The problem with its batch size decided: its own, else the result file's, else measured."""
     if problem.batch_size:
@@ -325,7 +306,9 @@ def fastest_batch(problem: Problem) -> int:
             probe = _first(problem, size)
             try:
                 spent = _forward_seconds(probe)
-            except torch.OutOfMemoryError:
+            except RuntimeError as error:
+                if not memory_exhausted(error):
+                    raise
                 del seconds[size]
                 continue
             if repeat:  # The first is a warm-up.

@@ -14,7 +14,7 @@ from scipy.stats import norm
 from analysis.figures import draw, draw_beside, fitting
 from analysis.figures.curvature import curvature
 from analysis.figures.spectrum import ranked, resolution, spectrum
-from analysis.stats.density import density, mean_and_stderr, place, share_below, values_at
+from analysis.stats.density import density, mean_and_stderr, negative_square, place, values_at
 
 PARAMETERS = 1000
 
@@ -112,13 +112,12 @@ def test_density_of_a_known_spectrum_has_its_eigenvalues_under_it():
     assert curve[around].sum() * 0.004 == pytest.approx(0.08, rel=1e-5)  # 5 widths: 1 - 6e-7
 
 
-def test_share_below_counts_the_weight_of_the_nodes():
-    np.testing.assert_allclose(share_below(np.array(NODES), np.array(WEIGHTS), -0.5), [0.01, 0.03])
-    assert mean_and_stderr(np.array([0.01, 0.03])) == (
-        pytest.approx(0.02),
-        pytest.approx(0.01),  # |0.03 - 0.01| / sqrt(2) / sqrt(2)
-    )
-    assert np.isnan(mean_and_stderr(np.array([0.01]))[1])
+def test_the_negative_part_is_that_of_the_spectrum():
+    np.testing.assert_allclose(negative_square(np.array(NODES), np.array(WEIGHTS)), [0.04, 0.12])
+    mean, stderr = mean_and_stderr(np.array([0.04, 0.12]))
+    assert mean == pytest.approx(0.08)
+    assert stderr == pytest.approx(0.04)  # |0.12 - 0.04| / sqrt(2) / sqrt(2)
+    assert np.isnan(mean_and_stderr(np.array([0.04]))[1])
 
 
 def test_spectrum_is_the_mean_density_within_the_range_over_draws():
@@ -159,7 +158,8 @@ def test_trace_norm_and_negative_eigenvalues_are_told():
     figure = draw(weights_result(), kind="spectrum")
     (told,) = [text.get_text() for text in figure.axes[0].texts]
     assert "trace 58.1 ± 2.0, Frobenius norm 40.123 ± 0.050" in told
-    assert "0 ± 0 of 1,000 eigenvalues below −2" in told
+    # 1,000 times 4 * (0.01, 0.03): 80 ± 40, whose root is 8.94 ± 40 / (2 * 8.94)
+    assert told.endswith("norm of the negative part 8.9 ± 2.2")
 
 
 def test_results_in_one_spectrum_share_its_axis():
@@ -180,7 +180,8 @@ def test_results_in_one_spectrum_share_its_axis():
 def test_every_part_alone_draws_what_it_holds(tmp_path):
     assert fitting([weights_result("density")]) == ["spectrum"]
     assert fitting([weights_result("eigenpairs")]) == ["eigenvalues"]
-    assert "of 1,000 eigenvalues" in draw(weights_result("density")).axes[0].texts[0].get_text()
+    (text,) = draw(weights_result("density")).axes[0].texts
+    assert text.get_text() == "norm of the negative part 8.9 ± 2.2"
     assert draw(weights_result("eigenpairs")).axes
     path = tmp_path / "net.hessian.h5"
     weights_result("trace").to_netcdf(path, engine="h5netcdf")
@@ -193,6 +194,7 @@ def test_random_vectors_not_measured_are_left_out():
     ax = Figure().add_subplot()
     spectrum(result, ax)
     assert len(ax.collections) == 0  # a single curve has no range
+    assert "1 of 2 random vectors measured" in draw(result).axes[0].texts[0].get_text()
     result["node"].values[:] = np.nan
     with pytest.raises(ValueError, match="no random vector of the density has been measured"):
         draw(result)

@@ -17,6 +17,7 @@ import landscape
 from checkpoints import temperature
 from checkpoints.problem import load_problem
 from landscape.core.cli import main
+from landscape.core.spaces import Weights
 from tests.oracles import make_problem
 
 
@@ -92,6 +93,23 @@ def test_a_fit_looks_at_held_out_images_only_and_is_recorded() -> None:
     assert told["examples"] == 200
     assert told["value"] == problem.temperature
     assert len(told["sha256"]) == 64
+
+
+def test_a_fit_looks_at_the_network_that_is_measured_statistics_recomputed() -> None:
+    options = {"examples": 1200, "batch_size": 100, "batch_norm": "recompute", "calibration": 200}
+    problem = load_problem("resnet8.pt", temperature="fit", **options)
+    plain = load_problem("resnet8.pt", **options)
+    rest = load_problem("resnet8.pt", batch_size=100)
+    held_out = replace(
+        plain,
+        inputs={n: v[1200:] for n, v in rest.inputs.items()},
+        targets=rest.targets[1200:],
+    )
+    losses = []
+    for factor in (0.97, 1.0, 1.03):
+        space = Weights(replace(held_out, temperature=factor * problem.temperature))
+        losses.append(space.evaluate(space.origin).losses.mean())
+    assert losses[1] < min(losses[0], losses[2])
 
 
 def test_there_must_be_images_to_fit_on() -> None:

@@ -122,6 +122,37 @@ def test_eigenvectors_of_the_scaled_matrix_are_stored_as_steps_in_the_weights(
     assert curvature == pytest.approx(float(result["eigenvalue"][0, 0]), rel=1e-3)
 
 
+def test_stored_directions_come_also_from_a_run_that_had_been_finished(tmp_path: Path) -> None:
+    problem, result, file = small(), tmp_path / "net.h5", tmp_path / "deep" / "vectors.h5"
+    spec = {"parts": ("eigenpairs",), "tol": 1e-6}
+    measured(problem, out=result, **spec)
+    measured(problem, out=result, save_directions=str(file), **spec)
+    first = file.read_bytes()
+    with h5py.File(file) as stored:
+        assert len(stored["directions"].attrs["eigenvalue"]) == 3
+    stamp = file.stat().st_mtime_ns
+    measured(problem, out=result, save_directions=str(file), **spec)
+    assert file.stat().st_mtime_ns == stamp, "it holds these already"
+    file.write_bytes(b"something else")
+    measured(problem, out=result, save_directions=str(file), **spec)
+    assert file.read_bytes() == first
+
+
+def test_an_eigenvector_that_has_not_converged_says_so_where_it_is_used(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    problem, file = small(), tmp_path / "vectors.h5"
+    measured(problem, parts=("eigenpairs",), max_products=3, save_directions=str(file))
+    with caplog.at_level("WARNING"):
+        landscape.measure("surface", problem, dimensions=1, points=1, directions=str(file))
+    assert "direction 0 is an eigenvector that has not converged" in caplog.text
+
+
+def test_a_place_for_directions_that_cannot_be_written_is_refused_at_once(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="is a folder; needed: a file"):
+        measured(small(), parts=("eigenpairs",), save_directions=str(tmp_path))
+
+
 def test_layers_restrict_the_matrix_and_the_stored_directions(tmp_path: Path) -> None:
     problem, file = small(), tmp_path / "head.h5"
     result = measured(
@@ -182,6 +213,7 @@ def test_input_eigenvalues_do_not_depend_on_the_batches() -> None:
         ({"space": "inputs", "parts": ("trace",)}, "--parts trace is for --space weights"),
         ({"space": "inputs", "which": ("largest", "smallest")}, "one --which at a time"),
         ({"layers": ("head9.*",)}, r"--layers head9\.\*: no parameter"),
+        ({"seed": -1}, "--seed -1; needed: at least 0"),
         ({"top": 0}, "--top 0; needed: at least 1"),
         ({"tol": 0.0}, "--tol 0.0; needed"),
         ({"steps": 500}, "--steps 500 exceeds the 64 parameters selected"),

@@ -207,3 +207,51 @@ def test_a_file_is_saved_while_the_run_goes_on(tmp_path: Path) -> None:
 def test_a_dim_that_is_not_in_the_vocabulary_is_refused() -> None:
     with pytest.raises(ValueError, match="dims gamma are not in"):
         make_plan(coords={"gamma": ([0.0], {})})
+
+
+def summed_up(**changes: object) -> Plan:
+    """A plan with a mean over all cells, and a table that each cell fills one entry of."""
+    plan = make_plan()
+    nat = {"units": "nat", "long_name": "loss"}
+
+    def noting(cells: Sequence[Cell]) -> Values:
+        table = np.full((3, 4), np.nan)
+        for cell in cells:
+            table[cell["alpha"], cell["beta"]] = 100 + cell["beta"]
+        return measure(cells) | {"table": table.T}
+
+    return replace(
+        plan,
+        variables={**plan.variables, "mean": ((), nat), "table": (("beta", "alpha"), nat)},
+        measure=noting,
+        finish=lambda result: {"mean": np.array(float(result["loss"].mean()))},
+        **changes,
+    )
+
+
+def test_what_follows_from_all_cells_is_filled_in_at_the_end() -> None:
+    result = run(summed_up())
+    assert float(result["mean"]) == float(result["loss"].mean())
+
+
+def test_each_cell_fills_its_entries_of_a_variable_that_belongs_to_none() -> None:
+    result = run(summed_up(block=5))
+    np.testing.assert_array_equal(result["table"], 100 + np.arange(4)[:, None] + np.zeros((4, 3)))
+
+
+def test_a_run_killed_right_before_its_end_is_finished_by_the_next(tmp_path: Path) -> None:
+    whole, halted = tmp_path / "whole.h5", tmp_path / "halted.h5"
+    run(summed_up(), whole)
+
+    def killed(result: xr.Dataset) -> Values:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(replace(summed_up(), finish=killed), halted)
+    assert np.isnan(store.load(halted)["mean"])
+    assert (store.load(halted)["measured"] == 1).all()
+    run(summed_up(), halted)
+    xr.testing.assert_identical(store.load(halted), store.load(whole))
+    stamp = halted.stat().st_mtime_ns
+    run(summed_up(), halted)
+    assert halted.stat().st_mtime_ns == stamp, "nothing is left to do"

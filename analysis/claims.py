@@ -1,0 +1,435 @@
+"""What a study says: each claim tested over seeds, and a verdict in one of four words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from analysis import endpoints
+from analysis.endpoints import Arm, Endpoint, Missing, Samples
+from analysis.stats.bootstrap import Average, average, compare, interval
+from analysis.stats.multiplicity import holm
+from analysis.stats.permutation import divisions, permutation, unpaired_interval
+from analysis.stats.power import MOST, fewest_pairs, pairs_needed
+from analysis.stats.sign_flip import equivalence, sign_flip
+
+Floats = NDArray[np.float64]
+Word = Literal["supported", "contradicted", "no relevant difference", "undecided"]
+Row = Literal["treatment", "accuracy-matched", "control", "untrained", "halves"]
+
+CLAIMS = {
+    "near": "Smoother near real samples",
+    "between": "More predictive and stable between real samples",
+    "weights": "Smoother in the weights",
+    "generalises": "Generalises better",
+}
+ALPHA, LEVEL, WANTED_POWER = 0.05, 0.95, 0.8
+_HALVES = 4  # seeds below which halves say nothing
+_NAN = float("nan")
+
+
+@dataclass(frozen=True)
+class Seedwise:
+    """One arm's endpoint, a number a seed.
+
+    Args:
+        endpoint: its name.
+        arm: whose.
+        role: of that arm.
+        seeds: those that have a result.
+        values: (seeds,), averaged over the samples, in the variable's unit.
+        average: how; not the endpoint's own where that is not defined for these values.
+        samples: how many each seed has.
+    """
+
+    endpoint: str
+    arm: str
+    role: str
+    seeds: tuple[int, ...]
+    values: tuple[float, ...]
+    average: str
+    samples: int
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the seeds say of one endpoint and two arms.
+
+    Args:
+        claim: which.
+        endpoint: its name.
+        primary: whether this is the comparison that decides the claim.
+        row: `treatment` against baseline; the same on `accuracy-matched` samples; a `control` arm
+            against the baseline; the `untrained` pair; two `halves` of the baseline's seeds.
+        arm: the first.
+        against: the second.
+        verdict: of the corrected p values where the row is primary, else of p as it is.
+        effect: first against second, in units of the endpoint's `compare`.
+        low: lower end of the 95 % interval over seeds and samples.
+        high: upper end.
+        p: two-sided, of the exact sign-flip test (halves: of the exact permutation test).
+        p_holm: corrected over the primary rows; NaN elsewhere.
+        p_equivalence: that the difference is as large as the margin or larger; corrected likewise
+            where the row is primary.
+        seeds: pairs of seeds compared; in halves, seeds.
+        samples: that each seed was averaged over.
+        effects: (seeds,), the effect of each pair; empty in halves.
+        seeds_needed: where undecided: pairs that would decide with 80 % probability if the effect
+            and its spread were as observed; None where decided, or where no number would.
+        notes: what must be said beside it, in sentences.
+        missing: what is not there.
+    """
+
+    claim: str
+    endpoint: str
+    primary: bool
+    row: Row
+    arm: str
+    against: str
+    verdict: Word
+    effect: float
+    low: float
+    high: float
+    p: float
+    p_holm: float
+    p_equivalence: float
+    seeds: int
+    samples: int
+    effects: tuple[float, ...] = ()
+    seeds_needed: int | None = None
+    notes: tuple[str, ...] = ()
+    missing: tuple[Missing, ...] = ()
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A study, evaluated.
+
+    Args:
+        title: of the study.
+        endpoints: in the study's order.
+        verdicts: for each endpoint the treatment's row first, then those beside it.
+        seedwise: for each endpoint and arm, a number a seed.
+        missing: every result that is not there, once.
+    """
+
+    title: str
+    endpoints: tuple[Endpoint, ...]
+    verdicts: tuple[Verdict, ...]
+    seedwise: tuple[Seedwise, ...]
+    missing: tuple[Missing, ...]
+
+    def primary(self) -> tuple[Verdict, ...]:
+        """The verdict of each claim."""
+        return tuple(verdict for verdict in self.verdicts if verdict.primary)
+
+
+def evaluate(folder: str | Path) -> Evaluation:
+    """Every claim of a study with its verdict, from the results in `folder`.
+
+    Seeds are the unit: samples are averaged within a seed first, arms are compared seed by seed.
+    A difference is *supported* or *contradicted* where the exact sign-flip test finds it (for the
+    claims' primary endpoints after Holm's correction over all of them) and the interval over seeds
+    and samples lies on one side of zero; there is *no relevant difference* where the equivalence
+    test excludes the margin (likewise corrected) and the interval lies within it, even where the
+    difference is not zero; else it is *undecided*. See docs/statistics.md.
+
+    Where the average that the endpoint asks for is not defined for a value of either arm (the
+    logarithm of zero, infinity or NaN), both arms are averaged by the median instead, and a note
+    counts the values: none is dropped.
+
+    Args:
+        folder: as `python -m landscape.study` writes it. Result files may be missing or damaged:
+            what is left is evaluated, and the verdict says what is not there.
+
+    Raises:
+        ValueError: no readable `study.json`, or endpoints in it that are none.
+
+    Cost: each result file is read once; about 0.1 s a row.
+    """
+    study = endpoints.read(folder)
+    found, missing = endpoints.gather(study)
+    rows: list[_Compared] = []
+    seedwise: list[Seedwise] = []
+    (baseline,), (treatment,) = study.arms_of("baseline"), study.arms_of("treatment")
+    for endpoint in study.endpoints:
+        data = {
+            arm.name: {
+                seed: found[endpoint.name, arm.name, seed]
+                for seed in arm.seeds
+                if (endpoint.name, arm.name, seed) in found
+            }
+            for arm in study.arms
+        }
+        lost = [told for (name, _, _), told in missing.items() if name == endpoint.name]
+        make = _Rows(endpoint, data, lost)
+        rows.append(make.paired("treatment", treatment, baseline))
+        rows += make.accuracy_matched(treatment, baseline, study.arms)
+        rows += [make.paired("control", arm, baseline) for arm in study.arms_of("control")]
+        rows += make.untrained(study.arms_of("negative"), treatment, baseline)
+        rows += make.halves(baseline)
+        seedwise += [
+            make.seedwise(arm, treatment, baseline) for arm in study.arms if data[arm.name]
+        ]
+    return Evaluation(
+        study.title,
+        study.endpoints,
+        _decided(rows),
+        tuple(seedwise),
+        tuple(dict.fromkeys(missing.values())),
+    )
+
+
+@dataclass(frozen=True)
+class _Compared:
+    """A row with its numbers, before the words, which depend on all primary rows."""
+
+    endpoint: Endpoint
+    row: Verdict
+    spread: float = _NAN  # standard deviation of the effects over pairs
+    over_samples: float = 0.0  # variance of the effect that more seeds would not remove
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The rows of one endpoint.
+
+    Args:
+        endpoint: which.
+        data: {arm: {seed: samples}}.
+        lost: what is missing of it.
+    """
+
+    endpoint: Endpoint
+    data: Mapping[str, Mapping[int, Samples]]
+    lost: Sequence[Missing]
+
+    def seedwise(self, arm: Arm, treatment: Arm, baseline: Arm) -> Seedwise:
+        own = self.data[arm.name]
+        shown = {arm.name} if arm.role == "negative" else {arm.name, treatment.name, baseline.name}
+        together = [told for name in sorted(shown) for told in self.data[name].values()]
+        how, _ = _usable(self.endpoint, together)
+        values = tuple(float(average(_sampled(told, how), how)) for told in own.values())
+        count = max(len(told.values) for told in own.values())
+        return Seedwise(self.endpoint.name, arm.name, arm.role, tuple(own), values, how, count)
+
+    def paired(self, row: Row, arm: Arm, against: Arm) -> _Compared:
+        first, second = self.data[arm.name], self.data[against.name]
+        seeds = [seed for seed in first if seed in second]
+        blank = self._blank(row, arm, against)
+        notes = [note for seed in seeds for note in (*first[seed].notes, *second[seed].notes)]
+        alone = sorted(set(arm.seeds) ^ set(against.seeds))
+        if alone and row != "control":  # controls may have fewer seeds by design
+            notes.append(f"Seeds without a partner: {', '.join(map(str, alone))}.")
+        blank = replace(blank, notes=tuple(dict.fromkeys(notes)))
+        pairs = [(first[seed], second[seed]) for seed in seeds]
+        return _compared(self.endpoint, blank, pairs) if pairs else _Compared(self.endpoint, blank)
+
+    def accuracy_matched(self, arm: Arm, against: Arm, arms: Sequence[Arm]) -> list[_Compared]:
+        """The same on the samples that every trained network classifies correctly."""
+        trained = [
+            told
+            for other in arms
+            if other.role != "negative"
+            for told in self.data[other.name].values()
+        ]
+        right = [told.correct for told in trained if told.correct is not None]
+        if not right or len(right) < len(trained) or len({told.identity for told in trained}) > 1:
+            return []
+        keep = np.logical_and.reduce(right)
+        matched = {
+            name: {
+                seed: replace(told, values=told.values[keep])
+                for seed, told in self.data[name].items()
+                if keep.any()
+            }
+            for name in (arm.name, against.name)
+        }
+        made = replace(self, data=matched).paired("accuracy-matched", arm, against)
+        note = (
+            f"{keep.sum()} of {len(keep)} samples are classified correctly by all {len(trained)} "
+            "networks."
+        )
+        return [replace(made, row=replace(made.row, notes=(note, *made.row.notes)))]
+
+    def untrained(self, negatives: Sequence[Arm], treatment: Arm, baseline: Arm) -> list[_Compared]:
+        """Untrained networks, where there is one of either kind: each is named after its arm."""
+        named = {
+            arm.name: [other for other in negatives if other.name.endswith(arm.name)]
+            for arm in (treatment, baseline)
+        }
+        first, second = named[treatment.name], named[baseline.name]
+        if not (first and second and self.data[first[0].name] and self.data[second[0].name]):
+            return []
+        return [self.paired("untrained", first[0], second[0])]
+
+    def halves(self, arm: Arm) -> list[_Compared]:
+        """Every other seed of an arm against the rest: no difference but chance."""
+        own = self.data[arm.name]
+        if len(own) < _HALVES:
+            return []
+        how, notes = _usable(self.endpoint, own.values())
+        scores = np.array([average(_sampled(told, how), how) for told in own.values()])
+        if self.endpoint.compare == "log_ratio":
+            scores = compare(scores, np.ones_like(scores), "log_ratio")
+        count = len(next(iter(own.values())).values)
+        blank = replace(self._blank("halves", arm, arm), seeds=len(own), samples=count)
+        if not np.isfinite(scores).all():
+            note = "Averages are not finite, so that halves have no difference."
+            return [_Compared(self.endpoint, replace(blank, notes=(*notes, note)))]
+        first, second = scores[::2], scores[1::2]
+        low, high = unpaired_interval(first, second, level=LEVEL)
+        apart = np.abs(divisions(scores, len(first)))
+        note = (
+            f"Over {len(apart)} ways to halve the seeds the difference is {np.median(apart):.3g} "
+            f"in the median and at most {apart.max():.3g}."
+        )
+        row = replace(
+            blank, effect=float(first.mean() - second.mean()), low=low, high=high,
+            p=permutation(first, second), notes=(*notes, note),
+        )  # fmt: skip
+        return [_Compared(self.endpoint, row)]
+
+    def _blank(self, row: Row, arm: Arm, against: Arm) -> Verdict:
+        lost = tuple(told for told in self.lost if told.arm in (arm.name, against.name))
+        return Verdict(
+            self.endpoint.claim, self.endpoint.name, self.endpoint.primary and row == "treatment",
+            row, arm.name, against.name, "undecided", _NAN, _NAN, _NAN, _NAN, _NAN, _NAN, 0, 0,
+            missing=lost,
+        )  # fmt: skip
+
+
+def _compared(
+    endpoint: Endpoint, blank: Verdict, pairs: Sequence[tuple[Samples, Samples]]
+) -> _Compared:
+    how, notes = _usable(endpoint, [told for pair in pairs for told in pair])
+    arms = [[_sampled(pair[i], how) for pair in pairs] for i in (0, 1)]
+    same = len({(told.identity, len(told.values)) for pair in pairs for told in pair}) == 1
+    if not same:
+        notes = (*notes, "The networks saw different samples: the interval is over seeds alone.")
+        arms = [[np.atleast_1d(average(values, how)) for values in arm] for arm in arms]
+    told = interval(
+        np.array(arms[0]),
+        np.array(arms[1]),
+        average_by=how,
+        compare_by=endpoint.compare,
+        level=LEVEL,
+    )
+    row = replace(
+        blank, effect=told.effect, low=told.low, high=told.high, seeds=len(pairs),
+        samples=min(len(told.values) for pair in pairs for told in pair),
+        effects=tuple(map(float, told.seeds)), notes=(*blank.notes, *notes),
+    )  # fmt: skip
+    if np.isnan(told.seeds).any():
+        note = "An average is negative, so that there is no log ratio: compare by differences."
+        return _Compared(endpoint, replace(row, notes=(*row.notes, note)))
+    if np.isfinite(told.seeds).all() and np.isnan(told.variance[1]):
+        note = "Other samples could make an average zero or infinite: interval of the sign test."
+        row = replace(row, notes=(*row.notes, note))
+    row = replace(
+        row,
+        p=float(sign_flip(told.seeds)),
+        p_equivalence=float(equivalence(told.seeds, endpoint.margin)),
+    )
+    if not np.isfinite(told.seeds).all():
+        note = (
+            f"{int(np.isinf(told.seeds).sum())} of {len(pairs)} pairs differ infinitely: signed "
+            "ranks are tested, the effect is the median and the interval that of the sign test."
+        )
+        return _Compared(endpoint, replace(row, notes=(*row.notes, note)))
+    spread = float(told.seeds.std(ddof=1)) if len(pairs) > 1 else _NAN
+    return _Compared(endpoint, row, spread, float(np.nan_to_num(told.variance[1])))
+
+
+def _sampled(told: Samples, how: Average) -> Floats:
+    """(samples,): each sample's directions, radii or points averaged as the samples will be."""
+    return average(told.values, how) if told.values.shape[1] > 1 else told.values[:, 0]
+
+
+def _usable(endpoint: Endpoint, data: Iterable[Samples]) -> tuple[Average, tuple[str, ...]]:
+    """The endpoint's average, or the median where it is not defined for all of these values.
+
+    It looks at all values of both arms together, so that exchanging two arms changes nothing and
+    the sign-flip test stays exact.
+    """
+    own = list(data)
+    how: Average = "mean" if endpoint.average == "fraction_below" else endpoint.average
+    lost = sum(told.not_finite for told in own)
+    total = sum(told.values.size for told in own)
+    values = np.concatenate([told.values.ravel() for told in own])
+    unfit = ~np.isfinite(values)
+    counted = [f"{int(unfit.sum())} NaN or infinite"] if unfit.any() else []
+    if how == "log_mean":
+        zero = np.isfinite(values) & (values <= 0)
+        counted += [f"{int(zero.sum())} zero or negative"] if zero.any() else []
+    if endpoint.average == "fraction_below" and lost:
+        return how, (f"{lost} values are NaN or infinite, and count as not below the level.",)
+    if not counted:
+        return how, ()
+    note = f"Of {total} values {' and '.join(counted)}"
+    if how == "median":
+        return how, (f"{note}: ranked with the others, NaN as the largest.",)
+    words = {"mean": "mean", "log_mean": "mean of logarithms"}[how]
+    return "median", (f"{note}: the median stands for the {words}, in both arms.",)
+
+
+def _decided(rows: Sequence[_Compared]) -> tuple[Verdict, ...]:
+    """The words, after Holm's correction over the primary rows."""
+    primary = [made.row for made in rows if made.row.primary]
+    p = iter(holm(np.array([row.p for row in primary])))
+    p_equivalence = iter(holm(np.array([row.p_equivalence for row in primary])))
+    verdicts = []
+    for made in rows:
+        row, alpha = made.row, ALPHA
+        decisive = row.p
+        if row.primary:
+            alpha = ALPHA / len(primary)
+            row = replace(row, p_holm=float(next(p)), p_equivalence=float(next(p_equivalence)))
+            decisive = row.p_holm
+        word = _word(made.endpoint, row, decisive)
+        if word == "undecided" and row.row != "halves":
+            row = _with_needed(made, row, alpha)
+        verdicts.append(replace(row, verdict=word))
+    return tuple(verdicts)
+
+
+def _word(endpoint: Endpoint, row: Verdict, p: float) -> Word:
+    margin = endpoint.margin
+    if row.p_equivalence <= ALPHA and -margin < row.low and row.high < margin:
+        return "no relevant difference"
+    if p <= ALPHA and (row.low > 0 or row.high < 0):
+        higher = row.effect > 0
+        return "supported" if higher == (endpoint.predicts == "higher") else "contradicted"
+    return "undecided"
+
+
+def _with_needed(made: _Compared, row: Verdict, alpha: float) -> Verdict:
+    """With what the seeds could not do, and how many could."""
+    least = fewest_pairs(alpha)
+    after = "after Holm's correction " if row.primary else ""
+    notes = list(row.notes)
+    if row.seeds < least:
+        count = f"{row.seeds or 'no'} pair{'s' * (row.seeds != 1)}"
+        notes.append(
+            f"With {count} of seeds no difference, however large, can be shown {after}"
+            f"at {ALPHA:g}: it takes {least}."
+        )
+    if not made.spread > 0:  # unknown, or none
+        few = row.seeds < least
+        return replace(row, notes=tuple(notes), seeds_needed=least if few else None)
+    needed = pairs_needed(
+        row.effect, made.spread, margin=made.endpoint.margin, alpha=alpha, wanted=WANTED_POWER,
+        floor=made.over_samples,
+    )  # fmt: skip
+    if needed is None:
+        enough = (
+            ": more samples are needed too" if made.over_samples > made.spread**2 / MOST else ""
+        )
+        notes.append(f"Not even {MOST} pairs of seeds would decide{enough}.")
+        return replace(row, notes=tuple(notes))
+    return replace(row, notes=tuple(notes), seeds_needed=max(needed, row.seeds + 1))

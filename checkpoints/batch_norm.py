@@ -1,0 +1,44 @@
+"""Batch norm's statistics, set to what a calibration set gives at a network's present weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from checkpoints.device import exact_arithmetic
+
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+@torch.inference_mode()
+def recompute_statistics(
+    network: nn.Module,
+    outputs: Callable[[nn.Module, dict[str, Tensor]], Any],
+    calibration: Mapping[str, Tensor],
+) -> None:
+    """Set every batch norm of `network` to its exact statistics over the calibration set.
+
+    The set goes through as one batch: a mean over batches would not give the variance.
+
+    Args:
+        network: written to.
+        outputs: calls the network on raw inputs, such as `Problem.outputs`.
+        calibration: {name: (M, ...)}.
+    """
+    norms = [module for module in network.modules() if isinstance(module, NORMS)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.train()
+        norm.momentum = 1.0
+    batch = {
+        name: value.contiguous(memory_format=torch.channels_last) if value.ndim == 4 else value
+        for name, value in calibration.items()
+    }
+    with exact_arithmetic():
+        outputs(network, batch)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.eval()
+        norm.momentum = momentum

@@ -1,0 +1,1 @@
+"""The parts of the report's web page: tables, figures, interactive surfaces, and the template."""

@@ -1,0 +1,90 @@
+"""Effects with their intervals, one row each, and the value of every seed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from analysis.figures import style
+from analysis.figures.arrange import fit_height, legend, new_figure, wrapped
+
+_LABELS = 1.5  # inches of the width that the names of the rows may take
+_LINE, _GAP = 0.13, 0.13  # inches: a line of a name, between rows
+_WIDTH = 1.7  # inches that the labels leave to the Axes, about
+_HALF = 0.32  # of the distance of two rows: half the height of a band
+
+
+@dataclass(frozen=True)
+class Row:
+    """One effect.
+
+    Args:
+        label: what is compared.
+        effect: NaN where it is not known.
+        low: end of its interval.
+        high: other end.
+        seeds: the effect in each pair of seeds; may be empty.
+        margin: smallest effect that matters.
+        primary: whether the verdict rests on it.
+    """
+
+    label: str
+    effect: float
+    low: float
+    high: float
+    seeds: Sequence[float]
+    margin: float
+    primary: bool
+
+
+def effects(rows: Sequence[Row], *, unit: str) -> Figure:
+    """Draw effects as dots on their intervals, seeds as strokes, and what is too small to matter.
+
+    An end that is infinite is an arrow at the edge. What is not known leaves its row empty.
+
+    Args:
+        rows: from top to bottom, of one unit.
+        unit: of the effects, for the axis.
+    """
+    with style.context():
+        figure = new_figure(1, gap=0.02)
+        ax = figure.add_subplot()
+        values = [v for r in rows for v in (r.effect, r.low, r.high, r.margin, -r.margin, *r.seeds)]
+        finite = [value for value in values if np.isfinite(value)]
+        room = 0.06 * (max(finite) - min(finite))
+        edges = (min(finite) - room, max(finite) + room)
+        ax.axvline(0, color="0.5", lw=0.6, linestyle="-")
+        for place, row in enumerate(rows):
+            _row(ax, place, row, edges)
+        ax.add_patch(Rectangle((0, 0), 0, 0, color="0.88", lw=0, label="negligible"))
+        ax.plot([], [], "|", color="0.4", ms=7, label="pair of seeds")
+        ax.plot([], [], "ko-", ms=4, lw=1.4, label="primary")
+        ax.plot([], [], "ko-", mfc="white", ms=4, lw=0.8, label="secondary")
+        names = [wrapped(row.label, _LABELS) for row in rows]
+        ax.set_yticks(range(len(rows)), names)
+        ax.tick_params(axis="y", length=0)
+        ax.set(xlim=edges, ylim=(len(rows) - 0.45, -0.55))
+        ax.set_xlabel(wrapped(unit, 1.9))
+        ax.locator_params(axis="x", nbins=4)
+        legend(figure, [ax])
+        tallest = max(name.count("\n") + 1 for name in names)
+        fit_height(figure, [ax], 1, len(rows) * (tallest * _LINE + _GAP) / _WIDTH)
+    return figure
+
+
+def _row(ax: Axes, place: int, row: Row, edges: tuple[float, float]) -> None:
+    box = Rectangle((-row.margin, place - _HALF), 2 * row.margin, 2 * _HALF, color="0.88", lw=0)
+    ax.add_patch(box)
+    ax.plot(row.seeds, np.full(len(row.seeds), place), "|", color="0.4", ms=7, mew=0.8)
+    ends = np.clip([row.low, row.high], *edges)
+    ax.plot(ends, [place, place], "-", color="black", lw=1.4 if row.primary else 0.8)
+    for end, edge, mark in zip((row.low, row.high), edges, "<>", strict=True):
+        if np.isinf(end):
+            ax.plot(edge, place, mark, color="black", ms=4, clip_on=False)
+    face = "black" if row.primary else "white"
+    ax.plot(row.effect, place, "o", color="black", mfc=face, ms=4, zorder=4)

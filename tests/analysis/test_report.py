@@ -1,0 +1,342 @@
+from __future__ import annotations
+
+import csv
+import html
+import json
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import xarray as xr
+
+from analysis import claims
+from analysis.page import numbers, plots
+from analysis.page.effects import Row, effects
+from analysis.page.tables import Column, Table
+from analysis.report import Report, main, report
+from tests.analysis.planted import ARMS, EFFECT, planted
+
+
+@pytest.fixture(scope="module")
+def folder(surface, tmp_path_factory) -> Path:
+    return planted(tmp_path_factory.mktemp("planted.study"), surface)
+
+
+@pytest.fixture(scope="module")
+def made(folder) -> Report:
+    return report(folder)
+
+
+@pytest.fixture(scope="module")
+def page(made) -> str:
+    return made.html()
+
+
+@pytest.fixture
+def small(surface, tmp_path) -> Path:
+    """Two seeds, to be damaged."""
+    return planted(tmp_path, surface, seeds=2)
+
+
+class Reader(HTMLParser):
+    """Tables by caption as lists of rows of texts, headings, images, ids and links."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tables: dict[str, list[list[str]]] = {}
+        self.headings: list[tuple[str, str]] = []
+        self.images: list[dict[str, str]] = []
+        self.ids: list[str] = []
+        self.links: list[str] = []
+        self.addresses: list[str] = []
+        self._rows: list[list[str]] = []
+        self._text = ""
+        self.feed(re.sub(r"<script>.*?</script>", "", page, flags=re.DOTALL))
+
+    def handle_starttag(self, tag, attributes):
+        told = dict(attributes)
+        self.ids += [told["id"]] if "id" in told else []
+        self.addresses += [told[key] for key in ("src", "href") if key in told]
+        if tag == "img":
+            self.images.append(told)
+        elif tag == "a":
+            self.links.append(told["href"])
+        elif tag == "table":
+            self._rows = []
+        elif tag == "tr":
+            self._rows.append([])
+        elif tag == "br":
+            self._text += "\n"
+        if tag in ("th", "td", "caption", "h1", "h2", "h3", "h4"):
+            self._text = ""
+
+    def handle_data(self, data):
+        self._text += data
+
+    def handle_endtag(self, tag):
+        if tag in ("th", "td"):
+            self._rows[-1].append(self._text.strip())
+        elif tag == "caption":
+            self.tables[self._text] = self._rows
+        elif tag[0] == "h" and tag[1:].isdigit():
+            self.headings.append((tag, self._text))
+
+
+def test_verdict_table_comes_first_and_tells_the_evaluation(folder, page):
+    evaluation = claims.evaluate(folder)
+    reader = Reader(page)
+    (caption, (heading, *rows)), *_ = reader.tables.items()
+    assert caption == "What the seeds say of each claim: multiplicative against vanilla"
+    assert heading[:3] == ["claim", "verdict", "effect and 95 % interval"]
+    assert len(rows) == len(evaluation.primary()) == 2
+    for row, verdict in zip(rows, evaluation.primary(), strict=True):
+        assert row[0] == claims.CLAIMS[verdict.claim]
+        assert row[1].endswith(verdict.verdict)
+        shown = [float(x) for x in re.findall(r"[-\d.e]+", row[2].replace("\N{MINUS SIGN}", "-"))]
+        # Three significant digits are shown: half a unit of the third is at most 0.5 %.
+        told = [verdict.effect, verdict.low, verdict.high]
+        np.testing.assert_allclose(shown[:3], told, rtol=5e-3, atol=1e-12)
+        assert float(row[3]) == pytest.approx(verdict.p_holm, rel=0.05)  # two digits
+        assert float(row[4]) == pytest.approx(verdict.p, rel=0.05)
+        assert row[5] == str(verdict.seeds) == "8"
+
+
+def test_planted_effect_is_supported_and_the_same_accuracy_is_no_difference(made):
+    near, generalises = made.evaluation.primary()
+    assert near.verdict == "supported"
+    # 8 seeds of 20 images with noise 0.02 in both arms: a standard error of about 0.0022.
+    assert near.effect == pytest.approx(EFFECT["multiplicative"], abs=4 * 0.0022)
+    assert generalises.verdict == "no relevant difference"
+
+
+def test_every_row_of_the_evaluation_is_on_the_page(made, page):
+    tables = Reader(page).tables
+    for claim in ("near", "generalises"):
+        rows = tables[f"{claims.CLAIMS[claim]}: all endpoints and comparisons"][1:]
+        verdicts = [v for v in made.evaluation.verdicts if v.claim == claim]
+        assert len(rows) == len(verdicts) > 0
+        for row, verdict in zip(rows, verdicts, strict=True):
+            assert row[0].endswith(verdict.endpoint)
+            assert row[3].endswith(verdict.verdict)
+    compared = [
+        row[1] for row in tables["Smoother near real samples: all endpoints and comparisons"]
+    ]
+    assert "control: gated against vanilla" in compared
+    assert "negative control: half of the vanilla seeds against the others" in compared
+    assert "multiplicative against vanilla, accuracy-matched" in compared
+
+
+def test_commands_settings_and_hashes_stand_beside_the_numbers(made, page):
+    text = html.unescape(page)
+    for record in made.folder.planned:
+        assert record["command"] in text
+    for checkpoint in made.folder.checkpoints:
+        assert checkpoint["sha256"] in text
+    rows = Reader(page).tables["Every network of the study"][1:]
+    assert [row[:2] for row in rows] == [[arm, str(seed)] for arm in ARMS for seed in range(8)]
+    assert rows[3][3] == "0.903"
+    assert rows[0][4] == "4,321"
+    assert '"seed": 0' in text
+
+
+def test_page_needs_nothing_else(page):
+    reader = Reader(page)
+    assert all(address.startswith(("data:", "#")) for address in reader.addresses)
+    assert "default-src 'none'" in page
+    assert {link[1:] for link in reader.links} <= set(reader.ids)
+    assert len(set(reader.ids)) == len(reader.ids)
+
+
+def test_headings_go_down_one_level_at_a_time(page):
+    levels = [int(tag[1:]) for tag, _ in Reader(page).headings]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(after <= before + 1 for before, after in zip(levels, levels[1:], strict=False))
+
+
+def test_every_figure_has_a_text_with_its_numbers(made, page):
+    images = Reader(page).images
+    assert len(images) == sum(len(section.drawings) for section in made.sections) >= 4
+    for image in images:
+        assert re.search(r"\d", image["alt"])
+        assert len(image["alt"]) > 60
+
+
+def test_texts_of_the_study_are_escaped(page):
+    assert "<effects>" not in page
+    assert "<h1>Planted &lt;effects&gt; &amp; none</h1>" in page
+
+
+def test_same_results_give_the_same_bytes(bowl, made, page):
+    assert made.html() == page
+    once, again = (plots.drawings([bowl], "x", "Here.")[0] for _ in range(2))
+    assert [drawing.html() for drawing in once] == [drawing.html() for drawing in again]
+
+
+def test_surfaces_that_turn_hold_the_measured_values(folder, page):
+    (content,) = re.findall(r'<script type="application/json">(.*?)</script>', page)
+    told = json.loads(content)
+    assert [panel["label"] for panel in told["panels"]] == list(ARMS)
+    result = xr.open_dataset(folder / "vanilla-seed0.plane.h5", engine="h5netcdf")
+    panel = told["panels"][0]
+    # Heights are rounded to five decimals; rows run along beta.
+    np.testing.assert_allclose(panel["z"], result["loss"].values.T, atol=6e-6)
+    np.testing.assert_array_equal(panel["x"], result["alpha"].values)
+    result.close()
+
+
+def test_what_explodes_is_cut_at_the_top_and_told(surface):
+    axis = np.linspace(-1, 1, 3)
+    loss = np.array([[1.0, 2.0, 1e9], [1.0, 0.5, 3.0], [np.inf, 2.0, np.nan]])
+    text = plots.turning([surface(loss, alpha=axis, beta=axis)], ["a </script> b"], "x")
+    assert "a </script>" not in text
+    told = json.loads(re.findall(r"json\">(.*?)</script>", text)[0])
+    (panel,) = told["panels"]
+    assert panel["z"][2][0] == pytest.approx(told["range"][1], abs=1e-5)  # rounded
+    assert panel["text"][2][0] == "1e+09"
+    assert panel["z"][0][2] is None
+    assert panel["z"][2][2] is None
+    assert panel["note"] == "1 of 9 points above the scale; 2 not finite: holes"
+
+
+def test_page_is_made_without_results_and_tells_how_to_make_them(small, capsys):
+    damaged = {
+        "vanilla-seed0.near.h5": "no such file",
+        "multiplicative-seed0.near.h5": "damaged",
+        "gated-seed0.near.h5": "no result of this toolkit",
+        "gated-seed1.near.h5": "schema version is 99",
+        "multiplicative-seed0.plane.h5": "the study names",
+    }
+    deleted, truncated, foreign, newer, swapped = (small / name for name in damaged)
+    deleted.unlink()
+    truncated.write_bytes(truncated.read_bytes()[:2000])
+    with h5py.File(foreign, "a") as file:
+        del file.attrs["probe"]
+    with h5py.File(newer, "a") as file:
+        file.attrs["schema_version"] = 99
+    swapped.write_bytes((small / "vanilla-seed0.plane.h5").read_bytes())
+    out = small / "page.html"
+    assert main([str(small), "--out", str(out)]) == 0
+    told = capsys.readouterr()
+    assert told.out.splitlines() == [str(out)]
+    assert told.err.startswith("5 results missing or incomplete")
+    reader = Reader(out.read_text())
+    rows = reader.tables["Results that are missing, damaged or incomplete"][1:]
+    assert sorted(row[0] for row in rows) == sorted(damaged)
+    for file, why, command in rows:
+        assert damaged[file] in why
+        assert command.startswith("python -m landscape.")
+        assert command.endswith(f"--out {file}")
+    assert reader.tables["What the seeds say of each claim: multiplicative against vanilla"][1:]
+    # The first seed that both arms have is drawn.
+    headings = [text for _, text in reader.headings]
+    assert "Figures of near, seed 1" in headings
+    assert "Figures of plane, seed 1" in headings
+
+
+def test_page_is_made_where_nothing_was_measured(small):
+    for path in small.glob("*.h5"):
+        path.unlink()
+    reader = Reader(report(small).html())
+    assert len(reader.tables["Results that are missing, damaged or incomplete"][1:]) == 12
+
+
+def test_amendments_are_told(small):
+    for path in small.glob("*.h5"):  # nothing to draw: the test is quicker
+        path.unlink()
+    path = small / "study.json"
+    content = json.loads(path.read_text())
+    content["amendments"] = [{"study_sha256": "d", "changes": ["margin was 0.05, now 0.01"]}]
+    path.write_text(json.dumps(content))
+    assert "changed after it was begun: margin was 0.05, now 0.01." in report(small).html()
+
+
+def test_folder_without_a_study_is_refused_with_one_line(tmp_path, capsys):
+    assert main([str(tmp_path)]) == 1
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert "study.json: there is no such file" in told.err
+    assert len(told.err.splitlines()) == 1
+
+
+def test_paper_has_every_figure_as_pdf_and_every_table_twice(made, tmp_path):
+    paths = made.paper(tmp_path / "paper")
+    assert all(path.stat().st_size for path in paths)
+    pdfs = [path for path in paths if path.suffix == ".pdf"]
+    assert len(pdfs) == sum(len(section.drawings) for section in made.sections)
+    for path in pdfs:
+        content = path.read_bytes()
+        assert b"/FontFile2" in content
+        assert b"/Type3" not in content
+        (width,) = re.findall(rb"/MediaBox \[ 0 0 ([\d.]+)", content)
+        assert float(width) == pytest.approx(3.35 * 72, abs=0.01)  # points of one column
+    rows = list(csv.DictReader((tmp_path / "paper" / "verdicts.csv").read_text().splitlines()))
+    for row, verdict in zip(rows, made.evaluation.primary(), strict=True):
+        assert float(row["effect"]) == verdict.effect
+        assert float(row["p_holm"]) == verdict.p_holm
+        assert row["verdict"] == verdict.verdict
+    latex = (tmp_path / "paper" / "verdicts.tex").read_text()
+    assert "\\toprule" in latex
+    assert latex.isascii()
+    assert latex.count("\\\\") == 1 + len(rows)
+
+
+def test_every_seed_can_be_recomputed_from_the_table(made, folder, tmp_path):
+    made.paper(tmp_path)
+    rows = list(csv.DictReader((tmp_path / "near.seeds.csv").read_text().splitlines()))
+    for row in rows:
+        if row["endpoint"] == "input-gradient norm":
+            with h5py.File(folder / f"{row['arm']}-seed{row['seed']}.near.h5") as file:
+                geometric = np.exp(np.log(file["gradient_l2"][...]).mean())
+            # The same float64 sum of 20 logarithms, in another order at most.
+            assert float(row["value"]) == pytest.approx(geometric, rel=1e-13)
+
+
+def test_latex_and_html_escape_what_they_would_read_as_commands():
+    table = Table("t", "c", [Column("a_b"), Column("n", "number")], [["x & <y> 5 %", "−1"]], [])
+    assert "a\\_b & n \\\\" in table.latex()
+    assert "x \\& \\textless{}y\\textgreater{} 5 \\% & $-$1 \\\\" in table.latex()
+    assert "x &amp; &lt;y&gt; 5 %" in table.html()
+    assert table.csv() == "\n"
+
+
+def test_numbers_are_written_with_what_is_not_known_told():
+    assert numbers.number(float("nan")) == "\N{EN DASH}"
+    assert numbers.number(float("-inf")) == "\N{MINUS SIGN}\N{INFINITY}"
+    assert numbers.number(-0.012345) == "\N{MINUS SIGN}0.0123"
+    alone = Row("", -0.5, float("nan"), float("nan"), (), 0.1, True)
+    assert numbers.interval(alone, "difference") == "\N{MINUS SIGN}0.5, no interval"
+    assert numbers.interval(alone, "log_ratio").endswith("\n\N{MULTIPLICATION SIGN}0.61")
+    assert numbers.p_value(1e-9) == "< 0.0001"
+    assert numbers.p_value(0.0078125) == "0.0078"
+
+
+def test_effects_figure_shows_effects_intervals_seeds_and_margins():
+    rows = [Row("a", -0.5, -0.7, -0.3, (-0.4, -0.6), 0.05, True),
+            Row("b", 0.1, -np.inf, np.inf, (), 0.2, False)]  # fmt: skip
+    (ax,) = effects(rows, unit="log ratio").axes
+    drawn = [(line.get_xdata(), line.get_ydata()) for line in ax.lines]
+    for expected in (([-0.4, -0.6], [0, 0]), ([-0.7, -0.3], [0, 0]), ([-0.5], [0]), ([0.1], [1])):
+        assert any(
+            np.shape(x) == np.shape(expected[0]) and np.allclose([x, y], expected) for x, y in drawn
+        )
+    widths = [patch.get_width() for patch in ax.patches]
+    assert widths[:2] == [0.1, 0.4]
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["a", "b"]
+    assert sum(line.get_marker() in "<>" and line.get_marker() != "" for line in ax.lines) == 2
+
+
+def test_report_needs_no_torch_and_no_measuring_package():
+    script = (
+        "import sys, analysis.report;"
+        "print(*({'torch', 'landscape', 'checkpoints', 'plotly'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == ""

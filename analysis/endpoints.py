@@ -125,6 +125,7 @@ class Study:
         endpoints: likewise.
         files: {(arm, seed, label): entry of the manifest}.
         metrics: {(arm, seed): what the checkpoint file says}.
+        hashes: {(arm, seed): SHA-256 of the checkpoint file}.
     """
 
     folder: Path
@@ -133,6 +134,23 @@ class Study:
     endpoints: tuple[Endpoint, ...]
     files: Mapping[tuple[str, int, str], Mapping[str, Any]]
     metrics: Mapping[tuple[str, int], Mapping[str, float]]
+    hashes: Mapping[tuple[str, int], str]
+
+    def load(self, arm: str, seed: int, file: str) -> xr.Dataset:
+        """One result file of a network, measured or partly so.
+
+        Raises:
+            ValueError: missing, damaged, of another schema, or of another checkpoint.
+        """
+        result = results.load(self.folder / file)
+        found = (results.provenance(result).get("checkpoint") or {}).get("sha256")
+        named = self.hashes.get((arm, seed))
+        if named and named != found:
+            raise ValueError(
+                f"{file}: was measured on the checkpoint {str(found)[:12]}, the study names "
+                f"{named[:12]}. Delete it and measure it again."
+            )
+        return result
 
     def arms_of(self, role: Role) -> tuple[Arm, ...]:
         """Those that have this role."""
@@ -173,9 +191,15 @@ def read(folder: str | Path) -> Study:
         metrics = {
             (row["arm"], row["seed"]): row.get("metrics") or {} for row in content["checkpoints"]
         }
+        hashes = {
+            (row["arm"], row["seed"]): row["sha256"]
+            for row in content["checkpoints"]
+            if row.get("sha256")
+        }
     except (KeyError, TypeError) as error:
         raise ValueError(f"{path}: damaged ({error!r} is missing or wrong). {again}") from error
-    study = Study(Path(folder), str(content.get("title", "")), arms, endpoints, files, metrics)
+    title = str(content.get("title", ""))
+    study = Study(Path(folder), title, arms, endpoints, files, metrics, hashes)
     roles: tuple[Role, ...] = ("baseline", "treatment")
     for role in roles:
         count = len(study.arms_of(role))
@@ -235,7 +259,9 @@ def gather(
                 result: xr.Dataset | str
                 try:
                     reason = str(entry.get("reason", UNMEASURED))
-                    result = "" if label == CHECKPOINT else _whole(study.folder / file, reason)
+                    result = (
+                        "" if label == CHECKPOINT else _whole(study, arm.name, seed, file, reason)
+                    )
                 except ValueError as error:
                     result = str(error)
                 for endpoint in study.endpoints:
@@ -263,12 +289,13 @@ def _metric(metrics: Mapping[str, float], name: str) -> Samples:
     return Samples(np.array([[float(value)]]), not_finite=int(not np.isfinite(value)))
 
 
-def _whole(path: Path, reason: str) -> xr.Dataset:
+def _whole(study: Study, arm: str, seed: int, file: str, reason: str) -> xr.Dataset:
+    path = study.folder / file
     if reason != UNMEASURED:
         raise ValueError(f"{path.name}: {reason.rstrip('.')}.")
     if not path.is_file():
         raise ValueError(f"{path.name}: there is no such file.")
-    result = results.load(path)
+    result = study.load(arm, seed, file)
     done = int((result["measured"] == 1).sum())
     if done < result["measured"].size:
         raise ValueError(

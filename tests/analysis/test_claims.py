@@ -374,6 +374,17 @@ def test_result_that_the_runner_refused_is_missing_for_its_reason(two_pairs):
     assert lost.why == "vanilla-seed0.between.h5: its process was killed."
 
 
+def test_result_of_another_checkpoint_does_not_count(two_pairs):
+    manifest = json.loads((two_pairs / "study.json").read_text())
+    for row in manifest["checkpoints"]:
+        if (row["arm"], row["seed"]) == ("vanilla", 1):
+            row["sha256"] = "f" * 64
+    (two_pairs / "study.json").write_text(json.dumps(manifest))
+    evaluation = evaluate(two_pairs)
+    assert told(evaluation, "second difference").seeds == 1
+    assert all("the study names ffffffffffff" in lost.why for lost in evaluation.missing)
+
+
 def test_study_without_any_result_is_undecided(two_pairs):
     for path in two_pairs.glob("*.h5"):
         path.unlink()

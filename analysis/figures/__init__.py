@@ -83,7 +83,8 @@ def fitting(results: Sequence[xr.Dataset]) -> list[str]:
     first, *others = results
     for other in others:
         files = result_files.source(first), result_files.source(other)
-        if _described(other) != _described(first):
+        grids = [result["measured"].dims for result in (first, other)]
+        if _described(other) != _described(first) or grids[0] != grids[1]:
             raise ValueError(
                 f"{files[0]} is {_described(first)}, {files[1]} is {_described(other)}. "
                 "Draw them in separate figures."
@@ -158,4 +159,5 @@ def _kinds(result: xr.Dataset) -> list[str]:
 
 
 def _described(result: xr.Dataset) -> str:
-    return f"a {result['measured'].ndim}-dimensional {result.attrs['probe']}"
+    over = " and ".join(map(str, result["measured"].dims))
+    return f"a {result['measured'].ndim}-dimensional {result.attrs['probe']} over {over}"

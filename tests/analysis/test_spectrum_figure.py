@@ -254,3 +254,9 @@ def test_the_most_negative_are_drawn_with_their_sign_changed():
     np.testing.assert_allclose(first.lines[0].get_data(), [[5], [1]])
     assert first.get_xlabel().startswith("−smallest eigenvalue")
     assert [text.get_text() for text in first.texts] == ["1 of 2 not negative"]
+
+
+def test_weights_and_inputs_are_not_drawn_in_one_figure():
+    pixels = inputs_result(np.ones(3), np.ones(3), jacobian=True)
+    with pytest.raises(ValueError, match=r"over part.*over example.*separate figures"):
+        draw([weights_result(), pixels])

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from analysis import results as result_files
 from analysis.figures import style
+from analysis.figures.arrange import Page
 from analysis.figures.registry import FIGURES
 from analysis.figures.scale import Choice
 
@@ -66,7 +67,7 @@ def draw(
     common = [name for name in chosen.variables if all(name in result for result in shown)]
     variables = common if variable is None else [variable]
     with style.context():
-        return chosen.arrange(chosen, shown, variables, scale, columns, ceiling)
+        return chosen.arrange(Page(chosen, shown, variables, scale, columns, ceiling))
 
 
 def fitting(results: Sequence[xr.Dataset]) -> list[str]:

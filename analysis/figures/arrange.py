@@ -48,7 +48,7 @@ class Kind:
     marks: Callable[..., Any]
     probe: str
     dimensions: int | None
-    arrange: Callable[..., Figure]
+    arrange: Callable[[Page], Figure]
     variables: tuple[str, ...] = ("loss",)
     projection: Literal["3d"] | None = None
     needs: tuple[str, ...] = ()
@@ -62,17 +62,23 @@ class Kind:
         )
 
 
-def panels(
-    kind: Kind,
-    shown: Sequence[xr.Dataset],
-    variables: Sequence[str],
-    choice: Choice,
-    columns: int,
-    ceiling: float | None,
-) -> Figure:
+@dataclass(frozen=True)
+class Page:
+    """What one figure is to show; see `analysis.figures.draw`, which decides every default."""
+
+    kind: Kind
+    shown: Sequence[xr.Dataset]
+    variables: Sequence[str]
+    choice: Choice
+    columns: int
+    ceiling: float | None
+
+
+def panels(page: Page) -> Figure:
     """One panel a result, the same limits and colours in all, one colour bar."""
-    (variable,) = variables
-    scale = shared_scale(shown, variable, choice, ceiling)
+    kind, shown, columns = page.kind, page.shown, page.columns
+    (variable,) = page.variables
+    scale = shared_scale(shown, variable, page.choice, page.ceiling)
     figure = new_figure(columns, gap=_GAP_3D if kind.projection else 0.02)
     across = min(len(shown), _PANELS[kind.projection][columns])
     down = -(-len(shown) // across)
@@ -115,21 +121,15 @@ def panels(
     return figure
 
 
-def overlay(
-    kind: Kind,
-    shown: Sequence[xr.Dataset],
-    variables: Sequence[str],
-    choice: Choice,
-    columns: int,
-    ceiling: float | None,
-) -> Figure:
+def overlay(page: Page) -> Figure:
     """All results in the same Axes, one Axes a variable, one above the other."""
+    shown, variables, columns = page.shown, page.variables, page.columns
     figure = new_figure(columns, gap=0.02)
     axes = [
         figure.add_subplot(len(variables), 1, position + 1) for position in range(len(variables))
     ]
     labels = results.names(shown)
-    scales = [shared_scale(shown, variable, choice, ceiling) for variable in variables]
+    scales = [shared_scale(shown, variable, page.choice, page.ceiling) for variable in variables]
     counts = [note(result, variables[0], scales[0]) for result in shown]
     if len(shown) == 1:
         title(axes[0], labels[0], counts[0], 0.8 * style.WIDTHS[columns], lift=0)
@@ -141,7 +141,7 @@ def overlay(
         ]
     for variable, scale, ax in zip(variables, scales, axes, strict=True):
         for result, label in zip(shown, labels, strict=True):
-            kind.marks(result, ax, variable=variable, scale=scale, label=label)
+            page.kind.marks(result, ax, variable=variable, scale=scale, label=label)
     for ax in axes[:-1]:
         ax.sharex(axes[-1])
         ax.set_xlabel("")

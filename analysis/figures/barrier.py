@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from dataclasses import replace
 
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis import results
-from analysis.figures.arrange import Kind, overlay
+from analysis.figures.arrange import Page, overlay
 from analysis.figures.profile import profile
-from analysis.figures.scale import Choice, Scale
+from analysis.figures.scale import Scale
 
 
 def barrier(
@@ -59,14 +59,7 @@ def treatments(result: xr.Dataset) -> list[xr.Dataset]:
     return parts
 
 
-def on_the_line(
-    kind: Kind,
-    shown: Sequence[xr.Dataset],
-    variables: Sequence[str],
-    choice: Choice,
-    columns: int,
-    ceiling: float | None,
-) -> Figure:
+def on_the_line(page: Page) -> Figure:
     """All lines, and all treatments of batch norm's statistics, in the same Axes."""
-    parts = [part for result in shown for part in treatments(result)]
-    return overlay(kind, parts, variables, choice, columns, ceiling)
+    parts = [part for result in page.shown for part in treatments(result)]
+    return overlay(replace(page, shown=parts))

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from analysis import results
 from analysis.figures import style
-from analysis.figures.arrange import Kind, fit_height, legend, new_figure, title, wrapped
-from analysis.figures.scale import Choice
-from analysis.figures.spectrum import tick_text
+from analysis.figures.arrange import Page, fit_height, legend, new_figure, title, wrapped
+from analysis.figures.distribution import steps
 from analysis.stats.density import Floats
 
 _HEIGHT = {1: 0.6, 2: 0.85}  # of a panel's width, for one panel and two
-_FEW_DECADES = 30  # largest over smallest value of an axis that has ticks at 2 and 5 as well
 _NAMES = {
     "magnitude": "|top eigenvalue|",
     "largest": "top eigenvalue",
@@ -28,10 +22,9 @@ _NAMES = {
 
 
 def curvature(result: xr.Dataset, ax: Axes, *, label: str | None = None) -> None:
-    """Draw the distribution of the top eigenvalue over the examples, on a log axis.
+    """Draw the distribution of the top eigenvalue over the examples; see `distribution.steps`.
 
-    Every example is a step of the line. What is not positive has no place on the axis and counts
-    all the same, so that the line begins above 0. Where a network is not piecewise linear, the
+    Where a network is not piecewise linear, the
     same for its Gauss-Newton matrix is dotted beside it.
 
     Args:
@@ -39,10 +32,10 @@ def curvature(result: xr.Dataset, ax: Axes, *, label: str | None = None) -> None
         ax: Axes without projection; call again with other results to compare them.
         label: for the legend; by default the result's name.
     """
-    _steps(ax, _sizes(result), label=results.name(result) if label is None else label)
+    steps(ax, _sizes(result), label=results.name(result) if label is None else label)
     if _which(result) != "smallest" and _differs(result):
         first = _measured(result, "gauss_newton_eigenvalue")
-        _steps(ax, first, color="black", linestyle=":", linewidth=0.8, label="Gauss-Newton")
+        steps(ax, first, color="black", linestyle=":", linewidth=0.8, label="Gauss-Newton")
     units = result["eigenvalue"].attrs.get("units", "1").replace("^2", "²")
     ax.set_xlabel(f"{_NAMES[_which(result)]} ({units})")
 
@@ -59,20 +52,13 @@ def beyond(result: xr.Dataset, ax: Axes, *, label: str | None = None) -> None:
         label: for the legend; by default the result's name.
     """
     name = results.name(result) if label is None else label
-    _steps(ax, _measured(result, "beyond_gauss_newton"), label=name)
+    steps(ax, _measured(result, "beyond_gauss_newton"), label=name)
     ax.set_xlabel(results.axis_label(result["beyond_gauss_newton"]))
 
 
-def curvatures(
-    kind: Kind,
-    shown: Sequence[xr.Dataset],
-    variables: Sequence[str],
-    choice: Choice,
-    columns: int,
-    ceiling: float | None,
-) -> Figure:
+def curvatures(page: Page) -> Figure:
     """All results in the same Axes; a second panel where a network is not piecewise linear."""
-    del kind, variables, choice, ceiling
+    shown, columns = page.shown, page.columns
     marks = [curvature, beyond] if any(_differs(result) for result in shown) else [curvature]
     figure = new_figure(columns, gap=0.02)
     axes = [figure.add_subplot(1, len(marks), at + 1) for at in range(len(marks))]
@@ -108,20 +94,6 @@ def note(result: xr.Dataset) -> str:
     else:
         other, said = negative, "negative"
     return ", ".join([*parts, *([f"{other} of {measured} {said}"] if other else [])])
-
-
-def _steps(ax: Axes, values: Floats, **look: Any) -> None:
-    """Draw an empirical distribution function on a log axis."""
-    values = np.sort(values)
-    share = np.arange(1, values.size + 1) / max(values.size, 1)
-    shown = np.isfinite(values) & (values > 0)
-    ax.step(values[shown], share[shown], where="post", **look)
-    ax.set(xscale="log", ylim=(0, 1))
-    low, high = ax.get_xlim()
-    narrow = high < _FEW_DECADES * low
-    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if narrow else (1,), numticks=5))
-    ax.xaxis.set_major_formatter(FuncFormatter(tick_text))
-    ax.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _measured(result: xr.Dataset, variable: str) -> Floats:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
@@ -11,8 +9,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from analysis import results
-from analysis.figures.arrange import Kind, fit_height, legend, new_figure
-from analysis.figures.scale import Choice
+from analysis.figures.arrange import Page, fit_height, legend, new_figure
 
 _CURVES = 2  # height of the probabilities, in heights of a strip of images
 _GAP = 0.06  # between images, of their width
@@ -70,16 +67,9 @@ def probabilities(
     ax.set(xlim=_limits(result), ylim=(-0.05, 1.05), yticks=(0, 1), xticks=(0, 0.5, 1))
 
 
-def gallery(
-    kind: Kind,
-    shown: Sequence[xr.Dataset],
-    variables: Sequence[str],
-    choice: Choice,
-    columns: int,
-    ceiling: float | None,
-) -> Figure:
+def gallery(page: Page) -> Figure:
     """Path below path: its images, and under them the probabilities of every result."""
-    del kind, variables, choice, ceiling  # probabilities have one scale
+    shown, columns = page.shown, page.columns
     first, *others = shown
     for other in others:
         if not _same_images(first, other):

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from analysis import results
 from analysis.figures import style
-from analysis.figures.arrange import Kind, fit_height, legend, new_figure, wrapped
+from analysis.figures.arrange import Page, fit_height, legend, new_figure, wrapped
 from analysis.figures.scale import LOG_RATIO, Choice
 
 QUANTILES = (0.25, 0.5, 0.75)
@@ -73,15 +73,9 @@ def along(
         )
 
 
-def by_kind(
-    kind: Kind,
-    shown: Sequence[xr.Dataset],
-    variables: Sequence[str],
-    choice: Choice,
-    columns: int,
-    ceiling: float | None,
-) -> Figure:
+def by_kind(page: Page) -> Figure:
     """A panel for each kind of path and each variable; all results in the same Axes."""
+    shown, variables, columns = page.shown, page.variables, page.columns
     common = [name for name in kinds(shown[0]) if all(name in kinds(one) for one in shown)]
     if not common:
         raise ValueError("these results have no kind of path in common. Draw them separately.")
@@ -99,8 +93,8 @@ def by_kind(
             ax.locator_params(nbins=4, steps=[1, 2, 5, 10])
         label = LABELS.get(variable) or results.axis_label(shown[0][variable])
         # A probability is one of two: small ones are no news.
-        unless = "linear" if variable == "probability" and choice == "auto" else choice
-        label += _share_scale(panels, unless, ceiling) + UNITS.get(variable, "")
+        unless = "linear" if variable == "probability" and page.choice == "auto" else page.choice
+        label += _share_scale(panels, unless, page.ceiling) + UNITS.get(variable, "")
         if upright:
             panels[0].set_title(wrapped(label, panel))
         else:

@@ -8,31 +8,25 @@ from typing import Any
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from analysis import results
 from analysis.figures import style
-from analysis.figures.arrange import Kind, fit_height, legend, new_figure, title, wrapped
-from analysis.figures.scale import CEILING_RATIO, Choice
+from analysis.figures.arrange import Page, fit_height, legend, new_figure, title, wrapped
+from analysis.figures.distribution import few_ticks, steps
+from analysis.figures.scale import CEILING_RATIO
 
 KINDS = ("random", "gradient", "adversarial", "tangent")
 _PANEL = {1: 2, 2: 4}  # panels side by side
 _HEIGHT = 0.85  # of a panel's width
-_FEW_DECADES = 30  # largest over smallest value of an axis that has ticks at 2 and 5 as well
 _ABOVE = 1e100  # where a quantile is drawn that is not finite
 _MARGIN = 1.5
 _NEAR = 0.1  # of the band: a smaller rounding error is not drawn
 
 
 def distribution(result: xr.Dataset, ax: Axes, *, variable: str, label: str | None = None) -> None:
-    """Draw the empirical distribution function of one value an example, on a log axis.
-
-    Every example is a step of the line: nothing is smoothed, and the tail shows as it is. Values
-    that are 0, infinite or NaN have no place on the axis; they count all the same, so that the
-    line begins above 0 or ends below 1 where there are any.
+    """Draw the distribution of one value an example, and its median; see `distribution.steps`.
 
     Args:
         result: of `sensitivity`.
@@ -40,20 +34,12 @@ def distribution(result: xr.Dataset, ax: Axes, *, variable: str, label: str | No
         variable: such as `gradient_l2`, not negative.
         label: for the legend; by default the result's name.
     """
-    values = np.sort(result[variable].values[result["measured"].values == 1].astype(float))
-    share = np.arange(1, values.size + 1) / max(values.size, 1)
-    shown = np.isfinite(values) & (values > 0)
-    (line,) = ax.step(
-        values[shown],
-        share[shown],
-        where="post",
-        label=results.name(result) if label is None else label,
-    )
-    if shown.any():
-        middle = values[(len(values) + 1) // 2 - 1]  # sorted, NaN last
+    values = result[variable].values[result["measured"].values == 1].astype(float)
+    line = steps(ax, values, label=results.name(result) if label is None else label)
+    if (np.isfinite(values) & (values > 0)).any():
+        middle = np.sort(values)[(len(values) + 1) // 2 - 1]  # NaN last
         ax.plot(middle, 0.5, "o", markersize=3, color=line.get_color())
-    ax.set(xscale="log", ylim=(0, 1), xlabel=results.axis_label(result[variable]))
-    _few_ticks(ax.xaxis, *ax.get_xlim())
+    ax.set_xlabel(results.axis_label(result[variable]))
 
 
 def radius_curve(
@@ -111,7 +97,7 @@ def radius_curve(
         ylim=limits or heights([result], variable),
     )
     for axis, ends in ((ax.xaxis, ax.get_xlim()), (ax.yaxis, ax.get_ylim())):
-        _few_ticks(axis, *ends)
+        few_ticks(axis, *ends)
 
 
 def heights(
@@ -135,16 +121,9 @@ def heights(
     return float(low.min() / _MARGIN), float(min(high.max(initial=0) or top, top) * _MARGIN)
 
 
-def distributions(
-    kind: Kind,
-    shown: Sequence[xr.Dataset],
-    variables: Sequence[str],
-    choice: Choice,
-    columns: int,
-    ceiling: float | None,
-) -> Figure:
+def distributions(page: Page) -> Figure:
     """One panel a variable, one line a result."""
-    del kind, choice, ceiling  # the axis is logarithmic, and nothing ends it
+    shown, variables, columns = page.shown, page.variables, page.columns
     variables = variables or ["loss"]  # all that there is without the parts that hold norms
     figure = new_figure(columns, gap=0.04)
     across = min(len(variables), _PANEL[columns])
@@ -163,16 +142,9 @@ def distributions(
     return figure
 
 
-def radius_curves(
-    kind: Kind,
-    shown: Sequence[xr.Dataset],
-    variables: Sequence[str],
-    choice: Choice,
-    columns: int,
-    ceiling: float | None,
-) -> Figure:
+def radius_curves(page: Page) -> Figure:
     """One panel a variable and kind of direction, one line a result; a row shares its heights."""
-    del kind, choice  # the axes are logarithmic
+    shown, variables, columns, ceiling = page.shown, page.variables, page.columns, page.ceiling
     kinds = [name for name in KINDS if all(name in result["part"].values for result in shown)]
     figure = new_figure(columns, gap=0.02)
     across = min(len(kinds), _PANEL[columns])
@@ -201,22 +173,3 @@ def radius_curves(
     legend(figure, axes, labels)
     fit_height(figure, axes, len(rows), _HEIGHT)
     return figure
-
-
-def _few_ticks(axis: Axis, low: float, high: float) -> None:
-    """Decades, or 1, 2 and 5 of each where there are few; written out where that is short."""
-    narrow = high < _FEW_DECADES * low
-    if high < 3 * low:  # no two of 1, 2 and 5 may lie between
-        axis.set_major_locator(MaxNLocator(3))
-        axis.set_minor_locator(NullLocator())
-    else:
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if narrow else (1,), numticks=4))
-    axis.set_major_formatter(FuncFormatter(_number))
-    axis.set_minor_formatter(NullFormatter())
-    if not narrow:
-        axis.set_minor_locator(NullLocator())
-
-
-def _number(value: float, position: object = None) -> str:
-    del position  # matplotlib hands it to every tick formatter
-    return f"{value:g}" if 0.01 <= value < 1000 else f"$10^{{{np.log10(value):.0f}}}$"

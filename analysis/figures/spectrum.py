@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from analysis import results
 from analysis.figures import style
-from analysis.figures.arrange import Kind, fit_height, legend, new_figure, title, wrapped
-from analysis.figures.scale import Choice
+from analysis.figures.arrange import Page, fit_height, legend, new_figure, title, wrapped
+from analysis.figures.distribution import tick_text
 from analysis.stats.density import (
     WIDTH,
     Floats,
@@ -102,16 +102,9 @@ def spectrum(
     _ticks(ax, linear)
 
 
-def spectra(
-    kind: Kind,
-    shown: Sequence[xr.Dataset],
-    variables: Sequence[str],
-    choice: Choice,
-    columns: int,
-    ceiling: float | None,
-) -> Figure:
+def spectra(page: Page) -> Figure:
     """All densities in the same Axes, what else is known of each network in small type above."""
-    del kind, variables, choice, ceiling  # both axes are logarithmic, and nothing ends them
+    shown, columns = page.shown, page.columns
     figure = new_figure(columns, gap=0.02)
     ax = figure.add_subplot()
     width = style.WIDTHS[columns]
@@ -207,16 +200,9 @@ def ranked(result: xr.Dataset, ax: Axes, *, mark: str = "o", label: str | None =
     )
 
 
-def ranks(
-    kind: Kind,
-    shown: Sequence[xr.Dataset],
-    variables: Sequence[str],
-    choice: Choice,
-    columns: int,
-    ceiling: float | None,
-) -> Figure:
+def ranks(page: Page) -> Figure:
     """The eigenvalues of all results in the same Axes."""
-    del kind, variables, choice, ceiling
+    shown, columns = page.shown, page.columns
     figure = new_figure(columns, gap=0.02)
     ax = figure.add_subplot()
     width, labels = style.WIDTHS[columns], results.names(shown)
@@ -291,15 +277,6 @@ def _ticks(ax: Axes, linear: float) -> None:
     ax.xaxis.set_major_locator(FixedLocator([*-powers[::-1], 0, *powers]))
     ax.xaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_major_formatter(FuncFormatter(tick_text))
-
-
-def tick_text(value: float, position: object = None) -> str:
-    """A round number of either sign, as a power of ten where it is long."""
-    del position  # matplotlib hands it to every tick formatter
-    size = abs(value)
-    short = size == 0 or 0.01 <= size < 1000
-    text = f"{size:g}" if short else f"$10^{{{np.log10(size):.0f}}}$"
-    return f"\N{MINUS SIGN}{text}" if value < 0 else text
 
 
 def _estimate(value: float, stderr: float) -> str:

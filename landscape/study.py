@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -22,11 +23,13 @@ from checkpoints.checkpoint import Checkpoint
 from checkpoints.device import device_named
 from checkpoints.problem import Problem, load_problem
 from landscape.core import spaces, store, study_file
-from landscape.core.cli import DTYPES
+from landscape.core.cli import DTYPES, guarded, interrupt, say
 from landscape.core.plan import Plan, run
 from landscape.core.study_file import Study
 from landscape.core.study_folder import MANIFEST, Manifest, Network, Run, finished
 from landscape.registry import probe_named
+
+_ended = threading.Event()  # in a process of several: it was told to end
 
 
 def measured(
@@ -82,7 +85,7 @@ def _discard_damaged(path: Path) -> None:
             for array in file.values():
                 array[...]
     except (OSError, KeyError, ValueError):
-        _say(f"{path} is damaged, and is measured again.")
+        say(f"{path} is damaged, and is measured again.")
         path.unlink()
 
 
@@ -138,7 +141,17 @@ def _same(old: Checkpoint, made: Checkpoint) -> bool:
 
 
 def _whole(task: Run, network: Network, labels: Sequence[str]) -> list[tuple[str, str]]:
-    return list(measured(task, network, labels, show_progress=False))
+    """The results of `measured`; none where the process is told to end, which saves its own."""
+    if _ended.is_set():
+        return []
+    signal.signal(signal.SIGTERM, interrupt)
+    try:
+        return list(measured(task, network, labels, show_progress=False))
+    except KeyboardInterrupt:
+        _ended.set()
+        return []
+    finally:
+        signal.signal(signal.SIGTERM, _end)
 
 
 def _spread(
@@ -167,15 +180,12 @@ def _spread(
 def _begin_worker() -> None:
     allocator.keep_freed_memory()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process hears it, and tells
-    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGTERM, _end)
 
 
-def _interrupt(signal_number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+def _end(signal_number: int, frame: FrameType | None) -> None:
+    """Between two networks nothing is to be interrupted: the next is not begun."""
+    _ended.set()
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -187,15 +197,7 @@ def main(arguments: list[str] | None = None) -> int:
     """
     chosen = _parser().parse_args(arguments)
     allocator.keep_freed_memory()
-    signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        return _measure(chosen)
-    except (ValueError, OSError) as error:
-        _say(" ".join(str(error).split("\n")))
-        return 1
-    except KeyboardInterrupt:
-        _say("Stopped. What was measured is saved; the same command continues.")
-        return 130
+    return guarded(lambda: _measure(chosen))
 
 
 def _measure(chosen: argparse.Namespace) -> int:
@@ -239,12 +241,12 @@ def _measure(chosen: argparse.Namespace) -> int:
     results = _results(task, asked, labels, unusable, chosen.jobs)
     for done, (network, label, reason) in enumerate(results, 1):
         failed += bool(reason)
-        _say(f"{done}/{total} {network}, {label}: {reason or 'done'}")
+        say(f"{done}/{total} {network}, {label}: {reason or 'done'}")
         manifest.tell(network, label, reason)
         manifest.write()
     print(task.out)
     if failed:
-        _say(f"{failed} of {total} results are missing; {manifest.path} has the commands.")
+        say(f"{failed} of {total} results are missing; {manifest.path} has the commands.")
     return int(failed > 0)
 
 
@@ -271,7 +273,7 @@ def _list(task: Run, networks: Sequence[Network], labels: Sequence[str]) -> int:
             there = finished(task.out / network.result(label))
             count += not there
             print("there     " if there else "to measure", task.command(network, label))
-    _say(f"{count} of {len(networks) * len(labels)} results to measure.")
+    say(f"{count} of {len(networks) * len(labels)} results to measure.")
     return 0
 
 

@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -33,33 +34,48 @@ def main(probe: str, arguments: list[str] | None = None) -> int:
         0 done, 1 refused with one line on stderr, 130 stopped with what was measured saved;
         argparse exits with 2 itself.
     """
-    parser = _parser(probe)
-    chosen = parser.parse_args(arguments)
+    chosen = _parser(probe).parse_args(arguments)
+    return guarded(lambda: _measure(probe, chosen))
+
+
+def guarded(action: Callable[[], int]) -> int:
+    """The exit status of `action`, or of what ended it, told in one line on stderr.
+
+    SIGTERM ends it as Ctrl-C does.
+
+    Returns:
+        1 refused, or out of memory, 130 stopped.
+    """
     log = logging.getLogger("landscape")
     handler = logging.StreamHandler()
     handler.addFilter(lambda record: os.environ.get("RANK", "0") == "0")
     log.addHandler(handler)
     log.setLevel(logging.INFO)
-    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGTERM, interrupt)
     try:
-        return _measure(probe, chosen)
+        return action()
     except (ValueError, OSError) as error:
-        _say(" ".join(str(error).split("\n")))
+        say(" ".join(str(error).split("\n")))
         return 1
     except RuntimeError as error:
         if not memory_exhausted(error):
             raise
-        _say("the memory does not suffice. Pass a smaller --batch-size, or fewer --examples.")
+        say("the memory does not suffice. Pass a smaller --batch-size, or fewer --examples.")
         return 1
     except KeyboardInterrupt:
-        _say("Stopped. What was measured is saved; the same command continues.")
+        say("Stopped. What was measured is saved; the same command continues.")
         return 130
 
 
-def _say(line: str) -> None:
+def say(line: str) -> None:
     """Tell the user, once however many ranks there are."""
     if os.environ.get("RANK", "0") == "0":
-        print(line, file=sys.stderr)
+        print(line, file=sys.stderr, flush=True)
+
+
+def interrupt(signal_number: int, frame: FrameType | None) -> None:
+    """A signal handler: end as Ctrl-C does."""
+    raise KeyboardInterrupt
 
 
 def _numbers(text: str) -> tuple[float, ...]:
@@ -77,10 +93,6 @@ def _temperature(text: str) -> float | Literal["fit"]:
         return float(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor fit") from None
-
-
-def _interrupt(signal_number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 def _measure(probe: str, chosen: argparse.Namespace) -> int:
@@ -105,7 +117,7 @@ def _measure(probe: str, chosen: argparse.Namespace) -> int:
         calibration=chosen.calibration,
         batch_size=chosen.batch_size,
         temperature=chosen.temperature,
-        say=_say,
+        say=say,
     ).to(device_named(chosen.device, int(os.environ.get("LOCAL_RANK", "0"))), DTYPES[chosen.dtype])
     size = workers.share("batch_size", lambda: spaces.prepared(problem, out).batch_size)
     problem = replace(problem, batch_size=size)
@@ -120,7 +132,7 @@ def _measure(probe: str, chosen: argparse.Namespace) -> int:
     )
     if first:
         for line in plan.tell(result) if plan.tell else ():
-            _say(line)
+            say(line)
         print(out)
         if chosen.figure:
             # Only here does the package know of the other: to draw the file that it has written.
@@ -134,7 +146,7 @@ def _measure(probe: str, chosen: argparse.Namespace) -> int:
 def _introduce(problem: Problem) -> None:
     told = problem.provenance
     data, network = told["data"], told["checkpoint"]
-    _say(
+    say(
         f"{network['file']}: {network['model']} on {data['examples']} images of {data['name']} "
         f"({data['split']}), {problem.device.type} {str(problem.dtype).removeprefix('torch.')}, "
         f"batches of {problem.batch_size}"

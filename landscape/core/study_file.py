@@ -29,6 +29,14 @@ OPTIONS = {
     if name not in ("name", "say", "return")
 } | {"dtype": Literal["float32", "float64"]}
 
+SHAPE: dict[str, Any] = {
+    "title": str,
+    "problem": Mapping[str, Any],
+    "arms": list[Mapping[str, Any]],
+    "probes": Mapping[str, Any],
+    "endpoints": list[Mapping[str, Any]],
+}
+
 
 @dataclass(frozen=True)
 class Arm:
@@ -96,8 +104,8 @@ class Study:
     Args:
         name: of the file, without its ending.
         folder: of the file; where its checkpoints are looked for first.
-        sha256: of the file's bytes.
-        content: the file's own tables, for the record.
+        sha256: of the file's bytes and its base's.
+        content: the file's tables, the base's among them, for the record.
         title: in words.
         problem: keyword arguments of `load_problem`, and `dtype`.
         arms: the networks.
@@ -152,28 +160,67 @@ def read(name: str) -> Study:
         ValueError: one line, with the table and the key, and what was expected there.
     """
     path = find(name)
+    content, text = _loaded(path)
+    digest = hashlib.sha256(text).hexdigest()
+    return Study(path.stem, path.parent, digest, content, **_checked_study(content, path))
+
+
+def _loaded(path: Path, above: tuple[Path, ...] = ()) -> tuple[dict[str, Any], bytes]:
+    """A file's tables over those of the study that it is based on, and the bytes of both.
+
+    Args:
+        path: of the file.
+        above: the files that are based on it.
+    """
     text = path.read_bytes()
     try:
-        content = tomllib.loads(text.decode())
+        own = tomllib.loads(text.decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is no TOML file: {error}.") from error
+    if "base" not in own:
+        return own, text
+    chain = (*above, path.resolve())
     try:
-        checked = _checked_study(content)
+        name = checked(own, "the file", SHAPE | {"base": str}).pop("base")
+        beside = path.parent / name
+        file = find(str(beside) if beside.is_file() else name).resolve()
+        if file in chain:
+            raise ValueError(f"base = {name!r} leads back to the file itself.")
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    digest = hashlib.sha256(text).hexdigest()
-    return Study(path.stem, path.parent, digest, content, **checked)
+    base, below = _loaded(file, chain)
+    _checked_study(base, file)
+    return _over(base, own), text + below
 
 
-def _checked_study(content: dict[str, Any]) -> dict[str, Any]:
-    shape = {
-        "title": str,
-        "problem": Mapping[str, Any],
-        "arms": list[Mapping[str, Any]],
-        "probes": Mapping[str, Any],
-        "endpoints": list[Mapping[str, Any]],
-    }
-    top = checked(content, "the file", shape, required=("title", "arms", "probes", "endpoints"))
+def _over(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """The tables of a file over those of its base, a study.
+
+    A key replaces the base's key, in `[problem]` and in each probe one by one, elsewhere the whole
+    list; a probe that is `false` is left out, and with it its endpoints.
+    """
+    merged = base | {key: value for key, value in own.items() if key != "base"}
+    merged["problem"] = base.get("problem", {}) | own.get("problem", {})
+    probes = dict(base["probes"])
+    for label, table in own.get("probes", {}).items():
+        both = isinstance(table, dict) and label in probes
+        probes[label] = probes[label] | table if both else table
+    out = [label for label, table in probes.items() if table is False]
+    merged["probes"] = {label: table for label, table in probes.items() if label not in out}
+    if "endpoints" not in own:
+        merged["endpoints"] = [e for e in base["endpoints"] if e["probe"] not in out]
+    return merged
+
+
+def _checked_study(content: dict[str, Any], path: Path) -> dict[str, Any]:
+    try:
+        return _study(content)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _study(content: dict[str, Any]) -> dict[str, Any]:
+    top = checked(content, "the file", SHAPE, required=("title", "arms", "probes", "endpoints"))
     arms = tuple(_built(Arm, table, f"arms {i + 1}") for i, table in enumerate(top["arms"]))
     endpoints = tuple(
         _built(Endpoint, table, f"endpoints {i + 1}") for i, table in enumerate(top["endpoints"])

@@ -482,3 +482,44 @@ def test_a_study_that_ships_is_whole(name: str) -> None:
         assert seeds["baseline"] == seeds["treatment"] == 8
         assert seeds["control"] >= 3
         assert seeds["negative"] >= 2
+
+
+def test_a_study_replaces_what_it_says_otherwise_than_its_base(file: Path, tmp_path: Path) -> None:
+    own = tmp_path / "own.toml"
+    own.write_text(
+        f"base = {str(file)!r}\ntitle = 'Own'\n[problem]\nexamples = 7\n"
+        "[probes.near]\nradii = [0.5]\n[probes]\nweights = false\n"
+    )
+    base, made = study_file.read(str(file)), study_file.read(str(own))
+    assert made.title == "Own"
+    assert made.problem == {**base.problem, "examples": 7}
+    assert made.arms == base.arms
+    assert made.probes == {"near": ("sensitivity", {**base.probes["near"][1], "radii": (0.5,)})}
+    assert made.endpoints == tuple(e for e in base.endpoints if e.probe != "weights")
+    assert len(made.endpoints) == len(base.endpoints) - 1
+    digest = made.sha256
+    file.write_text(TEXT + "# a remark\n")
+    assert study_file.read(str(own)).sha256 != digest
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("base = 3\n", "base = 3; needed: a text."),
+        ("base = 'nowhere'\n", "nowhere: no such file, nor a study that ships"),
+        ("base = 'own.toml'\n", "base = 'own.toml' leads back to the file itself."),
+        ("base = 'cifar10'\nprobes = 3\n", "probes = 3; needed: a table."),
+        ("base = 'cifar10'\nend = 3\n", "has no key 'end'"),
+        ("base = 'cifar10'\n[probes.near]\nradius = 1\n", "[probes.near] has no key 'radius'"),
+        ("base = 'other.toml'\n", "other.toml: [the file] title is missing"),
+    ],
+)
+def test_a_mistake_about_the_base_is_told_in_a_line(
+    tmp_path: Path, text: str, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "own.toml").write_text(text)
+    (tmp_path / "other.toml").write_text("[probes]\n")
+    assert run(tmp_path / "own.toml", tmp_path / "results") == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert told in lines[0]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from checkpoints.device import exact_arithmetic
+from checkpoints.device import channels_last, exact_arithmetic
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
@@ -33,10 +33,7 @@ def recompute_statistics(
     for norm in norms:
         norm.train()
         norm.momentum = 1.0
-    batch = {
-        name: value.contiguous(memory_format=torch.channels_last) if value.ndim == 4 else value
-        for name, value in calibration.items()
-    }
+    batch = {name: channels_last(value) for name, value in calibration.items()}
     with exact_arithmetic():
         outputs(network, batch)
     for norm, momentum in zip(norms, momenta, strict=True):

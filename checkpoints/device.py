@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
 
 
 def device_named(name: str | None, rank: int = 0) -> torch.device:
@@ -46,6 +47,11 @@ def exact_arithmetic() -> Iterator[None]:
             yield
     finally:
         torch.backends.cuda.matmul.allow_tf32 = matmul
+
+
+def channels_last(value: Tensor) -> Tensor:
+    """A batch of images (N, C, H, W) in the order that convolutions are fast in; else `value`."""
+    return value.contiguous(memory_format=torch.channels_last) if value.ndim == 4 else value
 
 
 def memory_exhausted(error: BaseException) -> bool:

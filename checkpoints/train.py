@@ -20,7 +20,7 @@ from tqdm import tqdm
 from checkpoints import allocator, checkpoint, flags
 from checkpoints.checkpoint import Checkpoint
 from checkpoints.data.images import Images, interleave
-from checkpoints.device import device_named, exact_arithmetic
+from checkpoints.device import channels_last, device_named, exact_arithmetic
 from checkpoints.flags import option
 from checkpoints.models.merge import Factors, Merge
 from checkpoints.reader import read
@@ -102,7 +102,7 @@ class Batches:
         """(B, C, H, W) uint8 as normalised float32, channels last in memory."""
         scale, offset = 1 / (255 * self.std), self.mean / self.std
         images = torch.addcmul(-offset[:, None, None], pixels.float(), scale[:, None, None])
-        return images.contiguous(memory_format=torch.channels_last)
+        return channels_last(images)
 
     def plain(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """All examples in order."""

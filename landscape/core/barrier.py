@@ -16,6 +16,7 @@ from checkpoints.problem import BatchNorm, Problem, Tensors
 from landscape.core import directions, paths
 from landscape.core.plan import Cell, Plan, Values
 from landscape.core.spaces import Weights
+from landscape.core.summary import mean_and_stderr
 
 STATISTICS = ("kept", "interpolated", "recomputed")
 
@@ -148,7 +149,7 @@ def _finish(result: xr.Dataset) -> Values:
     t = result["t"].values
     inside = (t >= 0) & (t <= 1)
     losses = result["example_loss"].transpose("part", "t", "example").values
-    excess, stderr = paths.mean_and_stderr(np.stack([paths.excess(each, t) for each in losses]))
+    excess, stderr = mean_and_stderr(np.stack([paths.excess(each, t) for each in losses]))
     within = np.flatnonzero(inside)
     top = within[excess[:, inside].argmax(axis=1)]
     each = np.arange(len(losses))

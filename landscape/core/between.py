@@ -17,6 +17,7 @@ from landscape.core.pairs import KINDS, Path
 from landscape.core.paths import Floats
 from landscape.core.plan import Values
 from landscape.core.spaces import USUAL_BATCH, Inputs
+from landscape.core.summary import mean_and_stderr
 
 PROBABILITY_SLOPE = "per L2 distance, pixel range 1"
 SLOPE = f"logits {PROBABILITY_SLOPE}"
@@ -223,7 +224,7 @@ def means(result: xr.Dataset) -> Values:
         values = result[name].values
         with np.errstate(divide="ignore"):
             values = np.log(values) if name in LOGARITHMIC else values
-        rows = np.array([paths.mean_and_stderr(values[which]) for which in of_kind])
+        rows = np.array([mean_and_stderr(values[which]) for which in of_kind])
         mean, _, _ = mean_of(name, *about)
         found |= {mean: rows[:, 0], f"{mean}_stderr": rows[:, 1]}
     return found

@@ -64,7 +64,6 @@ class Curvature(CurvatureOperator):  # type: ignore[misc]
             memory that takes is logged before it is taken.
 
     Attributes:
-        products: how many there have been.
         blocks: how many independent blocks the matrix has: examples in the inputs, else 1.
 
     Raises:
@@ -89,7 +88,6 @@ class Curvature(CurvatureOperator):  # type: ignore[misc]
             raise ValueError(f"{unknown[0]} is not in the space; it has {', '.join(space.origin)}.")
         chosen = list(names or space.origin)
         self.space, self.matrix = space, matrix
-        self.products = 0
         in_inputs = isinstance(space, Inputs)
         # channels last in memory suits convolutions' weights, but not views of a flat vector
         self._point = {
@@ -132,7 +130,6 @@ class Curvature(CurvatureOperator):  # type: ignore[misc]
         """
         if v.shape != (self.size,):
             raise ValueError(f"the vector has shape {tuple(v.shape)}; needed: ({self.size},).")
-        self.products += 1
         scaled = v if self._scale is None else v * self._scale
         vector = self.tensors(scaled)
         with exact_arithmetic():

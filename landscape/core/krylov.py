@@ -12,8 +12,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from landscape.core.summary import mean_and_stderr
 
 Multiply: TypeAlias = Callable[[Tensor], Tensor]
 Which: TypeAlias = Literal["magnitude", "largest", "smallest"]
@@ -317,8 +320,10 @@ def traces(multiply: Multiply, start: Tensor, products: int, generator: torch.Ge
         image = multiply(probe).double()
         guesses.append(float((probe.double() * image).sum()))
         squares.append(float(image.square().sum()))
-    first, second = _mean(guesses), _mean(squares)
-    return Traces(exact + first[0], first[1], exact_square + second[0], second[1])
+    (rest, rest_square), stderr = mean_and_stderr(np.array([guesses, squares]))
+    return Traces(
+        exact + float(rest), float(stderr[0]), exact_square + float(rest_square), float(stderr[1])
+    )
 
 
 def gaussian(like: Tensor, generator: torch.Generator) -> Tensor:
@@ -329,15 +334,6 @@ def gaussian(like: Tensor, generator: torch.Generator) -> Tensor:
 def _signs(like: Tensor, generator: torch.Generator) -> Tensor:
     drawn = torch.randint(0, 2, like.shape, generator=generator, dtype=torch.int8)
     return (2 * drawn - 1).to(like)
-
-
-def _mean(values: list[float]) -> tuple[float, float]:
-    """Mean and its standard error."""
-    mean, count = math.fsum(values) / len(values), len(values)
-    if count < 2:
-        return mean, math.nan
-    spread = math.fsum((value - mean) ** 2 for value in values) / (count - 1)
-    return mean, math.sqrt(spread / count)
 
 
 def _orthogonal(vectors: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:

@@ -171,19 +171,6 @@ def excess(losses: Floats, t: Floats) -> Floats:
         return np.asarray(losses - ((1 - t[:, None]) * first + t[:, None] * last))
 
 
-def mean_and_stderr(values: Floats) -> tuple[Floats, Floats]:
-    """The mean over the last axis, and its standard error s / sqrt(N) with the unbiased s.
-
-    The error is NaN for a single value; a value that is inf or NaN makes both so.
-    """
-    count = values.shape[-1]
-    with np.errstate(invalid="ignore", over="ignore"):
-        mean = values.sum(axis=-1) / count
-        if count < 2:
-            return mean, np.full_like(mean, np.nan)
-        return mean, values.std(axis=-1, ddof=1) / count**0.5
-
-
 def ratio(part: Any, whole: Any) -> float:
     """`part` / `whole` as IEEE has it: inf or NaN where `whole` is 0."""
     with np.errstate(divide="ignore", invalid="ignore"):

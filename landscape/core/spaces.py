@@ -19,9 +19,10 @@ from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from checkpoints.batch_norm import NORMS, recompute_statistics
-from checkpoints.device import exact_arithmetic, memory_exhausted
+from checkpoints.device import channels_last, exact_arithmetic, memory_exhausted
 from checkpoints.problem import Problem, Tensors
 from landscape.core import store
+from landscape.core.summary import mean_and_stderr
 
 # Forward passes of about this size were the fastest, or within a few per cent of it, on every CPU
 # and network tried; another size is taken only where it gains more than a tenth.
@@ -49,17 +50,14 @@ class Evaluation:
         The standard error is that of a mean of N independent examples, s / sqrt(N) with the
         unbiased s; it is NaN for a single example. A loss that is inf or NaN stays so.
         """
-        row = _mean_and_stderr("loss", self.losses)
+        measures = {"loss": self.losses}
         if self.hits is not None:
-            row |= _mean_and_stderr("accuracy", self.hits.astype(np.float64))
+            measures["accuracy"] = self.hits.astype(np.float64)
+        row: dict[str, float] = {}
+        for name, values in measures.items():
+            mean, stderr = mean_and_stderr(values)
+            row |= {name: float(mean), f"{name}_stderr": float(stderr)}
         return row
-
-
-def _mean_and_stderr(name: str, values: NDArray[np.float64]) -> dict[str, float]:
-    count = len(values)
-    with np.errstate(invalid="ignore", over="ignore"):
-        stderr = float(values.std(ddof=1)) / count**0.5 if count > 1 else float("nan")
-        return {name: float(values.sum() / count), f"{name}_stderr": stderr}
 
 
 class Space(ABC):
@@ -136,7 +134,7 @@ class Space(ABC):
         losses, hits = [], []
         with exact_arithmetic():
             for part in self.parts():
-                batch = {name: _channels_last(value[part]) for name, value in inputs.items()}
+                batch = {name: channels_last(value[part]) for name, value in inputs.items()}
                 outputs = problem.outputs(self._network, batch)
                 losses.append(problem.losses(outputs, problem.targets[part]))
                 if problem.correct is not None:
@@ -185,7 +183,7 @@ class Weights(Space):
         def call(*args: Tensor, **kwargs: Tensor) -> Any:
             return functional_call(self._network, point, args, kwargs)
 
-        batch = {name: _channels_last(value) for name, value in inputs.items()}
+        batch = {name: channels_last(value) for name, value in inputs.items()}
         with exact_arithmetic():
             return self.problem.outputs(call, batch)
 
@@ -210,7 +208,7 @@ class Inputs(Space):
 
     def outputs(self, point: Tensors, part: slice = EVERYTHING) -> Any:
         """See `Space.outputs`."""
-        batch = {name: _channels_last(value[part]) for name, value in point.items()}
+        batch = {name: channels_last(value[part]) for name, value in point.items()}
         with exact_arithmetic():
             return self.problem.outputs(self._network, batch)
 
@@ -267,10 +265,6 @@ class _Switches(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def space_of(problem: Problem, kind: Literal["weights", "inputs"]) -> Space:
     """The weight space or the input space of a problem."""
     return Weights(problem) if kind == "weights" else Inputs(problem)
-
-
-def _channels_last(value: Tensor) -> Tensor:
-    return value.contiguous(memory_format=torch.channels_last) if value.ndim == 4 else value
 
 
 def prepared(problem: Problem, path: Path | None = None) -> Problem:

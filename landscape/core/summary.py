@@ -9,6 +9,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 Variables = dict[str, tuple[tuple[str, ...], dict[str, str]]]
+Floats = NDArray[np.float64]
 QUANTILES = {"q10": 0.1, "median": 0.5, "q90": 0.9}
 
 
@@ -34,7 +35,20 @@ def declared(variables: Variables, names: Iterable[str], dims: Mapping[str, str]
     return added
 
 
-def summarized(name: str, values: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
+def mean_and_stderr(values: Floats) -> tuple[Floats, Floats]:
+    """The mean over the last axis, and its standard error s / sqrt(N) with the unbiased s.
+
+    The error is NaN for a single value; a value that is inf or NaN makes both so.
+    """
+    count = values.shape[-1]
+    with np.errstate(invalid="ignore", over="ignore"):
+        mean = values.sum(axis=-1) / count
+        if count < 2:
+            return mean, np.full_like(mean, np.nan)
+        return mean, values.std(axis=-1, ddof=1) / count**0.5
+
+
+def summarized(name: str, values: Floats) -> dict[str, Floats]:
     """Mean, its standard error and quantiles of values (N, repeats, ...) over N examples.
 
     The repeats of one example depend on each other: the mean is that of the examples' own means,
@@ -49,20 +63,17 @@ def summarized(name: str, values: NDArray[np.float64]) -> dict[str, NDArray[np.f
     Returns:
         {name: (...)}; the standard error of a single example is NaN.
     """
-    count = len(values)
     with np.errstate(invalid="ignore", over="ignore"):
-        means = values.mean(axis=1)
-        unknown = np.full(means.shape[1:], np.nan)
-        stderr = means.std(axis=0, ddof=1) / np.sqrt(count) if count > 1 else unknown
+        mean, stderr = mean_and_stderr(np.moveaxis(values.mean(axis=1), 0, -1))
         ranked = np.sort(values.reshape(-1, *values.shape[2:]), axis=0)
         places = [int(np.ceil(level * len(ranked))) - 1 for level in QUANTILES.values()]
-        whole = {f"{name}_mean": means.mean(axis=0), f"{name}_mean_stderr": stderr}
+        whole = {f"{name}_mean": mean, f"{name}_mean_stderr": stderr}
     return whole | {f"{name}_{k}": v for k, v in zip(QUANTILES, ranked[places], strict=True)}
 
 
 def over_kinds(
     result: xr.Dataset, names: Iterable[str], kinds: Iterable[Sequence[str]]
-) -> dict[str, NDArray[np.float64]]:
+) -> dict[str, Floats]:
     """`summarized` of variables of a result, kind by kind where they have directions.
 
     Args:
@@ -73,7 +84,7 @@ def over_kinds(
     Returns:
         {name: (kinds, ...)}, or (...) where there are no directions.
     """
-    values: dict[str, NDArray[np.float64]] = {}
+    values: dict[str, Floats] = {}
     for name in names:
         if "direction" not in result[name].dims:
             values |= summarized(name, result[name].values[:, None])

@@ -5,6 +5,7 @@ import pytest
 from numpy.typing import NDArray
 
 from landscape.core import pairs, paths
+from landscape.core.summary import mean_and_stderr
 
 LABELS = np.arange(40) % 4
 
@@ -156,10 +157,10 @@ def test_excess_of_a_parabola_is_its_distance_from_the_chord() -> None:
 
 def test_mean_and_standard_error_are_those_of_the_last_axis() -> None:
     values = np.array([[1.0, 2.0, 6.0], [1.0, 1.0, np.inf]])
-    mean, stderr = paths.mean_and_stderr(values)
+    mean, stderr = mean_and_stderr(values)
     np.testing.assert_allclose(mean, [3, np.inf])
     np.testing.assert_allclose(stderr[0], np.sqrt(7 / 3), rtol=1e-14)
-    assert np.isnan(paths.mean_and_stderr(values[:, :1])[1]).all()
+    assert np.isnan(mean_and_stderr(values[:, :1])[1]).all()
 
 
 @pytest.mark.parametrize("kind", pairs.KINDS)

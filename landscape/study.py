@@ -242,7 +242,8 @@ def _measure(chosen: argparse.Namespace) -> int:
     for done, (network, label, reason) in enumerate(results, 1):
         failed += bool(reason)
         say(f"{done}/{total} {network}, {label}: {reason or 'done'}")
-        manifest.tell(network, label, reason)
+        if store.BUSY not in reason:  # else it is for that process to tell
+            manifest.tell(network, label, reason)
         manifest.write()
     print(task.out)
     if failed:

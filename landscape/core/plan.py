@@ -6,6 +6,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
@@ -157,29 +158,41 @@ def run(
         The whole result; on a rank other than 0, the blank.
 
     Raises:
-        ValueError: `path` holds the result of another run.
+        ValueError: `path` holds the result of another run, or another process measures it now.
     """
     workers = workers or Alone()
     result = plan.blank()
+    with ExitStack() as held:
 
-    def begin() -> list[Any]:
-        nonlocal result
-        if path is not None:
-            store.check_writable(path)
-            result = store.resume(result, path)
-        return list(result["measured"].values.tolist())
+        def begin() -> list[Any]:
+            nonlocal result
+            if path is not None:
+                store.check_writable(path)
+                held.enter_context(store.locked(path))
+                result = store.resume(result, path)
+            return list(result["measured"].values.tolist())
 
-    mask = workers.share("measured", begin)
-    missing = np.argwhere(np.asarray(mask, dtype=np.uint8).reshape(result["measured"].shape) == 0)
-    blocks = [missing[i : i + plan.block] for i in range(0, len(missing), plan.block)]
-    if workers.rank:
-        _work(plan, blocks, workers)
-        return result
+        mask = workers.share("measured", begin)
+        mask = np.asarray(mask, dtype=np.uint8).reshape(result["measured"].shape)
+        missing = np.argwhere(mask == 0)
+        blocks = [missing[i : i + plan.block] for i in range(0, len(missing), plan.block)]
+        if workers.rank:
+            _work(plan, blocks, workers)
+        else:
+            _complete(result, plan, blocks, path, workers, save_seconds, show_progress)
+    return result
+
+
+def _complete(
+    result: xr.Dataset, plan: Plan, blocks: Sequence[NDArray[np.int64]], path: Path | None,
+    workers: Workers, save_seconds: float, show_progress: bool,
+) -> None:  # fmt: skip
+    """Fill `result` with the blocks that this and the other ranks measure, and save it."""
     done, all_claimed = 0, False
     saved_at, saving = time.monotonic(), 0.0
     total = result["measured"].size
     with tqdm(
-        total=total, initial=total - len(missing), desc=plan.probe, unit=" points",
+        total=total, initial=total - sum(map(len, blocks)), desc=plan.probe, unit=" points",
         disable=not show_progress, dynamic_ncols=True, smoothing=0.1,
     ) as bar:  # fmt: skip
         try:
@@ -205,7 +218,6 @@ def run(
         finally:
             if path is not None and done:
                 store.save(result, path)
-    return result
 
 
 def _timed_save(result: xr.Dataset, path: Path) -> float:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib.metadata
 import json
 import os
 import platform
 import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import xarray as xr
 
 SCHEMA_VERSION = 1
+BUSY = "another process measures it now"
 PACKAGES = ("cnn-landscape", "torch", "numpy", "xarray", "h5py")
 # What a result is bound to besides its spec; the names are paths into its provenance, those that
 # people recognise before the checksums that decide.
@@ -67,6 +71,29 @@ def check_writable(path: Path) -> None:
         ) from error
 
 
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Keep other processes from measuring into `path`, however this one ends.
+
+    Raises:
+        ValueError: another one does.
+    """
+    lock = path.with_name(f".{path.name}.lock")
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(file.fileno()).st_nlink == 0:  # one who ends took the name away before
+                raise BlockingIOError
+        except BlockingIOError as error:
+            raise ValueError(
+                f"{path}: {BUSY}. Wait for it, or pass --out with a new name."
+            ) from error
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+
+
 def save(result: xr.Dataset, path: Path) -> None:
     """Write `result` beside `path` and move it there, so that a file is always whole."""
     partial = path.with_name(f".{path.name}.partial")
@@ -93,7 +120,7 @@ def load(path: Path) -> xr.Dataset:
             "new name."
         ) from error
     version = result.attrs.get("schema_version")
-    if version is None:
+    if not isinstance(version, int | np.integer) or not _told(result):
         raise ValueError(f"{path} is not a result of this toolkit. Pass --out with a new name.")
     if version > SCHEMA_VERSION:
         raise ValueError(
@@ -101,6 +128,15 @@ def load(path: Path) -> xr.Dataset:
             "Update cnn-landscape, or pass --out with a new name."
         )
     return result
+
+
+def _told(result: xr.Dataset) -> bool:
+    """Whether a file has what `described` gives every result."""
+    try:
+        tables = [json.loads(result.attrs[name]) for name in ("spec", "provenance")]
+    except (KeyError, TypeError, ValueError):
+        return False
+    return "probe" in result.attrs and all(isinstance(table, dict) for table in tables)
 
 
 def recorded(path: Path, name: str) -> Any:

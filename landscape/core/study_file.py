@@ -190,7 +190,10 @@ def _loaded(path: Path, above: tuple[Path, ...] = ()) -> tuple[dict[str, Any], b
         raise ValueError(f"{path}: {error}") from error
     base, below = _loaded(file, chain)
     _checked_study(base, file)
-    return _over(base, own), text + below
+    try:
+        return _over(base, own), text + below
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def _over(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
@@ -205,10 +208,18 @@ def _over(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
     for label, table in own.get("probes", {}).items():
         both = isinstance(table, dict) and label in probes
         probes[label] = probes[label] | table if both else table
+        if table is False and label not in base["probes"]:
+            raise ValueError(f"[probes] {label} = false; its base has no such probe.")
     out = [label for label, table in probes.items() if table is False]
     merged["probes"] = {label: table for label, table in probes.items() if label not in out}
     if "endpoints" not in own:
         merged["endpoints"] = [e for e in base["endpoints"] if e["probe"] not in out]
+        claims = [{e["claim"] for e in each["endpoints"]} for each in (base, merged)]
+        if lost := sorted(claims[0] - claims[1]):
+            raise ValueError(
+                f"[probes] false leaves claim {lost[0]!r} without an endpoint, and the others with "
+                "a weaker correction; needed: [[endpoints]] of your own."
+            )
     return merged
 
 

@@ -133,10 +133,13 @@ class Manifest:
             )
         self._amendments = stored.get("amendments", [])
         changes = list(_changes(stored.get("study", content), content))
+        if self.path.is_file() and "study" not in stored:
+            changes = [f"{MANIFEST} was damaged: with which study it began is not known"]
         if changes and not amend:
             raise ValueError(
-                f"{self.task.out} was begun with another study: {changes[0]}. Pass --out with a "
-                "new folder, or --amend to go on and have the change recorded."
+                f"{self.task.out} was begun with another study, or may have been: "
+                f"{_short(changes[0])}. Pass --out with a new folder, or --amend to go on and have "
+                "the change recorded."
             )
         if changes:
             was = stored.get("study_sha256", "")
@@ -145,8 +148,19 @@ class Manifest:
                 self._told[network.result(label)] = "not checked since the study was amended"
 
     def describe(self, network: Network) -> None:
-        """Enter what a network's checkpoint says of itself."""
-        self._checkpoints.append(_described(network))
+        """Enter what a network's checkpoint says of itself.
+
+        Raises:
+            ValueError: there is none, or it is that of another seed: a copy is no other seed.
+        """
+        told = _described(network)
+        for other in self._checkpoints:
+            if (other["arm"], other["sha256"]) == (told["arm"], told["sha256"]):
+                raise ValueError(
+                    f"{network.file} is the checkpoint of seed {other['seed']} as well; needed: "
+                    "for each seed one that was trained with it."
+                )
+        self._checkpoints.append(told)
 
     def tell(self, network: Network, label: str, reason: str) -> None:
         """Enter why there is no result, or, with no reason, that there is one."""
@@ -203,7 +217,7 @@ class Manifest:
     def _stored(self) -> dict[str, Any]:
         try:
             content = json.loads(self.path.read_text())
-        except (OSError, ValueError):  # none yet, or damaged: written anew from the results
+        except (OSError, ValueError):  # none yet, or damaged
             return {}
         return content if isinstance(content, dict) else {}
 
@@ -239,13 +253,25 @@ def _changes(was: Any, now: Any, where: str = "") -> Iterator[str]:
     if isinstance(was, dict) and isinstance(now, dict):
         for key in [*was, *(set(now) - set(was))]:
             yield from _changes(was.get(key), now.get(key), f"{where}.{key}".lstrip("."))
-    elif isinstance(was, list) and isinstance(now, list) and len(was) == len(now):
-        for number, pair in enumerate(zip(was, now, strict=True)):
-            yield from _changes(*pair, f"{where} {number + 1}")
+    elif _named(was) and _named(now):
+        pairs = [{table["name"]: table for table in tables} for tables in (was, now)]
+        yield from _changes(pairs[0], pairs[1], where)
+        order = [[name for name in each if name in other] for each, other in (pairs, pairs[::-1])]
+        if order[0] != order[1]:
+            yield f"{where} stand in another order"
     elif was != now:
-        yield f"{where} was {_short(was)}, now {_short(now)}"
+        yield f"{where} was {_text(was)}, now {_text(now)}"
 
 
-def _short(value: Any) -> str:
-    text = "not there" if value is None else json.dumps(value, default=str)
-    return text if len(text) < 60 else f"{text[:57]}..."
+def _named(tables: Any) -> bool:
+    return isinstance(tables, list) and all(
+        isinstance(table, dict) and "name" in table for table in tables
+    )
+
+
+def _text(value: Any) -> str:
+    return "not there" if value is None else json.dumps(value, default=str)
+
+
+def _short(text: str) -> str:
+    return text if len(text) < 200 else f"{text[:197]}..."

@@ -259,7 +259,6 @@ def test_a_deleted_or_truncated_result_is_measured_again(
     empty = out / "vanilla-seed1.weights.h5"
     empty.write_bytes(b"")
     (out / "untrained-vanilla-seed0.pt").write_bytes(b"PK")
-    (out / "study.json").write_text("{")
     assert run(file, out) == 0
     assert contents(out) == contents(whole)
     said = capsys.readouterr().err
@@ -321,19 +320,69 @@ def test_a_study_that_changed_is_refused_unless_the_change_is_to_be_recorded(
     file.write_text(TEXT.replace("margin = 0.1", "margin = 0.3"))
     assert run(file, out) == 1
     said = capsys.readouterr().err
-    assert "was begun with another study: endpoints 1.margin was 0.1, now 0.3." in said
+    assert "was begun with another study, or may have been: endpoints.gradient.margin was " in said
     assert "--amend" in said
     assert manifest(out) == before
     assert run(file, out, "--amend", "--only", "near", "--seeds", "0") == 0
-    told = manifest(out)
-    assert told["amendments"] == [
-        {"study_sha256": before["study_sha256"], "changes": ["endpoints 1.margin was 0.1, now 0.3"]}
-    ]
+    told, change = manifest(out), "endpoints.gradient.margin was 0.1, now 0.3"
+    assert told["amendments"] == [{"study_sha256": before["study_sha256"], "changes": [change]}]
     # What has not been checked against the new study does not count as its result.
     assert {(row["probe"], row["seed"]) for row in told["results"]} == {("near", 0)}
     assert run(file, out, "--only", "weights", "--seeds", "0") == 0
     assert len(manifest(out)["results"]) == 6
     assert len(manifest(out)["amendments"]) == 1
+
+
+def test_every_change_is_recorded_in_full(file: Path, whole: Path, tmp_path: Path) -> None:
+    out = copied(whole, tmp_path / "results")
+    more = TEXT[TEXT.index("[[endpoints]]") :].split("[[endpoints]]")[1]
+    more = more.replace("primary = true", "").replace('"gradient"', f'"{"long " * 40}"')
+    file.write_text(f"{TEXT.replace('margin = 0.1', 'margin = 0.3')}\n[[endpoints]]{more}")
+    assert run(file, out, "--amend", "--only", "near", "--arms", "vanilla") == 0
+    (amendment,) = manifest(out)["amendments"]
+    assert amendment["changes"][0] == "endpoints.gradient.margin was 0.1, now 0.3"
+    assert amendment["changes"][1].count("long ") == 80  # where, and the table that was added
+    assert len(amendment["changes"]) == 2
+
+
+@pytest.mark.parametrize("content", ["{", "", "[]", '{"schema_version": 1}'])
+def test_endpoints_cannot_be_changed_by_damage(
+    content: str, whole: Path, file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = copied(whole, tmp_path / "results")
+    (out / "study.json").write_text(content)
+    file.write_text(TEXT.replace("margin = 0.1", "margin = 0.3"))
+    assert run(file, out) == 1
+    assert "study.json was damaged" in capsys.readouterr().err
+    assert run(file, out, "--amend", "--only", "near", "--arms", "vanilla") == 0
+    assert "study.json was damaged" in manifest(out)["amendments"][0]["changes"][0]
+
+
+def test_a_copy_is_no_other_seed(
+    file: Path, networks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (networks / "copy-seed0.pt").write_bytes((networks / "resnet-seed0.pt").read_bytes())
+    (networks / "copy-seed1.pt").write_bytes((networks / "resnet-seed0.pt").read_bytes())
+    file.write_text(TEXT.replace("resnet-seed{seed}.pt", "copy-seed{seed}.pt", 1))
+    assert run(file, tmp_path / "results", "--only", "near", "--arms", "vanilla") == 1
+    assert "copy-seed1.pt is the checkpoint of seed 0 as well" in capsys.readouterr().err
+    assert [row["seed"] for row in manifest(tmp_path / "results")["results"]] == [0]
+
+
+def test_a_result_that_another_process_measures_is_left_to_it(
+    whole: Path, file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = copied(whole, tmp_path / "results")
+    path = out / "vanilla-seed0.near.h5"
+    before = path.read_bytes()
+    path.unlink()
+    with store.locked(path):
+        assert run(file, out, "--only", "near", "--arms", "vanilla", "--seeds", "0") == 1
+        assert f"{path}: another process measures it now." in capsys.readouterr().err
+    assert not path.exists()
+    assert run(file, out, "--only", "near", "--arms", "vanilla", "--seeds", "0") == 0
+    assert path.read_bytes() == before
+    assert not list(out.glob(".*"))
 
 
 def test_an_amended_probe_is_not_mixed_with_the_old_one(
@@ -488,18 +537,25 @@ def test_a_study_replaces_what_it_says_otherwise_than_its_base(file: Path, tmp_p
     own = tmp_path / "own.toml"
     own.write_text(
         f"base = {str(file)!r}\ntitle = 'Own'\n[problem]\nexamples = 7\n"
-        "[probes.near]\nradii = [0.5]\n[probes]\nweights = false\n"
+        "[probes.near]\nradii = [0.5]\n"
     )
     base, made = study_file.read(str(file)), study_file.read(str(own))
     assert made.title == "Own"
     assert made.problem == {**base.problem, "examples": 7}
     assert made.arms == base.arms
-    assert made.probes == {"near": ("sensitivity", {**base.probes["near"][1], "radii": (0.5,)})}
-    assert made.endpoints == tuple(e for e in base.endpoints if e.probe != "weights")
-    assert len(made.endpoints) == len(base.endpoints) - 1
+    changed = ("sensitivity", {**base.probes["near"][1], "radii": (0.5,)})
+    assert made.probes == {**base.probes, "near": changed}
+    assert made.endpoints == base.endpoints
     digest = made.sha256
     file.write_text(TEXT + "# a remark\n")
     assert study_file.read(str(own)).sha256 != digest
+
+
+def test_a_study_leaves_out_a_probe_of_its_base_with_its_endpoints() -> None:
+    base, made = study_file.read("fashion-mnist"), study_file.read("demo")
+    assert set(base.probes) - set(made.probes) == {"barrier"}
+    assert made.endpoints == tuple(e for e in base.endpoints if e.probe != "barrier")
+    assert len(made.endpoints) < len(base.endpoints)
 
 
 @pytest.mark.parametrize(
@@ -511,6 +567,11 @@ def test_a_study_replaces_what_it_says_otherwise_than_its_base(file: Path, tmp_p
         ("base = 'cifar10'\nprobes = 3\n", "probes = 3; needed: a table."),
         ("base = 'cifar10'\nend = 3\n", "has no key 'end'"),
         ("base = 'cifar10'\n[probes.near]\nradius = 1\n", "[probes.near] has no key 'radius'"),
+        (
+            "base = 'cifar10'\nprobes = { far = false }\n",
+            "far = false; its base has no such probe.",
+        ),
+        ("base = 'demo'\nprobes = { between = false }\n", "claim 'between' without an endpoint"),
         ("base = 'other.toml'\n", "other.toml: [the file] title is missing"),
     ],
 )

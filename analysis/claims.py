@@ -137,7 +137,8 @@ def evaluate(folder: str | Path) -> Evaluation:
     claims' primary endpoints after Holm's correction over all of them) and the interval over seeds
     and samples lies on one side of zero; there is *no relevant difference* where the equivalence
     test excludes the margin (likewise corrected) and the interval lies within it, even where the
-    difference is not zero; else it is *undecided*. See docs/statistics.md.
+    difference is not zero; else, and where a pair of seeds that the study names is missing, it is
+    *undecided*. See docs/statistics.md.
 
     Where the average that the endpoint asks for is not defined for a value of either arm (the
     logarithm of zero, infinity or NaN), both arms are averaged by the median instead, and a note
@@ -193,6 +194,7 @@ class _Compared:
     row: Verdict
     spread: float = _NAN  # standard deviation of the effects over pairs
     over_samples: float = 0.0  # variance of the effect that more seeds would not remove
+    lost: int = 0  # pairs that the study names and that are not there
 
 
 @dataclass(frozen=True)
@@ -228,7 +230,8 @@ class _Rows:
             notes.append(f"Seeds without a partner: {', '.join(map(str, alone))}.")
         blank = replace(blank, notes=tuple(dict.fromkeys(notes)))
         pairs = [(first[seed], second[seed]) for seed in seeds]
-        return _compared(self.endpoint, blank, pairs) if pairs else _Compared(self.endpoint, blank)
+        made = _compared(self.endpoint, blank, pairs) if pairs else _Compared(self.endpoint, blank)
+        return replace(made, lost=len(set(arm.seeds) & set(against.seeds)) - len(pairs))
 
     def accuracy_matched(self, arm: Arm, against: Arm, arms: Sequence[Arm]) -> list[_Compared]:
         """The same on the samples that every trained network classifies correctly."""
@@ -260,7 +263,7 @@ class _Rows:
     def untrained(self, negatives: Sequence[Arm], treatment: Arm, baseline: Arm) -> list[_Compared]:
         """Untrained networks, where there is one of either kind: each is named after its arm."""
         named = {
-            arm.name: [other for other in negatives if other.name.endswith(arm.name)]
+            arm.name: [other for other in negatives if other.name == f"untrained {arm.name}"]
             for arm in (treatment, baseline)
         }
         first, second = named[treatment.name], named[baseline.name]
@@ -326,7 +329,10 @@ def _compared(
         effects=tuple(map(float, told.seeds)), notes=(*blank.notes, *notes),
     )  # fmt: skip
     if np.isnan(told.seeds).any():
-        note = "An average is negative, so that there is no log ratio: compare by differences."
+        note = (
+            f"{int(np.isnan(told.seeds).sum())} of {len(pairs)} pairs cannot be compared: both "
+            "averages are zero or infinite, or one is negative and has no log ratio."
+        )
         return _Compared(endpoint, replace(row, notes=(*row.notes, note)))
     if np.isfinite(told.seeds).all() and np.isnan(told.variance[1]):
         note = "Other samples could make an average zero or infinite: interval of the sign test."
@@ -373,7 +379,7 @@ def _usable(endpoint: Endpoint, data: Iterable[Samples]) -> tuple[Average, tuple
         return how, ()
     note = f"Of {total} values {' and '.join(counted)}"
     if how == "median":
-        return how, (f"{note}: ranked with the others, NaN as the largest.",)
+        return how, (f"{note}: ranked with the others, NaN as the worst.",)
     words = {"mean": "mean", "log_mean": "mean of logarithms"}[how]
     return "median", (f"{note}: the median stands for the {words}, in both arms.",)
 
@@ -392,7 +398,13 @@ def _decided(rows: Sequence[_Compared]) -> tuple[Verdict, ...]:
             row = replace(row, p_holm=float(next(p)), p_equivalence=float(next(p_equivalence)))
             decisive = row.p_holm
         word = _word(made.endpoint, row, decisive)
-        if word == "undecided" and row.row != "halves":
+        if made.lost and word != "undecided":
+            note = (
+                f"{made.lost} of {made.lost + row.seeds} pairs of seeds are missing. The others "
+                f"alone would say {word!r}, but seeds may be lost for a reason: only all decide."
+            )
+            row, word = replace(row, notes=(*row.notes, note)), "undecided"
+        elif word == "undecided" and row.row != "halves":
             row = _with_needed(made, row, alpha)
         verdicts.append(replace(row, verdict=word))
     return tuple(verdicts)
@@ -411,7 +423,7 @@ def _word(endpoint: Endpoint, row: Verdict, p: float) -> Word:
 def _with_needed(made: _Compared, row: Verdict, alpha: float) -> Verdict:
     """With what the seeds could not do, and how many could."""
     least = fewest_pairs(alpha)
-    after = "after Holm's correction " if row.primary else ""
+    after = "after Holm's correction, unless other claims are, " if row.primary else ""
     notes = list(row.notes)
     if row.seeds < least:
         count = f"{row.seeds or 'no'} pair{'s' * (row.seeds != 1)}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -61,6 +61,11 @@ class Endpoint:
     level: float | None = None
     test: Literal["sign_flip"] = "sign_flip"
 
+    @property
+    def worst(self) -> float:
+        """What a value that is NaN stands for: the worst by what the claim predicts."""
+        return np.inf if self.predicts == "lower" else -np.inf
+
 
 @dataclass(frozen=True)
 class Arm:
@@ -99,7 +104,8 @@ class Samples:
     """What one network has for one endpoint.
 
     Args:
-        values: (samples, repeats), repeats being directions, radii, points that were not selected.
+        values: (samples, repeats), repeats being directions, radii, points that were not selected;
+            none is NaN.
         correct: (samples,), whether the network classifies what the sample is made of correctly;
             None where the result does not say.
         identity: of the samples; two networks with the same have seen the same.
@@ -126,6 +132,8 @@ class Study:
         files: {(arm, seed, label): entry of the manifest}.
         metrics: {(arm, seed): what the checkpoint file says}.
         hashes: {(arm, seed): SHA-256 of the checkpoint file}.
+        probes: {label: the study's table of that probe}.
+        problems: {arm: the study's settings of network and data}.
     """
 
     folder: Path
@@ -135,12 +143,15 @@ class Study:
     files: Mapping[tuple[str, int, str], Mapping[str, Any]]
     metrics: Mapping[tuple[str, int], Mapping[str, float]]
     hashes: Mapping[tuple[str, int], str]
+    probes: Mapping[str, Mapping[str, Any]]
+    problems: Mapping[str, Mapping[str, Any]]
 
-    def load(self, arm: str, seed: int, file: str) -> xr.Dataset:
+    def load(self, arm: str, seed: int, label: str, file: str) -> xr.Dataset:
         """One result file of a network, measured or partly so.
 
         Raises:
-            ValueError: missing, damaged, of another schema, or of another checkpoint.
+            ValueError: missing, damaged, of another schema, of another checkpoint, or measured
+                otherwise than the study says.
         """
         result = results.load(self.folder / file)
         found = (results.provenance(result).get("checkpoint") or {}).get("sha256")
@@ -150,7 +161,19 @@ class Study:
                 f"{file}: was measured on the checkpoint {str(found)[:12]}, the study names "
                 f"{named[:12]}. Delete it and measure it again."
             )
+        for name, asked, stored in _settings(result, self.probes[label], self.problems[arm]):
+            if not _same(asked, stored):
+                raise ValueError(
+                    f"{file}: was measured with {name} = {stored}, the study asks for {asked}. "
+                    "Delete it and measure it again."
+                )
         return result
+
+    def copies(self, arm: str, seed: int) -> list[int]:
+        """The seeds before this one whose checkpoint is the same file: copies, no seeds."""
+        own = self.hashes.get((arm, seed))
+        others = [other for (name, other) in self.hashes if name == arm and other < seed]
+        return [other for other in others if own and self.hashes[arm, other] == own]
 
     def arms_of(self, role: Role) -> tuple[Arm, ...]:
         """Those that have this role."""
@@ -169,7 +192,7 @@ def read(folder: str | Path) -> Study:
         raise ValueError(
             f"{path}: there is no such file. Give the folder that python -m landscape.study wrote."
         )
-    again = "Run python -m landscape.study again: it writes the file anew and keeps the results."
+    again = "Run python -m landscape.study again with --amend: it keeps the results."
     try:
         content = json.loads(path.read_text())
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -192,20 +215,70 @@ def read(folder: str | Path) -> Study:
             (row["arm"], row["seed"]): row.get("metrics") or {} for row in content["checkpoints"]
         }
         hashes = {
-            (row["arm"], row["seed"]): row["sha256"]
+            (row["arm"], row["seed"]): str(row["sha256"])
             for row in content["checkpoints"]
             if row.get("sha256")
         }
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{path}: damaged ({error!r} is missing or wrong). {again}") from error
+        probes = {label: dict(table) for label, table in tables["probes"].items()}
+        common = dict(tables.get("problem") or {})
+        problems = {
+            table["name"]: common | dict(table.get("problem") or {}) for table in tables["arms"]
+        }
+        _check_numbers(metrics.values())
+        if not all(isinstance(told, dict) for told in content.get("amendments") or []):
+            raise TypeError("amendments")
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        reason = str(error).strip("'")
+        if reason.startswith(str(path)):  # an endpoint, told in full
+            raise
+        raise ValueError(f"{path}: damaged ({reason} is missing or wrong). {again}") from error
     title = str(content.get("title", ""))
-    study = Study(Path(folder), title, arms, endpoints, files, metrics, hashes)
+    study = Study(Path(folder), title, arms, endpoints, files, metrics, hashes, probes, problems)
     roles: tuple[Role, ...] = ("baseline", "treatment")
     for role in roles:
         count = len(study.arms_of(role))
         if count != 1:
             raise ValueError(f"{path}: {count} arms have the role {role!r}; needed: exactly one.")
     return study
+
+
+def _check_numbers(tables: Iterable[Mapping[str, Any]]) -> None:
+    for table in tables:
+        for name, value in table.items():
+            if isinstance(value, bool) or not isinstance(value, int | float | None):
+                raise TypeError(f"metric {name} = {value!r}")
+
+
+def _settings(
+    result: xr.Dataset, probe: Mapping[str, Any], problem: Mapping[str, Any]
+) -> Iterator[tuple[str, Any, Any]]:
+    """(name, what the study asks for, what the file tells) of all that both speak of."""
+    spec, told = results.spec(result), results.provenance(result)
+    yield "probe", probe.get("probe"), result.attrs["probe"]
+    for name, asked in probe.items():
+        if name != "probe" and not (isinstance(asked, str) and "{next}" in asked):
+            yield name, asked, spec.get(name)
+    temperature, data = told.get("temperature") or {}, told.get("data") or {}
+    if temperature:
+        value = "fit" if "sha256" in temperature else temperature.get("value")
+        yield "temperature", problem.get("temperature", 1), value
+    stored = {
+        "batch_norm": (told.get("batch_norm") or {}).get("policy"),
+        "batch_size": told.get("batch_size"),
+        "dtype": told.get("dtype"),
+        "examples": data.get("examples"),
+        "split": data.get("split"),
+    }
+    for name, value in stored.items():
+        if name in problem and value is not None and problem[name] != 0:  # 0: all there are
+            yield name, problem[name], value
+
+
+def _same(asked: Any, stored: Any) -> bool:
+    """Whether a file's setting is the study's; one value may stand for a list of equal ones."""
+    if isinstance(stored, list) and not isinstance(asked, list):
+        return all(entry == asked for entry in stored)
+    return bool(asked == stored)
 
 
 def _endpoint(table: Mapping[str, Any], path: Path) -> Endpoint:
@@ -254,14 +327,14 @@ def gather(
         for seed in arm.seeds:
             for label in dict.fromkeys(endpoint.probe for endpoint in study.endpoints):
                 entry = study.files.get((arm.name, seed, label), {})
-                file = str(entry.get("file", f"{arm.name.replace(' ', '-')}-seed{seed}.{label}.h5"))
+                file = str(entry.get("file", ""))
                 command = str(entry.get("command", ""))
-                result: xr.Dataset | str
+                result: xr.Dataset | str | None
                 try:
                     reason = str(entry.get("reason", UNMEASURED))
-                    result = (
-                        "" if label == CHECKPOINT else _whole(study, arm.name, seed, file, reason)
-                    )
+                    for other in study.copies(arm.name, seed):
+                        raise ValueError(f"its checkpoint is that of seed {other}: a copy.")
+                    result = None if label == CHECKPOINT else _whole(study, entry, reason)
                 except ValueError as error:
                     result = str(error)
                 for endpoint in study.endpoints:
@@ -271,31 +344,34 @@ def gather(
                     try:
                         if isinstance(result, xr.Dataset):
                             found[key] = samples(result, endpoint)
-                        elif label != CHECKPOINT:
+                        elif isinstance(result, str):
                             raise ValueError(result)
                         elif arm.role != "negative":
                             metrics = study.metrics.get((arm.name, seed), {})
-                            found[key] = _metric(metrics, endpoint.variable)
+                            found[key] = _metric(metrics, endpoint)
                     except ValueError as error:
                         why = " ".join(str(error).split())
                         missing[key] = Missing(arm.name, seed, label, file, why, command)
     return found, missing
 
 
-def _metric(metrics: Mapping[str, float], name: str) -> Samples:
-    value = metrics.get(name)
+def _metric(metrics: Mapping[str, float], endpoint: Endpoint) -> Samples:
+    value = metrics.get(endpoint.variable)
     if value is None:
-        raise ValueError(f"its checkpoint tells no {name}.")
-    return Samples(np.array([[float(value)]]), not_finite=int(not np.isfinite(value)))
+        raise ValueError(f"its checkpoint tells no {endpoint.variable}.")
+    known = endpoint.worst if np.isnan(value) else float(value)
+    return Samples(np.array([[known]]), not_finite=int(not np.isfinite(value)))
 
 
-def _whole(study: Study, arm: str, seed: int, file: str, reason: str) -> xr.Dataset:
-    path = study.folder / file
+def _whole(study: Study, entry: Mapping[str, Any], reason: str) -> xr.Dataset:
+    if not entry:
+        raise ValueError("the study names no such result.")
+    path = study.folder / str(entry["file"])
     if reason != UNMEASURED:
         raise ValueError(f"{path.name}: {reason.rstrip('.')}.")
     if not path.is_file():
         raise ValueError(f"{path.name}: there is no such file.")
-    result = study.load(arm, seed, file)
+    result = study.load(entry["arm"], entry["seed"], entry["probe"], str(entry["file"]))
     done = int((result["measured"] == 1).sum())
     if done < result["measured"].size:
         raise ValueError(
@@ -328,8 +404,10 @@ def samples(result: xr.Dataset, endpoint: Endpoint) -> Samples:
         with np.errstate(invalid="ignore"):
             fraction = float((whole < cast(float, endpoint.level)).mean())
         return Samples(np.array([[fraction]]), notes=notes, not_finite=lost)
+    variable = variable.fillna(endpoint.worst)
     if dim is None:
-        return Samples(whole.reshape(1, -1), notes=notes, not_finite=lost)
+        values = np.asarray(variable.values, dtype=float).reshape(1, -1)
+        return Samples(values, notes=notes, not_finite=lost)
     values = np.asarray(variable.transpose(dim, ...).values, dtype=float)
     return Samples(
         values.reshape(len(values), -1), _correct(chosen, dim), _identity(chosen, dim), notes, lost

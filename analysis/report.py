@@ -89,7 +89,9 @@ class Report:
         """The page: one file that asks the network for nothing."""
         words = Counter(verdict.verdict for verdict in self.evaluation.primary())
         counts = ", ".join(f"{count} {word}" for word, count in words.items())
-        there = len(self.folder.planned) - len(_unusable(self.folder, self.evaluation))
+        planned = {record["file"] for record in self.folder.planned}
+        gaps = {gap.file for gap in _unusable(self.folder, self.evaluation)}
+        there = len(planned - gaps)
         summary = (
             f"{many(len(self.evaluation.primary()), 'claim')}: {counts}. "
             f"{many(len(self.folder.checkpoints), 'network')}, "
@@ -279,7 +281,7 @@ def _sentence(verdict: Verdict, endpoint: Endpoint) -> str:
             f"About {verdict.seeds_needed:,} pairs of seeds would decide with 80 % probability, "
             "were effect and spread as observed."
             if known
-            else f"At least {verdict.seeds_needed} pairs of seeds are needed to decide."
+            else f"At least {verdict.seeds_needed} pairs of seeds are needed to show a difference."
         )
     if verdict.missing:
         told.append(f"Missing for this endpoint: {many(len(verdict.missing), 'result')}.")

@@ -7,6 +7,7 @@ from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import xarray as xr
 
 SCHEMA_VERSION = 1
@@ -35,7 +36,7 @@ def load(path: str | Path) -> xr.Dataset:
     try:
         with xr.open_dataset(path, engine="h5netcdf") as result:
             result.load()
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except Exception as error:  # what a damaged file raises is nobody's contract
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(
             f"{path}: is no result file, or a damaged one ({reason}). Give a file written by "
@@ -59,11 +60,18 @@ def check(result: xr.Dataset) -> None:
         )
     probe = result.attrs["probe"]
     version = result.attrs.get("schema_version")
-    if version is None or not 1 <= int(version) <= SCHEMA_VERSION:
+    if not isinstance(version, int | np.integer) or not 1 <= version <= SCHEMA_VERSION:
         raise ValueError(
             f"{file}: schema version is {version}, this toolkit reads 1 to {SCHEMA_VERSION}. "
             "Update the toolkit, or measure again with this one."
         )
+    for attribute in ("spec", "provenance"):
+        try:
+            _attribute(result, attribute)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"{file}: its `{attribute}` is damaged ({error}). Measure it again."
+            ) from error
     needed = ["measured", *VARIABLES.get(probe, ())]
     if "measured" in result:
         needed += [str(dim) for dim in result["measured"].dims]

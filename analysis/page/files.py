@@ -64,7 +64,7 @@ class Folder:
         Raises:
             ValueError: missing, damaged, of another schema, or of another checkpoint.
         """
-        return self.study.load(record["arm"], record["seed"], record["file"])
+        return self.study.load(record["arm"], record["seed"], record["probe"], record["file"])
 
     @cached_property
     def missing(self) -> list[Missing]:

@@ -53,8 +53,8 @@ def average(values: Floats, how: Average) -> Floats:
 def compare(treatment: Floats, baseline: Floats, how: Compare) -> Floats:
     """The effect of each pair: log(treatment / baseline), or treatment - baseline.
 
-    Equal values give 0, also where both are 0 or infinite. A ratio with zero is infinite; that of
-    negative numbers NaN.
+    A ratio with zero is infinite. What cannot be known is NaN: the ratio of two zeros, that of a
+    negative number, and the effect where both are infinite alike.
 
     Args:
         treatment: of any shape.
@@ -63,11 +63,7 @@ def compare(treatment: Floats, baseline: Floats, how: Compare) -> Floats:
     """
     with np.errstate(divide="ignore", invalid="ignore"):
         first, second = np.asarray(treatment, dtype=float), np.asarray(baseline, dtype=float)
-        negative = (first < 0) | (second < 0)
-        if how == "log_ratio":
-            effect = np.where(negative, np.nan, np.log(first) - np.log(second))
-            return np.asarray(np.where((first == second) & ~negative, 0.0, effect))
-        return np.asarray(np.where(first == second, 0.0, first - second))
+        return np.asarray(np.log(first) - np.log(second) if how == "log_ratio" else first - second)
 
 
 def interval(

@@ -120,6 +120,9 @@ def weights(effect: float, generator: np.random.Generator) -> xr.Dataset:
     )
 
 
+PROBES = {
+    "near": "sensitivity", "between": "interpolate", "plane": "surface", "weights": "hessian",
+}  # fmt: skip
 MAKERS = {"near": near, "between": between, "plane": plane, "weights": weights}
 
 
@@ -145,6 +148,7 @@ def planted(
     study = {
         "title": "planted",
         "arms": [{"name": n, "role": r, "seeds": list(range(c))} for n, r, c in arms],
+        "probes": {label: {"probe": probe} for label, probe in PROBES.items()},
         "endpoints": list(tables),
     }
     rows, checkpoints = [], []
@@ -551,3 +555,122 @@ def test_selection_that_fits_nothing_is_told_as_missing(two_pairs, select, said)
     evaluation = evaluate(with_endpoints(two_pairs, NEAR | {"select": select}))
     assert len(evaluation.missing) == 5
     assert said in evaluation.missing[0].why
+
+
+def with_metrics(folder: Path, arm: str, values: list[float]) -> Path:
+    manifest = json.loads((folder / "study.json").read_text())
+    for row in manifest["checkpoints"]:
+        if row["arm"] == arm:
+            row["metrics"] = {"test_accuracy_validation_selected": values[row["seed"]]}
+    (folder / "study.json").write_text(json.dumps(manifest))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("predicts", "word"), [("higher", "contradicted"), ("lower", "contradicted")]
+)
+def test_what_is_not_a_number_counts_against_the_claim(tmp_path, predicts, word):
+    folder = planted(tmp_path, metric("generalises", predicts=predicts))
+    with_metrics(folder, "multiplicative", [np.nan] * 8)
+    verdict = told(evaluate(folder), "generalises")
+    assert verdict.verdict == word
+    assert np.isinf(verdict.effect)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_what_neither_arm_knows_is_undecided(tmp_path, value):
+    folder = planted(tmp_path, metric("generalises"))
+    for arm in ("vanilla", "multiplicative"):
+        with_metrics(folder, arm, [value] * 8)
+    verdict = told(evaluate(folder), "generalises")
+    assert verdict.verdict == "undecided"
+    assert any("8 of 8 pairs cannot be compared" in note for note in verdict.notes)
+
+
+def test_two_zeros_are_no_ratio_and_so_undecided(tmp_path):
+    folder = planted(tmp_path, metric("generalises", compare="log_ratio"))
+    for arm in ("vanilla", "multiplicative"):
+        with_metrics(folder, arm, [0.0] * 8)
+    assert told(evaluate(folder), "generalises").verdict == "undecided"
+
+
+def test_seeds_that_are_lost_cannot_decide(tmp_path):
+    folder = planted(tmp_path, NEAR, effect=-1.0, seeds=8)
+    assert told(evaluate(folder), NEAR["name"]).verdict == "supported"
+    (folder / "multiplicative-seed3.near.h5").unlink()
+    verdict = told(evaluate(folder), NEAR["name"])
+    assert verdict.verdict == "undecided"
+    assert verdict.p <= 0.05
+    assert any(
+        "1 of 8 pairs of seeds are missing. The others alone would say 'supported'" in note
+        for note in verdict.notes
+    )
+
+
+def test_a_copy_of_a_checkpoint_is_no_seed(tmp_path):
+    folder = planted(tmp_path, NEAR, ACCURACY, effect=-1.0, seeds=3)
+    manifest = json.loads((folder / "study.json").read_text())
+    for number, row in enumerate(manifest["checkpoints"]):
+        copied = row["arm"] == "vanilla" and row["seed"] == 2
+        row["sha256"] = "a" * 64 if copied or number == 0 else f"{number:064x}"
+    (folder / "study.json").write_text(json.dumps(manifest))
+    for row in manifest["results"]:
+        sha256 = next(
+            c["sha256"] for c in manifest["checkpoints"]
+            if (c["arm"], c["seed"]) == (row["arm"], row["seed"])
+        )  # fmt: skip
+        about = {"file": "net.pt", "sha256": sha256}
+        change(folder / row["file"], lambda r, about=about: provenance(r, checkpoint=about))
+    evaluation = evaluate(folder)
+    assert {told(evaluation, name).seeds for name in (NEAR["name"], ACCURACY["name"])} == {2}
+    whys = [gap.why for gap in evaluation.missing]
+    assert whys == ["its checkpoint is that of seed 0: a copy."] * 2
+
+
+def provenance(result: xr.Dataset, **changes: Any) -> xr.Dataset:
+    table = json.loads(result.attrs["provenance"]) | changes
+    return result.assign_attrs(provenance=json.dumps(table))
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        (lambda r: provenance(r, temperature={"value": 50.0}), "temperature = 50.0, the study"),
+        (lambda r: provenance(r, dtype="float64"), "dtype = float64, the study asks for float32"),
+        (lambda r: r.assign_attrs(probe="zzz"), "probe = zzz, the study asks for sensitivity"),
+        (lambda r: r.assign_attrs(spec='{"seed": 1}'), "seed = 1, the study asks for 0"),
+        (lambda r: r.assign_attrs(spec="{not json"), "its `spec` is damaged"),
+        (lambda r: r.assign_attrs(schema_version="x"), "schema version is x"),
+    ],
+)  # fmt: skip
+def test_result_that_was_measured_otherwise_is_missing(two_pairs, how, said):
+    manifest = json.loads((two_pairs / "study.json").read_text())
+    manifest["study"]["problem"] = {"temperature": "fit", "dtype": "float32"}
+    manifest["study"]["probes"]["near"] |= {"seed": 0}
+    (two_pairs / "study.json").write_text(json.dumps(manifest))
+    assert not evaluate(two_pairs).missing
+    change(two_pairs / "vanilla-seed0.near.h5", how)
+    (gap,) = evaluate(two_pairs).missing
+    assert gap.file == "vanilla-seed0.near.h5"
+    assert said in gap.why
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("amendments", ["x"]), ("checkpoints", [{"arm": "a", "seed": 0, "metrics": {"m": "high"}}]),
+        ("checkpoints", 3), ("results", [1]), ("study", {"arms": 3}), ("study", []),
+    ],
+)  # fmt: skip
+def test_study_that_is_damaged_is_refused_in_one_line(two_pairs, key, value):
+    manifest = json.loads((two_pairs / "study.json").read_text()) | {key: value}
+    (two_pairs / "study.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match=r"study.json: damaged .*--amend: it keeps the results"):
+        evaluate(two_pairs)
+
+
+def test_untrained_networks_are_found_by_their_whole_name(tmp_path):
+    folder = planted(tmp_path, NEAR, effect=-1.0, seeds=2, untrained=2)
+    text = (folder / "study.json").read_text().replace("untrained vanilla", "untrained my vanilla")
+    (folder / "study.json").write_text(text)
+    assert not [v for v in evaluate(folder).verdicts if v.row == "untrained"]

@@ -150,11 +150,12 @@ def test_averages_are_what_they_say_and_the_median_ranks_what_is_not_finite():
     assert float(average(np.array([np.nan, np.inf, 1]), "median")) == np.inf
 
 
-def test_comparison_of_equal_values_is_zero_even_where_they_are_zero_or_infinite():
+def test_two_zeros_have_no_ratio_and_two_infinities_no_difference():
     treatment, baseline = np.array([0, np.inf, 2, 0, np.inf]), np.array([0, np.inf, 1, 1, 1])
-    expected = [0, 0, np.log(2), -np.inf, np.inf]
-    assert compare(treatment, baseline, "log_ratio").tolist() == expected
-    assert compare(np.array([3.0, np.inf]), np.array([1, np.inf]), "difference").tolist() == [2, 0]
+    expected = [np.nan, np.nan, np.log(2), -np.inf, np.inf]
+    np.testing.assert_array_equal(compare(treatment, baseline, "log_ratio"), expected)
+    differences = compare(np.array([3.0, np.inf, 0]), np.array([1, np.inf, 0]), "difference")
+    np.testing.assert_array_equal(differences, [2, np.nan, 0])
     assert np.isnan(compare(np.array([-1.0]), np.array([-1.0]), "log_ratio")).all()
 
 
@@ -285,3 +286,17 @@ def test_pairs_needed_show_that_there_is_nothing_where_there_is_nothing():
 def test_no_number_of_seeds_makes_up_for_too_few_samples():
     assert pairs_needed(0.1, 0.1, margin=0.05, alpha=0.0125, floor=0.2) is None
     assert pairs_needed(0.0, 0.0, margin=0.05, alpha=0.0125) == 8
+
+
+def test_equivalence_holds_its_level_for_symmetric_differences_and_not_for_skewed_ones():
+    generator, margin = np.random.default_rng(0), 0.1
+    shape = (4000, 8)
+    skewed = 0.05 * (generator.lognormal(0, 1.5, shape) - np.exp(1.125))
+    rare = np.where(generator.random(shape) < 0.05, 1.0, 0) - 0.05
+    wrong = [
+        float((equivalence(margin + differences, margin) <= 0.05).mean())
+        for differences in (0.05 * generator.normal(size=shape), skewed, rare)
+    ]
+    assert wrong[0] <= 0.05
+    assert wrong[1] == pytest.approx(1 / 3, abs=0.05)  # as docs/statistics.md warns
+    assert wrong[2] == pytest.approx(2 / 3, abs=0.05)

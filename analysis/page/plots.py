@@ -6,7 +6,6 @@ import base64
 import html
 import io
 import json
-import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,7 +21,8 @@ from analysis.figures.grid import Grid
 from analysis.figures.scale import finite, shared_scale
 
 _LARGEST_SVG = 600_000  # bytes; with more marks a PNG is smaller and draws sooner
-_LINE = 22  # characters along an axis of a surface that turns
+# Beside an axis that turns a letter is read; its label in words stands above.
+_SYMBOLS = {"alpha": "\N{GREEK SMALL LETTER ALPHA}", "beta": "\N{GREEK SMALL LETTER BETA}"}
 _ROOM = 0.04  # of its height, above its top
 _DIGITS = 5  # of a height: finer than a screen
 
@@ -163,10 +163,16 @@ def turning(shown: Sequence[xr.Dataset], labels: Sequence[str], name: str) -> st
         "room": _ROOM * (top - floor),
         "ticks": ticks.tolist(),
         "ticktext": [_tick(scale.text(float(tick))) for tick in ticks],
-        "z": scale.label(results.axis_label(shown[0]["loss"])),
-        "x": _broken(results.grid_label(shown[0], across)),
-        "y": _broken(results.grid_label(shown[0], up)),
+        "x": _SYMBOLS.get(str(across), str(across)),
+        "y": _SYMBOLS.get(str(up), str(up)),
     }
+    axes = f"Height: {html.escape(scale.label(results.axis_label(shown[0]['loss'])))}. " + "".join(
+        f"{content[key]}: {html.escape(label)}. "
+        for key, label in (
+            ("x", results.grid_label(shown[0], across)),
+            ("y", results.grid_label(shown[0], up)),
+        )
+    )
     data = json.dumps(content, separators=(",", ":")).replace("</", "<\\/")
     boxes = "".join(
         f'<div class="panel"><h4>{html.escape(str(panel["label"]))}</h4>'
@@ -186,7 +192,7 @@ def turning(shown: Sequence[xr.Dataset], labels: Sequence[str], name: str) -> st
         "<p>Turn either by mouse or finger: the other turns with it. By keyboard: "
         f'<span class="buttons">{buttons}'
         '<button type="button" data-turn="reset">reset</button></span></p>\n'
-        f'<div class="pair">\n{boxes}</div>\n'
+        f'<p class="note">{axes}</p>\n<div class="pair">\n{boxes}</div>\n'
         f'<script type="application/json">{data}</script>\n</div>\n'
     )
 
@@ -209,11 +215,6 @@ def _ranges(shown: Sequence[xr.Dataset], variables: Sequence[str]) -> str:
 
 def _surface_alt(result: xr.Dataset, label: str) -> str:
     return f"Interactive surface of {label}. {_ranges([result], ['loss'])}"
-
-
-def _broken(label: str) -> str:
-    """A label in lines that fit along an axis."""
-    return "<br>".join(html.escape(line) for line in textwrap.wrap(label, _LINE))
 
 
 def _tick(text: str) -> str:

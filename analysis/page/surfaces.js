@@ -18,7 +18,7 @@
     const [low, high] = data.range;
     const z = { range: [low, high + data.room], tickvals: data.ticks, ticktext: data.ticktext };
     return {
-      xaxis: axis(data.x), yaxis: axis(data.y), zaxis: { ...axis(data.z), ...z },
+      xaxis: axis(data.x), yaxis: axis(data.y), zaxis: { ...axis(""), ...z },
       aspectmode: "manual", aspectratio: { x: 1, y: 1, z: 0.75 }, dragmode: "turntable", camera,
     };
   }

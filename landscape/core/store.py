@@ -17,6 +17,8 @@ import numpy as np
 import xarray as xr
 
 SCHEMA_VERSION = 1
+LARGE = 1000  # values from which compression saves more than its bookkeeping takes
+PACKED = {"compression": "gzip", "compression_opts": 4, "shuffle": True}
 BUSY = "another process measures it now"
 PACKAGES = ("cnn-landscape", "torch", "numpy", "xarray", "h5py")
 # What a result is bound to besides its spec; the names are paths into its provenance, those that
@@ -95,10 +97,16 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def save(result: xr.Dataset, path: Path) -> None:
-    """Write `result` beside `path` and move it there, so that a file is always whole."""
+    """Write `result` beside `path` and move it there, so that a file is always whole.
+
+    Large arrays are compressed without loss: what was measured in float32 fills half of a float64.
+    """
     partial = path.with_name(f".{path.name}.partial")
-    plain = {name: {"_FillValue": None} for name in [*result.data_vars, *result.coords]}
-    result.to_netcdf(partial, engine="h5netcdf", encoding=plain)
+    encoding: dict[Any, dict[str, Any]] = {
+        name: {"_FillValue": None} | (PACKED if variable.size >= LARGE else {})
+        for name, variable in result.variables.items()
+    }
+    result.to_netcdf(partial, engine="h5netcdf", encoding=encoding)
     with partial.open("rb+") as file:
         os.fsync(file.fileno())
     partial.replace(path)

@@ -246,6 +246,21 @@ def test_page_is_made_where_nothing_was_measured(small):
     assert len(reader.tables["Results that are missing, damaged or incomplete"][1:]) == 12
 
 
+def test_missing_metrics_are_no_missing_files(small):
+    path = small / "study.json"
+    content = json.loads(path.read_text())
+    for checkpoint in content["checkpoints"]:
+        checkpoint["metrics"] = {}
+    path.write_text(json.dumps(content))
+    for file in small.glob("*.h5"):
+        file.unlink()
+    page = report(small).html()
+    assert "6 networks, 0 of 12 results." in page
+    rows = Reader(page).tables["Results that are missing, damaged or incomplete"][1:]
+    assert sum("tells no test_accuracy" in row[1] for row in rows) == 6
+    assert len(rows) == 18
+
+
 def test_amendments_are_told(small):
     for path in small.glob("*.h5"):  # nothing to draw: the test is quicker
         path.unlink()

@@ -26,7 +26,9 @@ _NEAR = 0.1  # of the band: a smaller rounding error is not drawn
 
 
 def distribution(result: xr.Dataset, ax: Axes, *, variable: str, label: str | None = None) -> None:
-    """Draw the distribution of one value an example, and its median; see `distribution.steps`.
+    """Draw the empirical distribution function of one value an example, and its median.
+
+    See `analysis.figures.distribution.steps` for what has no place on the log axis.
 
     Args:
         result: of `sensitivity`.

@@ -137,7 +137,7 @@ def report(path: Path) -> Report:
     Raises:
         ValueError: no readable `study.json`, or endpoints in it that are none.
 
-    Cost: every result file is read twice; about a second a figure.
+    Cost: every result file is read once, and once more where it is drawn; about a second a figure.
     """
     folder = Folder.open(path)
     evaluation = claims.evaluate(path)

@@ -68,12 +68,15 @@ class Folder:
 
     @cached_property
     def missing(self) -> list[Missing]:
-        """Every planned result that cannot be used, or is not finished.
+        """Every planned result that cannot be used, or is not finished, of probes without endpoint.
 
-        Cost: opens every file.
+        Those with endpoints the evaluation has read and told already.
+
+        Cost: opens their files.
         """
         found = []
-        for record in self.planned:
+        judged = {endpoint.probe for endpoint in self.study.endpoints}
+        for record in [told for told in self.planned if told["probe"] not in judged]:
             why = ""
             try:
                 measured = self.load(record)["measured"]

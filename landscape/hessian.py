@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 PARTS = ("eigenpairs", "density", "trace")
 ENDS = ("magnitude", "largest", "smallest")
 # With fewer products than this, counted in batches, tracing costs more than it saves.
-WORTH_TRACING = 100
+WORTH_TRACING = 50
 
 
 @dataclass(frozen=True)

@@ -32,8 +32,31 @@ SAMPLES = {"fashion-mnist": "fashion-mnist-sample"}
 
 
 def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
-    """The negative log-likelihood of each example in nat: (N,) from (N, classes) and (N,)."""
-    return functional.cross_entropy(outputs, targets, reduction="none")
+    """The negative log-likelihood of each example in nat: (N,) from (N, classes) and (N,).
+
+    As ln(1 + sum of exp(z_c - z_target) over the other classes c), so that nothing cancels where
+    the network is certain: the loss, its gradient and its curvature there are as exact, relative
+    to their size, as anywhere else. Targets of another form, such as probabilities, are left to
+    torch's own.
+
+    Raises:
+        ValueError: outputs of a single class, whose likelihood is always 1.
+    """
+    if outputs.ndim != 2 or targets.ndim != 1 or targets.is_floating_point():
+        return functional.cross_entropy(outputs, targets, reduction="none")
+    classes = outputs.shape[1]
+    if classes < 2:
+        raise ValueError(
+            f"the network has {classes} output and the loss is the cross-entropy of classes; "
+            "needed: an output a class, or a loss of your own."
+        )
+    target = targets[:, None]
+    rank = torch.arange(classes - 1, device=targets.device)
+    others = outputs.gather(1, rank + (rank >= target))
+    # Above the threshold softplus(x) is x, there to 4e-18.
+    return functional.softplus(
+        others.logsumexp(dim=1) - outputs.gather(1, target)[:, 0], threshold=40
+    )
 
 
 def top1(outputs: Tensor, targets: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from landscape.core.plan import Cell, Plan, Values
 from landscape.core.spaces import Inputs
 
 PAIRS, GALLERY = 64, 4
+MOST_BEYOND = 100  # of the way itself, on either side
 STEPS = np.linspace(0, 1, 7)  # where on its path the gallery has images
 GALLERY_VARIABLES = {
     "gallery_pair": (("draw",), {"long_name": "path between samples", "units": "1"}),
@@ -77,9 +78,11 @@ class Spec:
         """
         if self.points < 3:
             raise ValueError(f"--points {self.points}; needed: at least 3, both ends among them.")
-        if not 0 <= self.beyond < float("inf"):
-            raise ValueError(f"--beyond {self.beyond}; needed: a finite number, not negative.")
-        if self.to:
+        if not 0 <= self.beyond <= MOST_BEYOND:
+            raise ValueError(f"--beyond {self.beyond}; needed: 0 to {MOST_BEYOND}.")
+        if self.to == "":
+            raise ValueError("--to is empty; needed: a checkpoint file.")
+        if self.to is not None:
             return self._between_networks(problem)
         if self.statistics:
             raise ValueError("--statistics is for a line between two networks; pass --to as well.")
@@ -153,7 +156,7 @@ def interpolate(problem: Problem, spec: Spec) -> Plan:
     """
     spec = spec.resolved(problem)
     t = paths.grid(spec.points, spec.beyond)
-    if spec.to:
+    if spec.to is not None:
         return barrier.plan(problem, spec.to, spec.statistics or (), t, spec)
     if problem.correct is None:
         raise ValueError("paths between samples need a classification problem; this has no labels.")

@@ -233,12 +233,9 @@ class _Probe:
         directions = self._directions(own, wide, numbers)
         distances = [radius * self.distance for radius in self.spec.radii]
         places = [wide if radius < FINE else own for radius in self.spec.radii]
-        error = radii.rounding(own, other)
-        floors = [radii.floor(error, at.dtype, r) for at, r in zip(places, distances, strict=True)]
-        return {
-            "second_difference_floor": torch.stack(floors, dim=1),
-            **radii.around(places, directions, distances),
-        }
+        return radii.floors(own, other, places, distances) | radii.around(
+            places, directions, distances
+        )
 
     def _directions(self, own: Examples, wide: Examples, numbers: list[int]) -> list[Tensor]:
         """Unit directions (n, d), in the order of `Spec.directions_by_kind`."""
@@ -272,6 +269,7 @@ def _tell(result: xr.Dataset) -> list[str]:
             f"second difference at {float(near['radius']):g} of the neighbours' distance "
             f"{float(near['median_distance']):.3g} (nat / pixel range²): medians "
             + ", ".join(f"{kind} {value:.3g}" for kind, value in pairs)
+            + f"; rounding {float(near['second_difference_floor'].median()):.1g}"
         )
     if "noise_accuracy" in result:
         values = zip(result["noise"].values, result["noise_accuracy_mean"].values, strict=True)

@@ -44,7 +44,7 @@ class Examples:
         problem = space.problem
         logits, rows = gradient(space, inputs, lambda outputs: problem.losses(outputs, targets))
         losses = problem.losses(logits, targets)
-        return cls(space, inputs, targets, logits.double(), losses, rows.double())
+        return cls(space, inputs, targets, logits.double(), losses, rows)
 
     @classmethod
     def numbered(cls, space: Inputs, numbers: list[int]) -> Examples:

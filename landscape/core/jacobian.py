@@ -38,22 +38,29 @@ def gradient(
     Args:
         space: the only caller of the network.
         inputs: {name: (n, ...)}, the raw inputs; images are in [0, 1]. Not written to.
-        scalar: from logits (n, classes) to (n,). Widen the logits to float64 in it, as
-            `Problem.losses` does: in float32 softmax - 1 cancels for confident examples.
+        scalar: from logits (n, classes) float64 to (n,).
 
     Returns:
-        logits (n, classes), detached, and the gradients (n, d), all inputs of an example side by
-        side, in the dtype of `inputs`. What is inf or NaN stays so.
+        logits (n, classes), detached, and the gradients (n, d) float64, all inputs of an example
+        side by side. What is inf or NaN stays so.
 
     Cost: one forward and one backward pass.
     """
     leaves = {name: value.detach().requires_grad_() for name, value in inputs.items()}
     with exact_arithmetic():
         logits = space.outputs(leaves)
+        wide = logits.detach().double().requires_grad_()
+        (seeds,) = torch.autograd.grad(scalar(wide).sum(), [wide], materialize_grads=True)
+        # The loss of a confident example has slopes that float32 does not hold; their ratios it
+        # does, and the network passes them on linearly.
+        size = seeds.abs().amax(dim=1, keepdim=True)
         parts = torch.autograd.grad(
-            scalar(logits).sum(), list(leaves.values()), materialize_grads=True
+            logits,
+            list(leaves.values()),
+            (seeds / size.where(size > 0, 1.0)).to(logits),
+            materialize_grads=True,
         )
-    return logits.detach(), flattened(parts)
+    return logits.detach(), size * flattened(parts).double()
 
 
 def jacobian(space: Inputs, inputs: Tensors) -> tuple[Tensor, Tensor]:

@@ -45,7 +45,9 @@ RADII: Table = {
     "second_difference": (AROUND, "second difference of the logits over r²", BEND),
     "second_difference_floor": (("radius",), "rounding error of the second difference", BEND),
     "curvature": (AROUND, "second difference of the loss over r²", BEND),
+    "curvature_floor": (("radius",), "rounding error of the loss's second difference", BEND),
     "gradient_change": (AROUND, "change of the gradient over r", BEND),
+    "gradient_change_floor": (("radius",), "rounding error of the gradient's change", BEND),
     "moved_loss": (AROUND, "loss at distance r", "nat"),
     "moved_accuracy": (AROUND, "accuracy at distance r", "1"),
 }

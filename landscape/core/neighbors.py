@@ -32,7 +32,12 @@ def neighbors(inputs: Tensors, count: int) -> tuple[NDArray[np.float64], NDArray
     if len(rows) <= count:
         raise ValueError(
             f"{count} neighbours of each example need {count + 1} examples, and there are "
-            f"{len(rows)}. Measure more of them, or pass a smaller --neighbors."
+            f"{len(rows)}. Measure more of them"
+            + (
+                ", or pass smaller --neighbors and --tangents."
+                if len(rows) > 2
+                else ", or what needs no neighbours: --parts norms jacobian noise."
+            )
         )
     squares = rows.square().sum(dim=1)
     nearest, distances = [], []

@@ -62,8 +62,9 @@ def gradient_norms(examples: Examples) -> Tensors:
     is_classified = classified(examples.space.problem)
     if is_classified:
         distance = partial(margin, targets=examples.targets)
-        _, rows = jacobians.gradient(examples.space, examples.inputs, distance)
-        gradients["margin_gradient"] = rows.double()
+        _, gradients["margin_gradient"] = jacobians.gradient(
+            examples.space, examples.inputs, distance
+        )
     values = {}
     for name, rows in gradients.items():
         for norm, order in ORDERS.items():

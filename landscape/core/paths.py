@@ -120,13 +120,14 @@ def chord_deviation(values: Floats) -> float:
     """Largest distance of the outputs from the straight line between those at the ends.
 
     max_k |f_k - (1 - t_k) f_0 - t_k f_K| / |f_K - f_0|: 0 for a linear model, inf where the ends'
-    outputs are equal and others differ.
+    outputs are equal and others differ, NaN where they never moved.
 
     Args:
         values: (K + 1, classes), at equally spaced positions from 0 to 1.
     """
     t = np.linspace(0, 1, len(values))[:, None]
-    away = np.linalg.norm(values - (1 - t) * values[0] - t * values[-1], axis=1)
+    # So that rounding leaves nothing where outputs never moved.
+    away = np.linalg.norm(values - values[0] - t * (values[-1] - values[0]), axis=1)
     return ratio(away.max(), np.linalg.norm(values[-1] - values[0]))
 
 

@@ -115,28 +115,42 @@ def around(
     return {name: torch.stack([column[name] for column in columns], dim=2) for name in columns[0]}
 
 
-def rounding(one: Examples, other: Examples) -> Tensor:
-    """The rounding error of the logits' norm, (n,) float64, in units of the machine epsilon.
+def floors(
+    one: Examples, other: Examples, places: Sequence[Examples], distances: Sequence[float]
+) -> Tensors:
+    """About what differences are where there is nothing but rounding.
+
+    Evaluations have independent errors of the same size: three with the weights 1, 2 and 1 in a
+    second difference, two in a change. How large they are is read off the difference between two
+    precisions, which the coarser of them makes, and scales with the machine epsilon.
 
     Args:
-        one: in some precision.
-        other: the same examples in another one; the coarser of the two makes the difference.
+        one: examples in some precision.
+        other: the same examples in another one.
+        places: for each distance the same examples, in the precision evaluated in there.
+        distances: r, in units of the pixel range.
+
+    Returns:
+        {name: (n, distances)} float64: `second_difference_floor`, `curvature_floor` and
+        `gradient_change_floor`.
     """
-    error: Tensor = (one.logits - other.logits).norm(dim=1)
-    return error / max(torch.finfo(one.dtype).eps, torch.finfo(other.dtype).eps)
-
-
-def floor(error: Tensor, dtype: torch.dtype, distance: float) -> Tensor:
-    """About what `second_difference` is, (n,), where there is nothing but rounding.
-
-    Three evaluations with independent errors of the same size and the weights 1, 2 and 1.
-
-    Args:
-        error: (n,), from `rounding`.
-        dtype: of the evaluation.
-        distance: r.
-    """
-    return 6**0.5 * error * torch.finfo(dtype).eps / distance**2
+    coarse = max(torch.finfo(one.dtype).eps, torch.finfo(other.dtype).eps)
+    errors = {
+        "second_difference": ((one.logits - other.logits).norm(dim=1), 6**0.5, 2),
+        "curvature": ((one.losses - other.losses).abs(), 6**0.5, 2),
+        "gradient_change": ((one.gradients - other.gradients).norm(dim=1), 2**0.5, 1),
+    }
+    scales = [torch.finfo(place.dtype).eps / coarse for place in places]
+    return {
+        f"{name}_floor": torch.stack(
+            [
+                weight * error * scale / distance**power
+                for scale, distance in zip(scales, distances, strict=True)
+            ],
+            dim=1,
+        )
+        for name, (error, weight, power) in errors.items()
+    }
 
 
 def noisy(examples: Examples, noise: Iterable[Tensor], sigmas: Sequence[float]) -> Tensors:

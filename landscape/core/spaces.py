@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -28,6 +28,7 @@ from landscape.core.summary import mean_and_stderr
 # and network tried; another size is taken only where it gains more than a tenth.
 USUAL_BATCH = 100
 EVERYTHING = slice(None)
+aten = torch.ops.aten
 CANDIDATES = {"cpu": (25, 50, 200), "cuda": (250, 500, 1000, 2500)}
 
 
@@ -216,9 +217,10 @@ class Inputs(Space):
         """What the network gives along a path, and how many ReLUs switch at each of its steps.
 
         A unit is one entry of a feature map; it switches where its input is above 0 at one of two
-        neighbouring points and not at the other. Every `relu` is seen, however it is called, but
-        no other activation, and none whose first axis is not the examples. A unit that switches
-        twice between two points is not seen: a finer path may count more, never fewer.
+        neighbouring points and not at the other. Every ReLU is seen, however it is called, leaky
+        ones, thresholds and those with two ends (ReLU6, Hardtanh) too, unless its first axis is
+        not the examples. Smooth activations have no such units. A unit that switches twice between
+        two points is not seen: a finer path may count more, never fewer.
 
         Args:
             path: examples, {name: (n, ...)}, in the order of the path.
@@ -245,6 +247,31 @@ class Inputs(Space):
         return point
 
 
+def _above(values: Tensor, threshold: float = 0.0, *_: Any) -> Tensor:
+    return values > threshold
+
+
+def _between(values: Tensor, low: float = -1.0, high: float = 1.0) -> Tensor:
+    return (values > low).to(torch.int8) + (values >= high)
+
+
+# On which linear piece each unit of an activation is; the arguments are the operation's own.
+_PIECES: dict[Any, Callable[..., Tensor]] = {
+    aten.relu: _above,
+    aten.relu_: _above,
+    aten.leaky_relu: lambda values, *_: _above(values),
+    aten.leaky_relu_: lambda values, *_: _above(values),
+    aten.prelu: lambda values, *_: _above(values),
+    aten._prelu_kernel: lambda values, *_: _above(values),
+    aten.threshold: _above,
+    aten.threshold_: _above,
+    aten.hardtanh: _between,
+    aten.hardtanh_: _between,
+    aten.relu6: lambda values: _between(values, 0.0, 6.0),
+    aten.relu6_: lambda values: _between(values, 0.0, 6.0),
+}
+
+
 class _Switches(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts, while the network runs, the ReLUs that differ between neighbouring examples."""
 
@@ -255,10 +282,10 @@ class _Switches(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        relu = func in (torch.ops.aten.relu.default, torch.ops.aten.relu_.default)
-        if relu and args[0].ndim and len(args[0]) == len(self.counts) + 1:
-            on = (args[0] > 0).flatten(1) if args[0].ndim > 1 else (args[0] > 0)[:, None]
-            self.counts += (on[1:] != on[:-1]).sum(dim=1).cpu()
+        piece_of = _PIECES.get(func.overloadpacket)
+        if piece_of is not None and args[0].ndim and len(args[0]) == len(self.counts) + 1:
+            piece = piece_of(*args).reshape(len(args[0]), -1)
+            self.counts += (piece[1:] != piece[:-1]).sum(dim=1).cpu()
         return func(*args, **(kwargs or {}))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import importlib.metadata
 import json
+import logging
 import os
 import platform
 import tempfile
@@ -15,6 +16,8 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+
+log = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 1
 LARGE = 1000  # values from which compression saves more than its bookkeeping takes
@@ -159,7 +162,7 @@ def resume(blank: xr.Dataset, path: Path) -> xr.Dataset:
 
     Args:
         blank: nothing measured, with the attributes of `described`.
-        path: a result file, or none yet.
+        path: a result file, or none yet. What an earlier version did not measure stays blank.
 
     Raises:
         ValueError: one line that names the first thing in which the file differs.
@@ -178,8 +181,15 @@ def resume(blank: xr.Dataset, path: Path) -> xr.Dataset:
             f"{path} was measured with {label}={was}, this run asks for {label}={now}. "
             f"{back} --out with a new name."
         )
-    if stored.sizes != blank.sizes or set(stored.data_vars) != set(blank.data_vars):
+    lacking = sorted(set(blank.data_vars) - set(stored.data_vars), key=str)
+    if stored.sizes != blank.sizes or set(stored.data_vars) - set(blank.data_vars):
         raise ValueError(f"{path} has other dims or variables. Pass --out with a new name.")
+    if lacking:
+        log.info(
+            f"{path} was begun by a version that did not measure {', '.join(map(str, lacking))}: "
+            "blank for what it holds. To have them, measure anew with another --out."
+        )
+        stored = stored.assign({name: blank[name] for name in lacking})
     was, now = (json.loads(r.attrs["provenance"]) for r in (stored, blank))
     if now["versions"] not in [was["versions"], *was.get("continued_with", [])]:
         was["continued_with"] = [*was.get("continued_with", []), now["versions"]]

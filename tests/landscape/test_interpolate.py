@@ -132,16 +132,49 @@ def test_transitions_are_those_counted_by_hand(
         assert float(result["transitions"][pair]) == (codes[1:] != codes[:-1]).sum()
 
 
-def test_what_is_no_relu_has_no_code(problem: Problem) -> None:
-    weight = drawn(3, 5)
-    space = Inputs(
-        classifier(
-            lambda x: nn.functional.relu6(x.clamp(min=0)) @ weight.T, drawn(12, 5), [0, 1, 2] * 4
-        )
-    )
+@pytest.mark.parametrize(
+    ("activation", "kinks"),
+    [
+        (lambda x: nn.functional.leaky_relu(x, 0.3), [0]),
+        (lambda x: nn.functional.leaky_relu(x, 0.3, inplace=True), [0]),
+        (lambda x: nn.functional.prelu(x, torch.tensor([0.2], dtype=x.dtype)), [0]),
+        (lambda x: nn.functional.threshold(x, 0.5, 0.0), [0.5]),
+        (lambda x: nn.functional.hardtanh(x), [-1, 1]),
+        (lambda x: nn.functional.relu6(10 * x), [0, 0.6]),
+        (lambda x: nn.functional.hardtanh(x, -0.5, 2.0, inplace=True), [-0.5, 2.0]),
+        (torch.tanh, []),
+        (nn.functional.gelu, []),
+    ],
+)
+def test_every_piecewise_linear_activation_has_a_code_and_smooth_ones_have_none(
+    activation: Callable[[Tensor], Tensor], kinks: list[float]
+) -> None:
+    hidden, out, inputs = drawn(20, 5), drawn(3, 20, seed=2), drawn(12, 5, seed=3)
+    space = Inputs(classifier(lambda x: activation(x @ hidden.T) @ out.T, inputs, [0, 1, 2] * 4))
     outputs, switched = space.transitions(space.origin)
-    np.testing.assert_array_equal(switched, np.zeros(11))
+    before = (inputs @ hidden.T).numpy()
+    piece = np.sum([before > kink for kink in kinks], axis=0) * np.ones_like(before)
+    np.testing.assert_array_equal(switched, (piece[1:] != piece[:-1]).sum(axis=1))
     torch.testing.assert_close(outputs, space.outputs(space.origin))
+
+
+def test_a_path_between_equal_samples_has_no_ratios() -> None:
+    inputs = drawn(1, 5).repeat(6, 1)
+    weight = drawn(3, 5, seed=1)
+    same = measured(classifier(lambda x: (x @ weight.T).tanh(), inputs, [0, 1] * 3))
+    for name in ("tortuosity", "chord_deviation"):
+        assert np.isnan(same.isel(pair=slice(0, 2))[name]).all()
+
+
+@pytest.mark.parametrize("beyond", [-0.1, 101.0, 1e9, float("nan"), float("inf")])
+def test_a_line_that_goes_on_for_ever_is_refused(problem: Problem, beyond: float) -> None:
+    with pytest.raises(ValueError, match="needed: 0 to 100"):
+        measured(problem, beyond=beyond)
+
+
+def test_an_empty_name_is_no_second_network(problem: Problem) -> None:
+    with pytest.raises(ValueError, match="--to"):
+        measured(problem, to="")
 
 
 def test_ends_of_a_path_are_the_two_samples_own_logits(problem: Problem) -> None:

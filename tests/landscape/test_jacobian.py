@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -242,3 +244,21 @@ def test_saliency_of_captum_has_the_same_norms() -> None:
     theirs = captum.Saliency(losses).attribute(images, abs=False)
     ours = gradient_norms(all_of(problem))["gradient_l2"]
     torch.testing.assert_close(ours, theirs.flatten(1).norm(dim=1), rtol=1e-8, atol=1e-12)
+
+
+def test_the_gradient_of_a_certain_example_is_exact_in_float32() -> None:
+    """At a margin of some hundred, slopes of the loss are far below what float32 holds."""
+    problem, weight = softmax_regression()
+    x = problem.inputs["input"].float().double()
+    y = (x @ weight.T).argmax(dim=1)
+    certain = replace(problem, inputs={"input": x}, targets=y, temperature=5e-3)
+    narrow = certain.to("cpu", torch.float32)
+    weight = weight.float().double()
+    p = (x @ weight.T / 5e-3).softmax(dim=1)
+    others = p - p * nn.functional.one_hot(y, 4)
+    slopes = others - others.sum(dim=1, keepdim=True) * nn.functional.one_hot(y, 4)
+    expected = (slopes @ weight / 5e-3).norm(dim=1)
+    found = gradient_norms(all_of(narrow))["gradient_l2"]
+    assert (expected < 1e-50).any()
+    # The logits are those of float32: their error, some 1e-6 here, divided by the temperature.
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=0)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -58,6 +59,26 @@ def stopping_after(count: int):
         return measure(cells)
 
     return measured
+
+
+def test_a_result_of_a_version_that_measured_less_is_continued_and_said_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    plan, path = make_plan(), tmp_path / "a.h5"
+    fewer = {"loss": plan.variables["loss"]}
+
+    def losses(cells: Sequence[Cell]) -> Values:
+        return {"loss": measure(cells)["loss"]}
+
+    run(make_plan(variables=fewer, measure=losses), path)
+    with caplog.at_level(logging.INFO):
+        result = run(plan, path)
+    assert "did not measure example_loss: blank for what it holds" in caplog.text
+    assert np.isfinite(result["loss"]).all() and np.isnan(result["example_loss"]).all()
+    more = tmp_path / "b.h5"
+    run(plan, more)
+    with pytest.raises(ValueError, match="has other dims or variables"):
+        run(make_plan(variables=fewer, measure=losses), more)
 
 
 @pytest.mark.parametrize("block", [1, 5, 100])

@@ -159,12 +159,13 @@ def test_the_rounding_floor_foretells_the_error_in_float32() -> None:
     asked = {"parts": ("radii",), "radii": (0.01, 0.02), "tangents": 0}
     wide = measured(problem, **asked)
     narrow = measured(problem.to("cpu", torch.float32), **asked)
-    error = np.abs(narrow["second_difference"] - wide["second_difference"])
-    error = error.sel(direction=["random_0", "random_1"]).mean(["direction", "example"])
-    floor = narrow["second_difference_floor"].mean("example")
-    ratio = (error / floor).values
-    # An estimate from a single rounding error an example: its order of magnitude.
-    assert ((ratio > 0.1) & (ratio < 10)).all(), ratio
+    for name in ("second_difference", "curvature", "gradient_change"):
+        error = np.abs(narrow[name] - wide[name])
+        error = error.sel(direction=["random_0", "random_1"]).mean(["direction", "example"])
+        floor = narrow[f"{name}_floor"].mean("example")
+        ratio = (error / floor).values
+        # An estimate from a single rounding error an example: its order of magnitude.
+        assert ((ratio > 0.1) & (ratio < 10)).all(), (name, ratio)
 
 
 def test_below_a_hundredth_differences_are_taken_in_float64() -> None:

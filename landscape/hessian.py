@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from checkpoints.flags import option
 from checkpoints.problem import Problem
-from landscape.core import directions, krylov, store
+from landscape.core import directions, krylov
 from landscape.core.curvature import Curvature, filter_scale, matching
 from landscape.core.plan import Cell, Plan, Values
 from landscape.core.sample_curvature import sample_curvature
@@ -58,11 +59,20 @@ class Spec:
     which: tuple[str, ...] = option(
         ("magnitude",), "eigenpairs from which ends: magnitude, largest, smallest", "END"
     )
-    top: int | None = option(None, "eigenpairs an end (default: 5; 1 in the inputs)")
+    top: int | None = option(
+        None, "eigenpairs an end (default: 5, or all that there are; 1 in the inputs)"
+    )
     tol: float = option(1e-3, "residual |Hv - λv| / |λ| at which an eigenpair has converged")
     max_products: int = option(200, "products after which an end's eigenpairs are left as they are")
+    multiple: bool | None = option(
+        None,
+        "look again beside the eigenpairs found, for further vectors of repeated eigenvalues, "
+        "which one Lanczos run cannot see",
+    )
     draws: int = option(4, "random vectors of the density; its error is that over them")
-    steps: int = option(30, "Lanczos steps of the density, from each random vector")
+    steps: int | None = option(
+        None, "Lanczos steps of the density, from each random vector (default: 30, or all rows)"
+    )
     trace_products: int = option(30, "products for the trace")
     activations: Literal["auto", "keep", "recompute"] = option(
         "auto",
@@ -76,8 +86,8 @@ class Spec:
     )
     seed: int = option(0, "of the random vectors")
 
-    def resolved(self) -> Spec:
-        """This spec with every default decided.
+    def resolved(self, rows: int) -> Spec:
+        """This spec with every default decided, for a matrix of so many rows.
 
         Raises:
             ValueError: options that contradict each other, or that are none.
@@ -98,6 +108,7 @@ class Spec:
                     (f"--matrix {self.matrix}", self.matrix != "hessian"),
                     (f"--parts {' '.join(parts)}", parts != ("eigenpairs",)),
                     ("--save-directions", self.save_directions),
+                    ("--multiple", self.multiple),
                 )
                 if given
             ]
@@ -107,17 +118,26 @@ class Spec:
                 raise ValueError("--space inputs takes one --which at a time.")
         if self.save_directions and "eigenpairs" not in parts:
             raise ValueError("--save-directions needs --parts eigenpairs.")
-        top = self.top if self.top is not None else (1 if in_inputs else 5)
+        top = self.top if self.top is not None else min(1 if in_inputs else 5, rows)
+        steps = self.steps if self.steps is not None else min(30, rows)
         for name, value, least in (
             ("top", top, 1), ("max-products", self.max_products, 1), ("draws", self.draws, 1),
-            ("steps", self.steps, 1), ("trace-products", self.trace_products, 6),
+            ("steps", steps, 1), ("trace-products", self.trace_products, 6),
             ("seed", self.seed, 0),
         ):  # fmt: skip
             if value < least:
                 raise ValueError(f"--{name} {value}; needed: at least {least}.")
         if not 0 < self.tol < 1:
             raise ValueError(f"--tol {self.tol}; needed: above 0 and below 1.")
-        return replace(self, parts=tuple(p for p in PARTS if p in parts), top=top)
+        what, more = "parameters selected", ", or select more --layers"
+        if in_inputs:
+            what, more = "pixels of an example", ""
+        for flag, asked, part in (("top", top, "eigenpairs"), ("steps", steps, "density")):
+            if part in parts and asked > rows:
+                raise ValueError(
+                    f"--{flag} {asked} exceeds the {rows} {what}. Ask for at most {rows}{more}."
+                )
+        return replace(self, parts=tuple(p for p in PARTS if p in parts), top=top, steps=steps)
 
 
 def hessian(problem: Problem, spec: Spec) -> Plan:
@@ -149,17 +169,22 @@ def hessian(problem: Problem, spec: Spec) -> Plan:
     2 gradients of all examples with kept activations, else 4.
     Source: see `core.krylov`; Ghorbani et al. 2019, arXiv:1901.10159 (the density of networks).
     """
-    spec = spec.resolved()
-    return _of_inputs(problem, spec) if spec.space == "inputs" else _of_weights(problem, spec)
+    if spec.space == "inputs":
+        space = Inputs(problem)
+        rows = sum(value[0].numel() for value in space.origin.values())
+        return _of_inputs(space, spec.resolved(rows), rows)
+    weights = Weights(problem)
+    names = matching(list(weights.origin), spec.layers)
+    rows = sum(weights.origin[name].numel() for name in names)
+    return _of_weights(_Measured(weights, names, spec.resolved(rows), rows))
 
 
 class _Measured:
     """The matrix in the weights, and its parts one after another; made when first needed."""
 
-    def __init__(self, problem: Problem, spec: Spec) -> None:
-        self.space, self.spec = Weights(problem), spec
-        self.names = matching(list(self.space.origin), spec.layers)
-        self.size = sum(self.space.origin[name].numel() for name in self.names)
+    def __init__(self, space: Weights, names: list[str], spec: Spec, size: int) -> None:
+        self.space, self.names, self.spec, self.size = space, names, spec, size
+        self.top, self.steps = cast(int, spec.top), cast(int, spec.steps)
         assert spec.parts is not None  # resolved() has decided
         kinds = {
             "eigenpairs": [f"eigenpairs {end}" for end in spec.which],
@@ -174,8 +199,8 @@ class _Measured:
         keep = spec.activations == "keep"
         if spec.activations == "auto":
             products = {
-                "eigenpairs": len(spec.which) * (20 + 2 * cast(int, spec.top)),
-                "density": spec.draws * spec.steps,
+                "eigenpairs": len(spec.which) * (20 + 2 * self.top),
+                "density": spec.draws * self.steps,
                 "trace": spec.trace_products,
             }
             asked = sum(products[part] for part in spec.parts or ())
@@ -193,9 +218,9 @@ class _Measured:
         if kind == "eigenpairs":
             return self._eigenpairs(start, which, generator)
         if kind == "density":
-            shape = (self.spec.draws, self.spec.steps)
+            shape = (self.spec.draws, self.steps)
             values = {name: np.full(shape, np.nan) for name in ("node", "weight")}
-            found = krylov.quadrature(self._multiply, start, self.spec.steps, generator)
+            found = krylov.quadrature(self._multiply, start, self.steps, generator)
             for name, rows in zip(values, found, strict=True):
                 values[name][int(which)] = rows[0].cpu().numpy()
             return values
@@ -211,11 +236,16 @@ class _Measured:
         return {name: np.array(value) for name, value in estimates.items()}
 
     def _eigenpairs(self, start: Tensor, which: str, generator: torch.Generator) -> Values:
-        spec, top = self.spec, cast(int, self.spec.top)
+        spec, top = self.spec, self.top
         found = krylov.eigenpairs(
             self._multiply, start, top, which=cast(krylov.Which, which), tol=spec.tol,
             max_products=spec.max_products, generator=generator,
         )  # fmt: skip
+        if spec.multiple:
+            found = krylov.multiples(
+                self._multiply, found, which=cast(krylov.Which, which), tol=spec.tol,
+                max_products=spec.max_products, generator=generator,
+            )  # fmt: skip
         row = spec.which.index(which)
         values = {n: np.full((len(spec.which), top), np.nan) for n in _PAIRS}
         for name, rows in zip(
@@ -262,20 +292,11 @@ class _Measured:
 _PAIRS = ("eigenvalue", "residual", "converged")
 
 
-def _of_weights(problem: Problem, spec: Spec) -> Plan:
+def _of_weights(measured: _Measured) -> Plan:
+    problem, spec = measured.space.problem, measured.spec
     if spec.save_directions:
-        store.check_writable(Path(spec.save_directions))
-    measured = _Measured(problem, spec)
-    parts, top, size = spec.parts or (), cast(int, spec.top), measured.size
-    for flag, asked in (
-        (f"--top {top}", top if "eigenpairs" in parts else 0),
-        (f"--steps {spec.steps}", spec.steps if "density" in parts else 0),
-    ):
-        if asked > size:
-            raise ValueError(
-                f"{flag} exceeds the {size} parameters selected. Ask for at most {size}, or "
-                "select more --layers."
-            )
+        directions.check_writable(Path(spec.save_directions))
+    parts, top, steps = spec.parts or (), measured.top, measured.steps
     units = "nat" if spec.scale == "filter" else "nat / weight^2"
     variables: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {}
     coords: dict[str, tuple[Any, dict[str, str]]] = {
@@ -291,7 +312,7 @@ def _of_weights(problem: Problem, spec: Spec) -> Plan:
         dims = ("draw", "step")
         variables["node"] = (dims, {"long_name": "node of the spectral measure", "units": units})
         variables["weight"] = (dims, {"long_name": "weight of a node", "units": "1"})
-        coords |= {"draw": _count(spec.draws, "draw"), "step": _count(spec.steps, "Lanczos step")}
+        coords |= {"draw": _count(spec.draws, "draw"), "step": _count(steps, "Lanczos step")}
     if "trace" in parts:
         for name in ("trace", "frobenius_norm"):
             label = name.replace("_", " ").replace("frobenius", "Frobenius")
@@ -301,7 +322,7 @@ def _of_weights(problem: Problem, spec: Spec) -> Plan:
     provenance = problem.fingerprints() | {
         "batch_size": problem.batch_size,
         "files": {},
-        "parameters": size,
+        "parameters": measured.size,
     }
     return Plan(
         probe="hessian",
@@ -309,6 +330,7 @@ def _of_weights(problem: Problem, spec: Spec) -> Plan:
         provenance=provenance,
         coords=coords,
         variables=variables,
+        beside=(Path(spec.save_directions),) if spec.save_directions else (),
         walk=("part",),
         measure=measured.measure,
         finish=measured.finish,
@@ -316,11 +338,8 @@ def _of_weights(problem: Problem, spec: Spec) -> Plan:
     )
 
 
-def _of_inputs(problem: Problem, spec: Spec) -> Plan:
-    space, top = Inputs(problem), cast(int, spec.top)
-    size = sum(value[0].numel() for value in space.origin.values())
-    if top > size:
-        raise ValueError(f"--top {top} exceeds the {size} pixels of an example. Ask for fewer.")
+def _of_inputs(space: Inputs, spec: Spec, size: int) -> Plan:
+    problem, top = space.problem, cast(int, spec.top)
 
     def measure(cells: Sequence[Cell]) -> Values:
         part = slice(cells[0]["example"], cells[-1]["example"] + 1)
@@ -344,10 +363,9 @@ def _of_inputs(problem: Problem, spec: Spec) -> Plan:
             "gauss_newton_eigenvalue": found.gauss_newton,
             "beyond_gauss_newton": found.beyond,
         }
-        count = np.ones(len(cells))
         return {name: value.cpu().numpy() for name, value in values.items()} | {
-            "from_jacobian": count * found.from_jacobian,
-            "products": count * pairs.products,
+            "from_jacobian": found.from_jacobian.double().cpu().numpy(),
+            "products": np.where(found.from_jacobian.cpu().numpy(), 2.0, pairs.products),
         }
 
     units = "nat / pixel range^2"
@@ -397,10 +415,16 @@ def _tell(result: xr.Dataset) -> list[str]:
         for end in result["end"].values:
             rows = result.sel(end=end)
             values = ", ".join(f"{value:.5g}" for value in rows["eigenvalue"].values)
+            done, asked = int(rows["converged"].sum()), rows.sizes["rank"]
+            most = json.loads(result.attrs["spec"])["max_products"]
+            why = (
+                "" if done == asked
+                else ", --max-products" if rows["products"] >= most
+                else ": rounding allows no more, --dtype float64 does"
+            )  # fmt: skip
             lines.append(
-                f"eigenvalues, {end}: {values}; {int(rows['converged'].sum())} of "
-                f"{rows.sizes['rank']} converged, largest residual "
-                f"{float(rows['residual'].max()):.1e}, {int(rows['products'])} products"
+                f"eigenvalues, {end}: {values}; {done} of {asked} converged, largest residual "
+                f"{float(rows['residual'].max()):.1e}, {int(rows['products'])} products{why}"
             )
     elif "eigenvalue" in result:
         top = result["eigenvalue"].values[:, 0]

@@ -133,7 +133,8 @@ def _measure(probe: str, chosen: argparse.Namespace) -> int:
     if first:
         for line in plan.tell(result) if plan.tell else ():
             say(line)
-        print(out)
+        for path in (out, *plan.beside):
+            print(path)
         if chosen.figure:
             # Only here does the package know of the other: to draw the file that it has written.
             from analysis.figures import draw_beside

@@ -55,7 +55,7 @@ class Curvature(CurvatureOperator):  # type: ignore[misc]
         space: whose origin is the point.
         matrix: see above.
         names: the parameters, or inputs, whose rows and columns are taken; all by default.
-        part: in the inputs, which examples.
+        part: in the inputs, which examples: a slice, or their numbers.
         scale: {name: tensor that broadcasts to it}: D, in the matrix D M D, which is the
             curvature in coordinates in which a step of 1 moves each entry by D.
         keep: trace the product and keep what does not depend on the vector, for as many batches
@@ -79,7 +79,7 @@ class Curvature(CurvatureOperator):  # type: ignore[misc]
         matrix: Matrix = "hessian",
         *,
         names: Sequence[str] | None = None,
-        part: slice = EVERYTHING,
+        part: slice | Tensor = EVERYTHING,
         scale: Tensors | None = None,
         keep: bool = False,
     ) -> None:
@@ -251,14 +251,12 @@ class Curvature(CurvatureOperator):  # type: ignore[misc]
         form = partial(self._differentiated, products.forward_over_reverse)
         try:
             split = linearized.split(form, self._given(parts[0]), vector)
-            first = split.prepare(*self._given(parts[0]))
-            bytes_each = linearized.size_in_bytes(first)
             room = int(MEMORY_SHARE * free_memory(self.device))
             alike = [part for part in parts if part.stop - part.start == parts[0].stop]
-            chosen = alike[: room // max(bytes_each, 1)]
+            chosen = alike[: room // max(split.bytes, 1)]
             log.info(
                 f"keeping the activations of {len(chosen)} of {len(parts)} batches, "
-                f"{len(chosen) * bytes_each / 1e9:.2f} GB of the {room / 1e9:.1f} GB allowed."
+                f"{len(chosen) * split.bytes / 1e9:.2f} GB of the {room / 1e9:.1f} GB allowed."
             )
             for part in chosen:
                 self._kept[part.start] = split.prepare(*self._given(part))
@@ -328,5 +326,5 @@ def filter_scale(origin: Tensors) -> Tensors:
     }
 
 
-def _at(tensors: Tensors, part: slice) -> Tensors:
+def _at(tensors: Tensors, part: slice | Tensor) -> Tensors:
     return {name: value[part] for name, value in tensors.items()}

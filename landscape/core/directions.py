@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from checkpoints.problem import Tensors
+from landscape.core import store
 
 log = logging.getLogger(__name__)
 
@@ -242,6 +243,24 @@ def load(path: Path, origin: Tensors) -> list[Tensors]:
     for direction in read:
         check(direction, origin)
     return [{n: direction[n].to(v) for n, v in origin.items()} for direction in read]
+
+
+def check_writable(path: Path) -> None:
+    """Refuse a place for directions that another file holds, or that cannot be written.
+
+    Raises:
+        ValueError: with what is wrong, and what to choose.
+    """
+    store.check_writable(path)
+    if not path.is_file():
+        return
+    if h5py.is_hdf5(path):
+        with h5py.File(path) as file:
+            if set(file) == {"directions"}:
+                return
+    raise ValueError(
+        f"{path} is there, and is no file of directions. Choose another for --save-directions."
+    )
 
 
 def attributes(path: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -21,8 +21,10 @@ from landscape.core.summary import mean_and_stderr
 Multiply: TypeAlias = Callable[[Tensor], Tensor]
 Which: TypeAlias = Literal["magnitude", "largest", "smallest"]
 
-# A remainder below this share of the product is rounding: the Krylov space is exhausted.
+# A remainder below this share of the largest product is rounding: the Krylov space is exhausted.
 EXHAUSTED = {torch.float32: 1e-6, torch.float64: 1e-13}
+# Products without a better residual after which it is taken for rounding.
+PATIENCE = 10
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +65,8 @@ class Basis:
         images: (blocks, steps, size), the products with the vectors.
         matrix: (blocks, steps, steps) float64, the matrix in the basis; `filled` of it are valid.
         remainder: (blocks,) float64, the size of what the last product has outside the basis.
+        length: (blocks,) products since the space was last exhausted; 0 where it just was.
+        longest: (blocks,) products that it took to exhaust it, at most; 0 where it never was.
     """
 
     def __init__(self, start: Tensor, steps: int, generator: torch.Generator) -> None:
@@ -73,8 +77,11 @@ class Basis:
         shape = (blocks, steps, steps)
         self.matrix = torch.zeros(shape, dtype=torch.float64, device=start.device)
         self.remainder = torch.zeros(blocks, dtype=torch.float64, device=start.device)
+        self.length = torch.zeros(blocks, dtype=torch.int64, device=start.device)
+        self.longest = torch.zeros_like(self.length)
         self.filled = 0
         self._generator = generator
+        self._size = torch.zeros_like(self.remainder)
 
     def extend(self, multiply: Multiply) -> None:
         """Multiply the last vector, and make the next one from what is new in the product."""
@@ -82,14 +89,17 @@ class Basis:
         known = self.vectors[:, : at + 1]
         product = multiply(self.vectors[:, at])
         self.images[:, at] = product
-        size = product.double().norm(dim=1)
+        self._size = torch.fmax(self._size, product.double().norm(dim=1))
         rest, coupling = _orthogonal(product, known)
         self.matrix[:, : at + 1, at] = coupling
         self.matrix[:, at, : at + 1] = coupling
         self.filled = at + 1
         norms = rest.double().norm(dim=1)
-        exhausted = norms <= EXHAUSTED.get(rest.dtype, 1e-6) * size
+        exhausted = norms <= EXHAUSTED.get(rest.dtype, 1e-6) * self._size
         self.remainder = torch.where(exhausted, 0.0, norms)
+        self.length += 1
+        self.longest = torch.where(exhausted, self.longest.maximum(self.length), self.longest)
+        self.length = torch.where(exhausted, 0, self.length)
         if exhausted.any():
             drawn, _ = _orthogonal(gaussian(rest, self._generator), known)
             rest = torch.where(exhausted[:, None], drawn, rest)
@@ -136,10 +146,12 @@ def eigenpairs(
 ) -> Eigenpairs:
     """The `count` most wanted eigenpairs of every block, by Lanczos with thick restart.
 
-    It stops when every block's residuals are at most `tol`, at `max_products`, or where what is
-    missing is rounding beside the largest eigenvalue: an eigenvalue of 0 has no relative residual
-    to fall. One start vector finds one vector of a multiple eigenvalue; rounding brings the others,
-    late, or a random vector where the space is exhausted.
+    It stops when every block's residuals are at most `tol`, at `max_products`, or where rounding
+    lets them fall no further: after `PATIENCE` products without a better one, and at once for an
+    eigenvalue that is rounding itself beside the largest one, as 0 has no relative residual. One
+    start vector finds one vector of a multiple eigenvalue (see `multiples`). Only where its Krylov
+    space is exhausted, as of a matrix of low rank, do random vectors follow until one changes
+    nothing; and a matrix with no more rows than the basis has vectors is multiplied out.
 
     Args:
         multiply: see the module.
@@ -166,7 +178,9 @@ def eigenpairs(
     capacity = min(max(20, 2 * count + 10), size)
     basis = Basis(start, capacity, generator)
     rounding = EXHAUSTED.get(start.dtype, 1e-6)
-    before = None
+    before = torch.full_like(basis.remainder, math.nan)[:, None].repeat(1, count)
+    settled = torch.zeros_like(basis.length, dtype=torch.bool)
+    best, waited = math.inf, 0
     for used in range(1, max_products + 1):
         basis.extend(multiply)
         found = min(count, basis.filled)
@@ -176,19 +190,28 @@ def eigenpairs(
         mixed = coefficients.gather(2, order[:, None, :found].expand(-1, basis.filled, -1))
         floor = rounding * values.abs().amax(dim=1, keepdim=True)
         promised = basis.remainder[:, None] * mixed[:, -1].abs()
+        nothing = chosen.abs() <= 10 * floor  # rounding, whose relative residual cannot fall
         last = used == max_products or basis.filled == size
-        if (basis.remainder == 0).any() and found == count and not last:
-            # An exhausted space promises all, and knows no second vector of a multiple eigenvalue:
-            # believe it when the next vector, drawn at random, has changed nothing.
-            settled = before is not None and bool(((chosen - before).abs() <= floor).all())
-            before = chosen
-            if not settled:
-                promised = torch.full_like(promised, math.inf)
-        if last or (found == count and bool((promised <= tol * chosen.abs() + floor).all())):
+        if found == count and (capacity < size or max_products < size):
+            # An exhausted space promises all, and knows no second vector of a multiple eigenvalue.
+            # Such spaces of other vectors are no larger; believe it when one has changed nothing.
+            now = basis.length == 0
+            settled |= now & ((chosen - before).abs() <= floor).all(dim=1)
+            before = torch.where(now[:, None], chosen, before)
+            sure = settled | (basis.length > basis.longest) | (basis.longest == 0)
+            enough = (promised <= torch.where(nothing, floor, tol * chosen.abs())).all(dim=1)
+        else:
+            enough = sure = torch.zeros_like(settled)
+        if last or bool((enough & sure | chosen.isnan().any(dim=1)).all()):
             vectors, images = basis.combined(mixed)
             result = with_residuals(vectors, images, chosen, count, tol, used)
-            missing = result.residuals[:, :found] * chosen.abs()
-            if last or bool((result.converged[:, :found] | (missing <= 10 * floor)).all()):
+            short = result.residuals[:, :found]
+            fine = result.converged[:, :found] | (nothing & (short * chosen.abs() <= 10 * floor))
+            if last or bool((fine | chosen.isnan()).all()):
+                break
+            worst = float(short.where(~fine, 0.0).nan_to_num(0.0).max())
+            best, waited = (worst, 0) if worst < 0.9 * best else (best, waited + 1)
+            if waited == PATIENCE:
                 break
         if basis.filled == capacity:
             keep = min((count + capacity) // 2, capacity - 1)
@@ -197,6 +220,75 @@ def eigenpairs(
                 coefficients.gather(2, order[:, None, :keep].expand(-1, basis.filled, -1)),
             )
     return result
+
+
+def multiples(
+    multiply: Multiply,
+    found: Eigenpairs,
+    *,
+    which: Which,
+    tol: float,
+    max_products: int,
+    generator: torch.Generator,
+) -> Eigenpairs:
+    """The eigenpairs after looking beside them, until nothing more wanted is there.
+
+    Lanczos from one start vector sees one vector of each eigenvalue. So it runs again, from a
+    random vector, in the complement of what was found; what it finds there takes its place, and
+    the least wanted pair leaves.
+
+    Args:
+        multiply: see the module.
+        found: from `eigenpairs`.
+        which: as it was found.
+        tol: as it was found; what is more wanted by less than that is not.
+        max_products: in all, with those that there have been.
+        generator: of the random vectors.
+
+    Cost: the products of one eigenpair, and again for each that is found; none beyond
+    `max_products`, so that the last look may be cut short.
+    """
+    count = found.values.shape[1]
+
+    def outside(vectors: Tensor) -> Tensor:
+        return _orthogonal(vectors, found.vectors)[0]
+
+    while found.products + 2 <= max_products:
+        more = eigenpairs(
+            lambda vectors: outside(multiply(outside(vectors))),
+            outside(gaussian(found.vectors[:, 0], generator)),
+            1,
+            which=which,
+            tol=tol,
+            max_products=max_products - found.products - 1,
+            generator=generator,
+        )
+        vector = outside(more.vectors[:, 0])
+        vector = vector / vector.double().norm(dim=1, keepdim=True).to(vector)
+        image = multiply(vector)
+        value = (vector.double() * image.double()).sum(dim=1, keepdim=True)
+        products = found.products + more.products + 1
+        new = with_residuals(vector[:, None], image[:, None], value, 1, tol, products)
+        last = found.values[:, -1:]
+        gain = _wanted(value, which) - _wanted(last, which)
+        if not bool((gain > tol * last.abs()).any()):
+            return replace(found, products=products)
+        both = [
+            torch.cat([getattr(part, name) for part in (found, new)], dim=1)
+            for name in ("values", "vectors", "residuals", "converged")
+        ]
+        order = _order(both[0], which)[:, :count]
+        values, vectors, residuals, converged = (
+            rows.gather(
+                1,
+                order.view(*order.shape, *(1,) * (rows.ndim - 2)).expand(
+                    *order.shape, *rows.shape[2:]
+                ),
+            )
+            for rows in both
+        )
+        found = Eigenpairs(values, vectors, residuals, converged, products)
+    return found
 
 
 def with_residuals(
@@ -346,6 +438,9 @@ def _orthogonal(vectors: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
     return vectors, total
 
 
+def _wanted(values: Tensor, which: Which) -> Tensor:
+    return {"magnitude": values.abs(), "largest": values, "smallest": -values}[which]
+
+
 def _order(values: Tensor, which: Which) -> Tensor:
-    keys = {"magnitude": -values.abs(), "largest": -values, "smallest": values}
-    return keys[which].argsort(dim=1, stable=True)
+    return (-_wanted(values, which)).argsort(dim=1, stable=True)

@@ -28,10 +28,12 @@ class Split:
     Attributes:
         prepare: (*arguments) -> kept tensors. Cost: about a forward and a backward pass.
         linear: (kept, vector) -> what `function` returns; keeps nothing.
+        bytes: the memory that kept tensors take, but for what they share with the arguments.
     """
 
     prepare: Callable[..., list[Any]]
     linear: Callable[[Sequence[Any], Any], Any]
+    bytes: int
 
 
 def split(function: Callable[..., Any], arguments: Sequence[Any], vector: Any) -> Split:
@@ -96,7 +98,10 @@ def split(function: Callable[..., Any], arguments: Sequence[Any], vector: Any) -
     def run_linear(kept: Sequence[Any], vector: Any) -> Any:
         return pytree.tree_unflatten(linear(*kept, *pytree.tree_leaves(vector)), shape)
 
-    return Split(run_prepare, run_linear)
+    known = {None, *map(_storage, inputs)}
+    fresh = {_storage(node): node for node in kept if _storage(node) not in known}
+    size = sum(node.meta["val"].untyped_storage().nbytes() for node in fresh.values())
+    return Split(run_prepare, run_linear, size)
 
 
 def _traced(
@@ -163,7 +168,7 @@ def _alike(node: Any, other: Any, *, strides: bool = False) -> bool:
     return one.shape == two.shape and (not strides or one.stride() == two.stride())
 
 
-def size_in_bytes(kept: Sequence[Any]) -> int:
-    """The memory that kept tensors take; what they share counts once."""
-    storages = [value.untyped_storage() for value in kept if isinstance(value, Tensor)]
-    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+def _storage(node: fx.Node) -> int | None:
+    """Which memory a node's value is in, told by the trace; None where it takes none."""
+    value = node.meta.get("val")
+    return value.untyped_storage()._cdata if isinstance(value, Tensor) else None

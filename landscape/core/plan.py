@@ -50,6 +50,7 @@ class Plan:
         finish: from the result with every cell measured to {variable: its whole array}: what is
             derived from all cells together, such as means over the examples with their errors.
         tell: what the result comes to, a few lines for the reader at the command line.
+        beside: files that `measure` and `finish` write besides the result.
 
     Raises:
         ValueError: a dim that is not in `DIMS`.
@@ -66,6 +67,7 @@ class Plan:
     watch: str = ""
     finish: Callable[[xr.Dataset], Values] | None = None
     tell: Callable[[xr.Dataset], Sequence[str]] | None = None
+    beside: Sequence[Path] = ()
 
     def __post_init__(self) -> None:
         unknown = [dim for dim in self.coords if dim not in DIMS]
@@ -167,6 +169,8 @@ def run(
         def begin() -> list[Any]:
             nonlocal result
             if path is not None:
+                if any(path.resolve() == other.resolve() for other in plan.beside):
+                    raise ValueError(f"{path} is to hold the result and something else. Name two.")
                 store.check_writable(path)
                 held.enter_context(store.locked(path))
                 result = store.resume(result, path)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -22,17 +22,17 @@ class SampleCurvature:
     """What is known of the input Hessians of n examples.
 
     Attributes:
-        pairs: of the Hessians; one block an example.
+        pairs: of the Hessians; one block an example. `products` are those of Lanczos where it ran.
         gauss_newton: (n,) the largest eigenvalue of J^T (diag p - p p^T) J.
         beyond: (n,) |(H - G) v| / |H v| for a random v: the share of the network's own curvature;
             rounding alone for a piecewise linear network.
-        from_jacobian: whether the eigenpair is that of G, which is H to rounding here.
+        from_jacobian: (n,) bool, whether the eigenpair is that of G, which is H to rounding there.
     """
 
     pairs: krylov.Eigenpairs
     gauss_newton: Tensor
     beyond: Tensor
-    from_jacobian: bool
+    from_jacobian: Tensor
 
 
 def sample_curvature(
@@ -50,9 +50,9 @@ def sample_curvature(
 
     Where a network is piecewise linear, the Hessian of the cross-entropy is its Gauss-Newton
     matrix, whose top eigenpair follows from the Jacobian without an iteration. Whether it is, a
-    product with a random vector tells. Elsewhere, for more than one eigenpair, and for the most
-    negative, Lanczos runs on all examples at once, until the last of them has converged. Residuals
-    are those of the true Hessian either way.
+    product with a random vector tells, example by example. For the others, for more than one
+    eigenpair, and for the most negative, Lanczos runs on all examples at once, until the last of
+    them has converged. Residuals are those of the true Hessian either way.
 
     Args:
         space: of the examples; its problem's loss is the cross-entropy.
@@ -73,11 +73,12 @@ def sample_curvature(
         raise ValueError(
             "--space inputs: the loss is not the cross-entropy, whose Gauss-Newton matrix is known."
         )
-    operator = Curvature(space, "hessian", part=part)
 
-    def multiply(vectors: Tensor) -> Tensor:
-        return operator.matvec(vectors.flatten()).view(operator.blocks, -1)
+    def of(part: slice | Tensor) -> krylov.Multiply:
+        operator = Curvature(space, "hessian", part=part)
+        return lambda vectors: operator.matvec(vectors.flatten()).view(operator.blocks, -1)
 
+    multiply = of(part)
     inputs = {name: value[part] for name, value in space.origin.items()}
     logits, rows = jacobian(space, inputs)
     probabilities = logits.softmax(dim=1)
@@ -88,14 +89,26 @@ def sample_curvature(
     linear = (rows.double().mT @ (softmax_jacobian(probabilities) @ forward))[:, :, 0]
     true = multiply(unit).double()
     beyond = krylov.relative((true - linear).norm(dim=1), true.norm(dim=1))
-    same = bool((beyond <= SAME.get(start.dtype, 1e-3)).all())
-    exact = same and count == 1 and which != "smallest"
-    if exact:
-        image = multiply(top)[:, None]
-        pairs = krylov.with_residuals(top[:, None], image, gauss_newton[:, None], 1, tol, 2)
-    else:
-        pairs = krylov.eigenpairs(
-            multiply, start, count, which=which, tol=tol, max_products=max_products,
+    same = (beyond <= SAME.get(start.dtype, 1e-3)) & top.isfinite().all(dim=1)
+    if count > 1 or which == "smallest":
+        same = torch.zeros_like(same)
+    left = torch.arange(part.start, part.start + len(same), device=same.device)[~same]
+    if len(left):
+        found = krylov.eigenpairs(
+            of(left), start[~same], count, which=which, tol=tol, max_products=max_products,
             generator=generator,
         )  # fmt: skip
-    return SampleCurvature(pairs, gauss_newton, beyond, exact)
+    if not same.any():
+        return SampleCurvature(found, gauss_newton, beyond, same)
+    image = multiply(top.nan_to_num())[:, None]
+    pairs = krylov.with_residuals(top[:, None], image, gauss_newton[:, None], 1, tol, 2)
+    if len(left):
+        for mine, others in (
+            (pairs.values, found.values),
+            (pairs.vectors, found.vectors),
+            (pairs.residuals, found.residuals),
+            (pairs.converged, found.converged),
+        ):
+            mine[~same] = others
+        pairs = replace(pairs, products=found.products)
+    return SampleCurvature(pairs, gauss_newton, beyond, same)

@@ -69,6 +69,9 @@ class Space(ABC):
     Args:
         problem: with a batch size (see `prepared`).
 
+    Raises:
+        ValueError: a batch norm without running statistics, for which no example stands alone.
+
     Attributes:
         origin: {name: tensor}, the point that is the problem itself. Not to be written to.
     """
@@ -76,6 +79,13 @@ class Space(ABC):
     origin: Tensors
 
     def __init__(self, problem: Problem) -> None:
+        for name, module in problem.model.named_modules():
+            if isinstance(module, NORMS) and module.running_mean is None:
+                raise ValueError(
+                    f"{name or 'the model'} is a batch norm without running statistics: what it "
+                    "makes of an example depends on the batch it is in. Needed: "
+                    "track_running_stats=True, and statistics of the training."
+                )
         self.problem = problem
         self._network = copy.deepcopy(problem.model).eval().requires_grad_(requires_grad=False)
         if any(p.ndim == 4 for p in self._network.parameters()):

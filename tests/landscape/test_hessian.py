@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from checkpoints.problem import Problem
 from landscape.core.curvature import Curvature
 from landscape.core.spaces import Inputs, Weights
 from tests.landscape.test_curvature import dense, dense_hessian, small
+from tests.oracles import LinearRegression
 
 QUICK: dict[str, Any] = {"activations": "recompute", "top": 3}
 
@@ -133,7 +135,8 @@ def test_stored_directions_come_also_from_a_run_that_had_been_finished(tmp_path:
     stamp = file.stat().st_mtime_ns
     measured(problem, out=result, save_directions=str(file), **spec)
     assert file.stat().st_mtime_ns == stamp, "it holds these already"
-    file.write_bytes(b"something else")
+    with h5py.File(file, "a") as stored:
+        stored["directions"].attrs["eigenvalue"] = [1.0, 2.0, 3.0]
     measured(problem, out=result, save_directions=str(file), **spec)
     assert file.read_bytes() == first
 
@@ -151,6 +154,48 @@ def test_an_eigenvector_that_has_not_converged_says_so_where_it_is_used(
 def test_a_place_for_directions_that_cannot_be_written_is_refused_at_once(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is a folder; needed: a file"):
         measured(small(), parts=("eigenpairs",), save_directions=str(tmp_path))
+
+
+def test_no_other_file_is_lost_to_directions(tmp_path: Path) -> None:
+    other = tmp_path / "network.pt"
+    other.write_bytes(b"weights")
+    with pytest.raises(ValueError, match=r"network.pt is there, and is no file of directions"):
+        measured(small(), parts=("eigenpairs",), save_directions=str(other))
+    assert other.read_bytes() == b"weights"
+    file, result = tmp_path / "a.h5", tmp_path / "b.h5"
+    asked: dict[str, Any] = {"parts": ("eigenpairs",), "top": 1}
+    for _ in range(2):  # directions may be written again
+        measured(small(), save_directions=str(file), out=result, **asked)
+    with pytest.raises(ValueError, match=r"b.h5 is there, and is no file of directions"):
+        measured(small(), save_directions=str(result), **asked)
+    third = tmp_path / "c.h5"
+    with pytest.raises(ValueError, match="c.h5 is to hold the result and something else"):
+        measured(
+            small(),
+            save_directions=str(third),
+            out=tmp_path / ".." / tmp_path.name / "c.h5",
+            **asked,
+        )
+    assert not third.exists()
+
+
+@pytest.mark.parametrize("top", [2, 3, 5])
+def test_repeated_eigenvalues_are_found_where_they_are_looked_for(top: int) -> None:
+    """|W x - y|^2 / 2 has X^T X / n as its Hessian, once for each output."""
+    oracle = LinearRegression.random(count=4, ins=30, outs=3)
+    exact = torch.linalg.eigvalsh(oracle.inputs.T @ oracle.inputs / 4).flip(0)
+    wanted = exact.repeat_interleave(3)[:top]
+    spec = {"parts": ("eigenpairs",), "top": top, "tol": 1e-6}
+    found = measured(oracle.problem(), multiple=True, **spec)
+    np.testing.assert_allclose(found["eigenvalue"][0], wanted, rtol=1e-9)
+    assert (found["converged"] == 1).all()
+
+
+def test_few_rows_need_no_options() -> None:
+    result = landscape.measure("hessian", small(), layers=("head.bias",))
+    rows = int(json.loads(result.attrs["provenance"])["parameters"])
+    assert result.sizes["rank"] == min(rows, 5)
+    assert result.sizes["step"] == rows
 
 
 def test_layers_restrict_the_matrix_and_the_stored_directions(tmp_path: Path) -> None:

@@ -146,6 +146,85 @@ def test_a_matrix_of_low_rank_exhausts_its_krylov_space_without_harm() -> None:
         assert found.converged.all()
 
 
+def repeated() -> Tensor:
+    """Two spectra of low rank, each with eigenvalues of two or three vectors."""
+    eigenvalues = torch.zeros(2, 80, dtype=WIDE)
+    eigenvalues[0, :6] = torch.tensor([5.0, 5.0, 5.0, 3.0, 1.0, 1.0])
+    eigenvalues[1, :6] = torch.tensor([7.0, 4.0, 4.0, -3.0, -3.0, 2.0])
+    return eigenvalues
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 6])
+def test_an_exhausted_space_is_left_for_further_vectors_of_its_eigenvalues(count: int) -> None:
+    """A tight tolerance, so that nothing is believed before the space is exhausted."""
+    eigenvalues = repeated()
+    found = solve(eigenvalues, count, tol=1e-9, max_products=60)
+    torch.testing.assert_close(found.values, eigenvalues[:, :count], rtol=1e-8, atol=0)
+    assert found.products < 40
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("bulk", [0.0, 0.5])
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 6])
+def test_looking_again_finds_every_vector_of_an_eigenvalue(
+    count: int, bulk: float, dtype: torch.dtype
+) -> None:
+    eigenvalues = repeated()
+    eigenvalues[:, 6:] = bulk * torch.linspace(-1, 1, 74)
+    dense, generator = product(matrix(eigenvalues)), torch.Generator().manual_seed(2)
+    first = krylov.eigenpairs(
+        dense, start(2, 80, dtype), count, tol=1e-3, max_products=300, generator=generator
+    )
+    found = krylov.multiples(
+        dense, first, which="magnitude", tol=1e-3, max_products=300, generator=generator
+    )
+    # of values that are apart, an error of the square of the residual's
+    torch.testing.assert_close(found.values, eigenvalues[:, :count], rtol=1e-4, atol=0)
+    assert found.converged.all()
+    assert found.products > first.products
+    gram = (found.vectors @ found.vectors.mT).double()
+    torch.testing.assert_close(
+        gram, torch.eye(count, dtype=WIDE).expand(2, -1, -1), rtol=0, atol=2e-3
+    )
+
+
+def test_looking_again_makes_no_more_products_than_allowed() -> None:
+    eigenvalues, generator = repeated(), torch.Generator().manual_seed(2)
+    dense, calls = product(matrix(eigenvalues)), []
+
+    def counted(vectors: Tensor) -> Tensor:
+        calls.append(1)
+        return dense(vectors)
+
+    first = krylov.eigenpairs(counted, start(2, 80), 3, max_products=6, generator=generator)
+    found = krylov.multiples(
+        counted, first, which="magnitude", tol=1e-3, max_products=9, generator=generator
+    )
+    assert len(calls) == found.products <= 9
+
+
+def test_a_small_matrix_is_multiplied_out_with_all_its_multiple_eigenvalues() -> None:
+    eigenvalues = torch.tensor([[3.0, 3.0, 3.0, -2.0, -2.0, *[0.5] * 10]], dtype=WIDE)
+    found = solve(eigenvalues, 5, tol=1e-2)
+    torch.testing.assert_close(found.values, eigenvalues[:, :5], rtol=1e-9, atol=0)
+    assert found.products == 15
+
+
+def test_float32_goes_on_until_rounding_lets_the_residual_fall_no_further() -> None:
+    """Values a thousandth of the largest: at 1e-3 their residual is hardly above rounding."""
+    eigenvalues = torch.cat(
+        [torch.tensor([3000.0, 100.0, 10.0, 6.0, 4.0]), torch.linspace(-1, 1, 195)]
+    )[None]
+    found = solve(eigenvalues, 4, dtype=torch.float32, tol=1e-3)
+    assert found.converged.all()
+    torch.testing.assert_close(found.values.float(), eigenvalues[:, :4], rtol=1e-3, atol=0)
+    stuck = solve(eigenvalues, 4, dtype=torch.float32, tol=1e-7, max_products=150)
+    assert not stuck.converged.all()
+    assert stuck.products < 80, "more products would not help"
+    # the best that float32 has: its epsilon times the largest eigenvalue, within a factor of ten
+    assert (stuck.residuals * stuck.values < 10 * 1.2e-7 * 3000).all()
+
+
 def test_an_eigenvalue_of_zero_is_left_alone_when_only_rounding_is_missing() -> None:
     eigenvalues = torch.zeros(2, 50, dtype=WIDE)
     eigenvalues[:, :3] = torch.tensor([5.0, 3.0, 1.0])
@@ -224,6 +303,20 @@ def test_trace_and_norm_are_within_their_errors() -> None:
         assert abs(told.squared_norm - float((values**2).sum())) < 5 * told.squared_norm_stderr
     # 4 of its own errors, of which there are 19 degrees of freedom: one miss in 20 is rare already
     assert hits >= 19
+
+
+def test_the_errors_of_trace_and_norm_are_their_spread() -> None:
+    values = spectrum(300)
+    dense = matrix(values)
+    told = [
+        krylov.traces(product(dense), start(1, 300), 60, torch.Generator().manual_seed(seed))
+        for seed in range(60)
+    ]
+    for name in ("trace", "squared_norm"):
+        spread = torch.tensor([getattr(one, name) for one in told]).std()
+        error = torch.tensor([getattr(one, f"{name}_stderr") for one in told]).mean()
+        # 60 draws tell a standard deviation to a tenth; the mean of its estimates is a little low
+        assert 0.75 < float(error / spread) < 1.3, name
 
 
 def test_a_sketch_of_full_rank_leaves_nothing_to_guess() -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from landscape.core.linearized import size_in_bytes, split
+from landscape.core.linearized import split
 
 X = torch.linspace(0.5, 2.0, 12, dtype=torch.float64).reshape(3, 4)
 V = torch.linspace(-1.0, 1.0, 12, dtype=torch.float64).reshape(3, 4)
@@ -88,5 +88,13 @@ def test_forms_that_nearly_match_keep_their_results(
     assert ran(function, X, V)
 
 
-def test_memory_that_is_shared_counts_once() -> None:
-    assert size_in_bytes([X, X[:1], X.T, X.clone(), 3]) == 2 * X.nbytes
+def test_the_memory_is_known_before_it_is_taken_and_what_is_shared_counts_once() -> None:
+    def function(x: Tensor, v: Tensor) -> Tensor:
+        bent = x.exp()
+        return bent * v + (bent.T @ (bent * v)).sum() + x * v + bent[:1] * v
+
+    cut = split(function, [X], V)
+    storages = [value.untyped_storage() for value in cut.prepare(X)]
+    taken = {storage.data_ptr(): storage.nbytes() for storage in storages}
+    assert X.untyped_storage().data_ptr() in taken, "the argument itself is kept, and not counted"
+    assert cut.bytes == sum(taken.values()) - X.nbytes == X.nbytes

@@ -9,7 +9,7 @@ from torch import nn
 
 from checkpoints.problem import Problem
 from landscape.core import directions
-from landscape.core.spaces import Inputs, Weights, fastest_batch, prepared
+from landscape.core.spaces import Inputs, Space, Weights, fastest_batch, prepared
 from tests.oracles import LinearRegression, make_problem
 
 
@@ -213,3 +213,11 @@ def test_parts_cover_every_example_once() -> None:
         list(range(8)), list(range(8, 16)), list(range(16, 23)),
     ]  # fmt: skip
     assert [part.stop - part.start for part in space.parts(10)] == [10, 10, 3]
+
+
+@pytest.mark.parametrize("kind", [Weights, Inputs])
+def test_a_norm_that_looks_at_the_batch_is_refused(kind: type[Space]) -> None:
+    model = nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5, track_running_stats=False))
+    problem = Problem.of(model, [(torch.zeros(4, 3), torch.zeros(4, dtype=torch.int64))])
+    with pytest.raises(ValueError, match="^1 is a batch norm without running statistics"):
+        kind(problem)

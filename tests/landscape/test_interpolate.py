@@ -194,16 +194,62 @@ def test_ends_of_a_path_are_the_two_samples_own_logits(problem: Problem) -> None
                 assert float(one["margin"][rank]) == pytest.approx(margin, rel=1e-8, abs=1e-12)
 
 
+@pytest.mark.parametrize("kind", pairs.KINDS)
+def test_margins_are_the_samples_own_and_their_mean_size_divides(
+    problem: Problem, kind: str
+) -> None:
+    """A shuffled image has the network's own decision for its class."""
+    network = problem.model.eval()
+    with torch.no_grad():
+        decided = network(problem.inputs["input"]).argmax(dim=1)
+    wrong = (decided + 3) % 10
+    right = torch.arange(len(problem)) == 2
+    problem = replace(problem, targets=torch.where(right.to(wrong.device), decided, wrong))
+    samples = (2, 5, 9)[: 3 if kind == "circle" else 2]
+    path, t = Path(kind, samples, (0, 0)), paths.grid(9, 0.5)
+    with torch.no_grad():
+        logits = network(pairs.ends(path, problem.inputs)["input"]).cpu().numpy()
+    labels = problem.targets.cpu().numpy()[list(samples)]
+    labels = logits.argmax(axis=1) if kind == "random" else labels
+    rest = np.where(np.eye(10)[labels] > 0, -np.inf, logits)
+    margins = np.take_along_axis(logits, labels[:, None], axis=1)[:, 0] - rest.max(axis=1)
+    assert (margins[0] > 0) and ((margins[1:] < 0) == (kind != "random")).all()
+    found = between.measure(Inputs(problem), path, t, ranks=3, with_jacobian=True)
+    # Float64; a batch of another size sums in another order.
+    for name, wanted in {"label": labels, "margin": margins, "sample": samples}.items():
+        np.testing.assert_allclose(found[name][: len(samples)], wanted, rtol=1e-8)
+        assert np.isnan(found[name][len(samples) :]).all()
+    norms = found["jacobian_norm"][(t >= 0) & (t <= 1)]
+    mean = (norms[1:] + norms[:-1]).mean() / 2
+    size = np.abs(margins).mean()
+    assert found["path_jacobian_norm"] == pytest.approx(mean, rel=1e-12)
+    assert found["relative_jacobian_norm"] == pytest.approx(mean / size, rel=1e-8)
+    if kind != "circle":
+        rough = found["roughness"] / size**2
+        assert found["relative_roughness"] == pytest.approx(rough, rel=1e-8)
+
+
+def test_points_beyond_the_ends_change_no_statistic(problem: Problem) -> None:
+    plain, beyond = measured(problem), measured(problem, beyond=0.5)
+    assert beyond.sizes["t"] > plain.sizes["t"]
+    for name in between.statistics(with_jacobian=True):
+        # Float64; other batches sum in another order.
+        np.testing.assert_allclose(beyond[name], plain[name], rtol=1e-7, atol=1e-10, err_msg=name)
+
+
 def test_losses_probabilities_and_entropy_are_those_of_the_logits(problem: Problem) -> None:
     result = measured(problem)
     logits = torch.from_numpy(result["logits"].values)
     log_p = torch.log_softmax(logits, dim=2).numpy()
-    for rank in (0, 1):
-        labels = result["label"].values[:, rank].astype(int)[:, None, None]
-        wanted = np.take_along_axis(log_p, labels, axis=2)[..., 0]
+    for rank in (0, 1, 2):
+        there = result["label"].notnull().values[:, rank]
+        labels = result["label"].values[there, rank].astype(int)[:, None, None]
+        wanted = np.take_along_axis(log_p[there], labels, axis=2)[..., 0]
+        losses, probabilities = (result[n].values[..., rank] for n in ("loss", "probability"))
         # The same float64 formula.
-        np.testing.assert_allclose(result["loss"][..., rank], -wanted, rtol=1e-12)
-        np.testing.assert_allclose(result["probability"][..., rank], np.exp(wanted), rtol=1e-12)
+        np.testing.assert_allclose(losses[there], -wanted, rtol=1e-12)
+        np.testing.assert_allclose(probabilities[there], np.exp(wanted), rtol=1e-12)
+        assert np.isnan(losses[~there]).all() and there.any()
     np.testing.assert_allclose(result["entropy"], -(np.exp(log_p) * log_p).sum(axis=2), rtol=1e-12)
 
 
@@ -276,6 +322,47 @@ def test_a_circle_closes_and_random_images_are_shuffled_real_ones(problem: Probl
         assert len({tuple(sorted(map(tuple, found))) for found in pixels}) == 1
     again = pairs.ends(Path("random", (1, 3), (0, 7)), {"input": colour})["input"]
     assert torch.equal(again, ends)
+    one, other = pairs.ends(Path("random", (1, 1), (0, 7)), {"input": colour})["input"]
+    assert not torch.equal(one, other), "each image has a permutation of its own"
+
+
+def test_every_path_and_seed_shuffles_in_its_own_way() -> None:
+    """Of one image alone, so that nothing but the shuffling tells paths apart."""
+    image = torch.rand(1, 1, 4, 4, generator=torch.Generator().manual_seed(0)).double()
+    weight = drawn(2, 16)
+    problem = classifier(lambda x: x.flatten(1) @ weight.T, image.expand(4, 1, 4, 4), [0, 1, 0, 1])
+    logits = []
+    for seed in (0, 1):
+        spec = Spec(pairs=4, points=3, same_class=False, cross_class=False, seed=seed)
+        cells = [{"pair": pair} for pair in range(4)]  # `random` comes first
+        logits.append(interpolate(problem, spec).measure(cells)["logits"][:, [0, -1], 0])
+    assert len(np.unique(logits)) == 16
+
+
+def test_a_path_through_a_right_triangle_has_its_hypotenuse_for_a_diameter() -> None:
+    points = torch.tensor([[0.0, 0, 7], [3, 0, 7], [0, 4, 7]]).double()
+    centre = torch.tensor([1.5, 2, 7]).double()
+    found, length = pairs.along(
+        Path("circle", (0, 1, 2), (0, 0)), {"input": points}, np.linspace(0, 1, 101)
+    )
+    # Float64 through a triangle that is not thin.
+    assert length == pytest.approx(5 * np.pi, rel=1e-12)
+    torch.testing.assert_close(
+        (found["input"] - centre).norm(dim=1), torch.full((101,), 2.5).double(), rtol=1e-12, atol=0
+    )
+    _, length = pairs.along(Path("random", (1, 2), (0, 0)), {"input": points[1:]}, np.zeros(1))
+    assert length == 5
+
+
+def test_points_of_a_line_are_computed_in_float64_and_rounded_once() -> None:
+    ends = torch.rand(2, 50, generator=torch.Generator().manual_seed(0))
+    t = paths.grid(10, 0.5)
+    along, _ = pairs.along(Path("same_class", (0, 1), (0, 0)), {"input": ends}, t)
+    first, second = ends.double()
+    at = torch.from_numpy(t)[:, None]
+    assert along["input"].dtype == torch.float32
+    assert torch.equal(along["input"], ((1 - at) * first + at * second).float())
+    assert torch.equal(along["input"][(t == 0) | (t == 1)], ends)
 
 
 def test_outputs_that_overflow_are_stored_and_counted_but_decide_nothing() -> None:
@@ -295,6 +382,22 @@ def test_outputs_that_overflow_are_stored_and_counted_but_decide_nothing() -> No
         np.testing.assert_array_equal(np.isnan(result[name]), broken)
     assert plan.tell is not None
     assert plan.tell(result)[0].endswith(f"{broken.sum()} with outputs that are not finite")
+
+
+def test_outputs_that_overflow_beyond_the_ends_leave_what_is_between() -> None:
+    """4^400 is finite and 7^400 is not."""
+    inputs = torch.tensor([[0.5, 0.4], [4.0, 4.0]]).double()
+
+    def overflowing(x: Tensor) -> Tensor:
+        powers = torch.relu(x) ** 400
+        return torch.stack([x[:, 0] - 2, powers[:, 0] - powers[:, 1]], dim=1)
+
+    problem = classifier(overflowing, inputs, [0, 1])
+    result = measured(problem, pairs=1, same_class=False, controls=False, beyond=1.0)
+    inside = (result["t"] >= 0) & (result["t"] <= 1)
+    assert np.isnan(result["logits"].isel(t=~inside)).any()
+    for name in ("flips", "miss_rate", "transitions"):
+        assert np.isfinite(result[name]).all()
 
 
 def test_means_by_kind_are_those_over_its_pairs(problem: Problem) -> None:
@@ -322,6 +425,14 @@ def test_images_of_the_gallery_lie_on_their_paths(problem: Problem) -> None:
         first, second = (images[int(index)] for index in one["sample"][:2])
         for image, t in zip(shown.values, result["step"].values, strict=True):
             np.testing.assert_allclose(image, (1 - t) * first + t * second, atol=1e-15)
+
+
+def test_the_gallery_shows_each_kind_of_real_path_in_turn(problem: Problem) -> None:
+    result = measured(problem, gallery=4)
+    # Three pairs a kind: the first and second of `same_class`, 0 and 1, of `cross_class` 3 and 4.
+    np.testing.assert_array_equal(result["gallery_pair"], [0, 3, 1, 4])
+    controls = measured(problem, gallery=2, same_class=False, cross_class=False)
+    np.testing.assert_array_equal(controls["gallery_pair"], [0, 3])
 
 
 def test_correct_only_draws_correctly_classified_samples(problem: Problem) -> None:
@@ -412,6 +523,14 @@ def test_ends_of_the_line_are_the_two_networks(problem: Problem, tmp_path: File)
     assert float(kept[-1]) != pytest.approx(far, rel=1e-3), "neither network has these statistics"
     for end, found in ((problem, recomputed[0]), (other, recomputed[-1])):
         assert float(found) == pytest.approx(mean_loss(end, recomputed=True), rel=1e-10)
+    for part in range(3):
+        one = result.isel(part=part)
+        losses, t = one["example_loss"].mean("example").values, result["t"].values
+        excess = losses - (1 - t) * losses[0] - t * losses[-1]
+        # A mean in another order.
+        np.testing.assert_allclose(one["excess_loss"], excess, rtol=1e-9, atol=1e-12)
+        assert float(one["barrier"]) == pytest.approx(excess.max(), rel=1e-9, abs=1e-12)
+        assert float(one["barrier_at"]) == t[excess.argmax()]
     assert result["part"].attrs["flag_meanings"] == "kept interpolated recomputed"
     usual = landscape.measure("interpolate", problem, to=str(tmp_path / "other.pt"), points=3)
     np.testing.assert_array_equal(usual["part"], [1, 2])
@@ -438,8 +557,28 @@ def test_barrier_of_a_concave_quadratic_has_its_closed_form(tmp_path: File) -> N
     np.testing.assert_allclose(
         result["excess_loss"][:, 0], 4 * t * (1 - t) * each.mean(), rtol=1e-5, atol=1e-12
     )
-    convex = landscape.measure("interpolate", oracle.problem(), to=str(tmp_path / "b.pt"), points=9)
+    convex = landscape.measure(
+        "interpolate", oracle.problem(), to=str(tmp_path / "b.pt"), points=9, beyond=0.5
+    )
+    assert float(convex["excess_loss"].max()) > 0, "beyond its ends it is above its chord"
     assert float(convex["barrier"].item()) == 0
+    assert float(convex["barrier_at"].item()) in (0, 1)
+
+
+def test_both_ends_of_a_line_are_exact_however_far_apart_they_are(tmp_path: File) -> None:
+    """1e20 + (1 - 1e20) is 0 in float64, and so would be a line that started at one end only."""
+    oracle = LinearRegression.random(count=4)
+    ones, huge = torch.ones(3, 5).double(), torch.full((3, 5), 1e20).double()
+    for name, (first, second) in {"up": (ones, huge), "down": (huge, ones)}.items():
+        torch.save({"weight": second}, tmp_path / f"{name}.pt")
+        problem = replace(oracle, weight=first).problem()
+        line = landscape.measure("interpolate", problem, to=str(tmp_path / f"{name}.pt"), points=3)[
+            "example_loss"
+        ].isel(part=0)
+        for at, weight in ((0, first), (-1, second)):
+            # A handful of float64 products; the file holds 1e20 to float32.
+            wanted = oracle.losses(weight, oracle.inputs)
+            np.testing.assert_allclose(line[at], wanted, rtol=1e-6)
 
 
 def test_a_second_network_of_another_architecture_is_refused(

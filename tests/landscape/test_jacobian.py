@@ -68,19 +68,41 @@ def test_margin_is_the_true_logit_minus_the_best_other() -> None:
     assert margin(logits, torch.tensor([1, 2])).tolist() == [2.0, -2.0]
 
 
+def gaps(problem: Problem, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """|margin| of softmax regression, and which other class is the best."""
+    logits, y = problem.inputs["input"] @ weight.T, problem.targets
+    others = logits.clone()
+    others[torch.arange(len(y)), y] = -torch.inf
+    margins = logits[torch.arange(len(y)), y] - others.amax(dim=1)
+    assert margins.min() < 0 < margins.max()
+    return margins.abs(), others.argmax(dim=1)
+
+
 def test_gradient_norms_of_softmax_regression_are_known() -> None:
     problem, weight = softmax_regression()
     x, y = problem.inputs["input"], problem.targets
-    logits = x @ weight.T
     values = gradient_norms(all_of(problem))
-    others = logits.clone()
-    others[torch.arange(len(y)), y] = -torch.inf
-    slopes = weight[y] - weight[others.argmax(dim=1)]
-    gap = (logits[torch.arange(len(y)), y] - others.amax(dim=1)).abs()
+    gap, best = gaps(problem, weight)
+    slopes = weight[y] - weight[best]
+    uphill = ((x @ weight.T).softmax(dim=1) - nn.functional.one_hot(y, 4)) @ weight
     for norm, order in {"l2": 2, "l1": 1, "linf": torch.inf}.items():
         size = torch.linalg.vector_norm(slopes, order, dim=1)
         torch.testing.assert_close(values[f"margin_gradient_{norm}"], size, **EXACT)
         torch.testing.assert_close(values[f"relative_margin_gradient_{norm}"], size / gap, **EXACT)
+        size = torch.linalg.vector_norm(uphill, order, dim=1)
+        torch.testing.assert_close(values[f"gradient_{norm}"], size, **EXACT)
+        torch.testing.assert_close(values[f"relative_gradient_{norm}"], size / gap, **EXACT)
+
+
+def test_relative_jacobian_norms_are_those_over_the_size_of_the_margin() -> None:
+    problem, weight = softmax_regression()
+    gap, _ = gaps(problem, weight)
+    values = jacobian_norms(all_of(problem))
+    for name, size in {
+        "jacobian_frobenius": weight.norm(),
+        "jacobian_spectral": torch.linalg.matrix_norm(weight, 2),
+    }.items():
+        torch.testing.assert_close(values[f"relative_{name}"], size / gap, **EXACT)
 
 
 @pytest.mark.parametrize("merge", ["add", "sigmoid_both"])
@@ -214,9 +236,31 @@ def test_all_signs_together_give_the_frobenius_norm_itself() -> None:
     problem, weight = softmax_regression(classes=3)
     signs = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0])] * 3).double()
     each = signs[:, None].expand(8, len(problem), 3)
-    estimate = estimated_jacobian_norms(all_of(problem), each)["jacobian_frobenius"]
+    estimate = estimated_jacobian_norms(all_of(problem), each)
+    norm = estimate["jacobian_frobenius"]
     # The mean of v v^T over all signs is the identity, so nothing is left of chance.
-    torch.testing.assert_close(estimate, weight.norm().expand(len(problem)), **EXACT)
+    torch.testing.assert_close(norm, weight.norm().expand(len(problem)), **EXACT)
+    gap, _ = gaps(problem, weight)
+    torch.testing.assert_close(estimate["relative_jacobian_frobenius"], norm / gap, **EXACT)
+    stderr = estimate["jacobian_frobenius_stderr"] / gap
+    torch.testing.assert_close(estimate["relative_jacobian_frobenius_stderr"], stderr, **EXACT)
+
+
+def test_hutchinsons_standard_error_is_the_spread_of_independent_estimates() -> None:
+    """One example a thousand times, with signs of its own each time."""
+    problem, weight = softmax_regression(count=1)
+    many = Problem.of(
+        problem.model,
+        [(problem.inputs["input"].expand(1000, 5), problem.targets.expand(1000))],
+        batch_size=1000,
+    )
+    generator = torch.Generator().manual_seed(0)
+    signs = torch.randn(50, 1000, 4, generator=generator, dtype=torch.float64).sign()
+    estimate = estimated_jacobian_norms(all_of(many), signs)
+    for name in ("jacobian_frobenius", "softmax_jacobian_frobenius"):
+        told = estimate[f"{name}_stderr"].square().mean().sqrt()
+        # A spread of 1000 values is known to 2 %; the next order in 50 draws is a few percent.
+        assert float(told / estimate[name].std()) == pytest.approx(1, abs=0.12), name
 
 
 def test_the_networks_own_normalisation_is_undone_by_the_chain_rule() -> None:

@@ -176,6 +176,27 @@ def test_pairs_are_of_their_kind_different_and_begin_alike(kind: str) -> None:
             assert same == (kind == "same_class")
 
 
+def test_each_kind_of_path_has_a_random_stream_of_its_own() -> None:
+    firsts = np.array(
+        [[pairs.draw(kind, LABELS, 1, seed)[0][0] for kind in pairs.KINDS] for seed in range(200)]
+    )
+    for one in range(4):
+        for other in range(one):
+            # By chance one in 40 agrees, 5 of 200; that three times that do has odds of 1e-4.
+            assert (firsts[:, one] == firsts[:, other]).sum() < 15
+
+
+@pytest.mark.parametrize("kind", pairs.KINDS)
+def test_the_first_of_a_pair_is_any_example_and_the_second_any_that_suits(kind: str) -> None:
+    labels = np.array([0, 0, 0, 0, 1, 1, 1, 2, 2, 2])
+    drawn = np.array([pairs.draw(kind, labels, 1, seed)[0] for seed in range(2000)])
+    frequency = np.bincount(drawn[:, 0], minlength=10) / 2000
+    # A share of 0.1 in 2000 draws has the standard deviation 0.0067: four of these.
+    np.testing.assert_allclose(frequency, 0.1, atol=0.027)
+    others = {"same_class": {1, 2, 3}, "cross_class": set(range(4, 10))}
+    assert set(drawn[drawn[:, 0] == 0, 1]) == others.get(kind, set(range(1, 10)))
+
+
 def test_all_pairs_are_found_where_all_are_asked_for() -> None:
     labels = np.array([0, 0, 0, 1, 2])
     assert {frozenset(p) for p in pairs.draw("same_class", labels, 3, seed=0)} == {

@@ -201,36 +201,96 @@ def test_the_order_in_which_examples_are_measured_changes_nothing(problem: Probl
         np.testing.assert_allclose(back[name][::-1], values, rtol=1e-6, atol=1e-7, err_msg=name)
 
 
-def test_other_pixel_units_change_slopes_by_the_chain_rule(problem: Problem) -> None:
+def powers(units: str) -> tuple[int, int]:
+    """Of nat and of the pixel range in a unit such as "nat / pixel range²"."""
+    above, _, below = units.partition(" / ")
+    assert above in ("1", "nat", "pixel range")
+    squared = {"": 0, "pixel range": -1, "pixel range²": -2}[below]
+    return int(above == "nat"), int(above == "pixel range") + squared
+
+
+def test_other_pixel_units_change_values_by_their_units(problem: Problem) -> None:
     shifted = {"input": 2 * problem.inputs["input"] + 1}
     scaled = replace(problem, inputs=shifted, normalization=Normalization((1.0,), (2.0,)))
-    plain, other = measured(problem), measured(scaled)
-    assert float(other["median_distance"]) == pytest.approx(2 * float(plain["median_distance"]))
-    for name, power in {
-        "loss": 0,
-        "gradient_l2": 1,
-        "margin_gradient_linf": 1,
-        "softmax_jacobian_spectral": 1,
-        "gauss_newton_eigenvalue": 2,
-        "difference": 1,
-        "second_difference": 2,
-        "gradient_change": 2,
-        "band_smoothness": 2,
-    }.items():
-        # Distances are the same multiples of the neighbours', so the same points are evaluated.
+    plain, other = measured(problem, sigmas=(0.1,)), measured(scaled, sigmas=(0.2,))
+    # A rounding error depends on the numbers; it is of the second difference.
+    floor = plain["second_difference_floor"].attrs["units"]
+    assert floor == plain["second_difference"].attrs["units"]
+    for name in set(plain.data_vars) - {"second_difference_floor"}:
+        _, power = powers(plain[name].attrs["units"])
+        # Distances are the same multiples of the neighbours', so the same points are evaluated;
+        # second differences at 0.003 of a distance of 2 enlarge 1e-15 by 3e4.
         np.testing.assert_allclose(
-            other[name] * 2**power, plain[name], rtol=1e-6, atol=1e-7, err_msg=name
+            other[name] / 2**power, plain[name], rtol=1e-6, atol=1e-7, err_msg=name
+        )
+
+
+def test_multiplied_logits_and_losses_change_values_by_their_units(problem: Problem) -> None:
+    """Four times the logits, and a loss of these that is four times what it was."""
+    larger = replace(
+        problem,
+        temperature=0.25,
+        loss=lambda outputs, targets: 4 * problem.loss(outputs / 4, targets),
+    )
+    plain, other = measured(problem, sigmas=(0.1,)), measured(larger, sigmas=(0.1,))
+    # A softmax is not that of the logits before, and has no unit itself.
+    softmax = {"softmax_jacobian_frobenius", "softmax_jacobian_spectral"}
+    assert {plain[name].attrs["units"] for name in softmax} == {"1 / pixel range"}
+    assert plain["gauss_newton_eigenvalue"].attrs["units"] == "nat / pixel range²"
+    left_out = softmax | {"gauss_newton_eigenvalue", "second_difference_floor"}
+    for name in set(plain.data_vars) - left_out:
+        power, _ = powers(plain[name].attrs["units"])
+        # A power of two: rounding in the softmax alone, enlarged as above.
+        np.testing.assert_allclose(
+            other[name] / 4**power, plain[name], rtol=1e-6, atol=1e-7, err_msg=name
         )
 
 
 def test_noise_in_a_linear_model_costs_what_it_must() -> None:
     oracle = LinearRegression.random(ins=6, count=9)
     result = measured(oracle.problem(), parts=("noise",), draws=400, sigmas=(0.1, 0.3))
+    slopes = (oracle.inputs @ oracle.weight.T - oracle.targets) @ oracle.weight
     for sigma in (0.1, 0.3):
         at = result.sel(noise=sigma)
         expected = result["loss"] + sigma**2 * float(oracle.weight.norm()) ** 2 / 2
         error = (at["noise_loss"] - expected) / at["noise_loss_stderr"]
         assert (np.abs(error) < 4).all()  # of its own standard errors
+        # |e + s W n|^2 / 2 with normal n has the variance s^2 |W^T e|^2 + s^4 |W^T W|^2 / 2.
+        gram = oracle.weight.T @ oracle.weight
+        variance = sigma**2 * slopes.square().sum(dim=1) + sigma**4 * gram.square().sum() / 2
+        # A standard deviation of 400 draws is known to about 5 %, for tails not far from normal.
+        np.testing.assert_allclose(at["noise_loss_stderr"], (variance / 400).sqrt(), rtol=0.25)
+
+
+def test_noise_is_that_of_each_examples_own_generator() -> None:
+    """Of the stream 2: the directions have 0."""
+    oracle = LinearRegression.random(ins=6, count=5)
+    spec = {"parts": ("noise",), "draws": 3, "sigmas": (0.1, 0.3), "seed": 4}
+    result = measured(oracle.problem(), **spec)
+    for sigma in (0.1, 0.3):
+        losses = torch.stack(
+            [
+                oracle.losses(
+                    oracle.weight,
+                    oracle.inputs
+                    + sigma
+                    * torch.from_numpy(
+                        np.stack(
+                            [
+                                np.random.default_rng((4, 2, draw, i)).standard_normal(6)
+                                for i in range(5)
+                            ]
+                        )
+                    ),
+                )
+                for draw in range(3)
+            ]
+        )
+        at = result.sel(noise=sigma)
+        # A handful of float64 products.
+        np.testing.assert_allclose(at["noise_loss"], losses.mean(dim=0), rtol=1e-12)
+        stderr = losses.std(dim=0) / 3**0.5
+        np.testing.assert_allclose(at["noise_loss_stderr"], stderr, rtol=1e-10)
 
 
 def test_accuracy_without_noise_is_accuracy(problem: Problem) -> None:
@@ -262,6 +322,96 @@ def test_the_attack_climbs_to_the_sphere_in_a_linear_model() -> None:
     torch.testing.assert_close(found.norm(dim=1), torch.ones(4).double())
 
 
+def attacked(problem: Problem, radius: float) -> Tensor:
+    """Where five steps of half a radius, each projected onto the ball, lead: of norm `radius`."""
+    assert isinstance(problem.model, Quadratic)
+    form, slope = problem.model.forms[0].detach(), problem.model.slopes[0].detach()
+    places = []
+    for x in problem.inputs["input"]:
+        place = torch.zeros(4, dtype=torch.float64)
+        for _ in range(5):
+            uphill = form @ (x + place) + slope
+            place = place + radius / 2 * uphill / uphill.norm()
+            if place.norm() > radius:
+                place = radius * place / place.norm()
+        places.append(place)
+    return torch.stack(places)
+
+
+def test_the_attack_takes_five_steps_of_half_a_radius_and_looks_again_at_each() -> None:
+    problem = quadratic()
+    examples = Examples.of(Inputs(problem), problem.inputs, problem.targets)
+    # At this radius the gradient turns much; projected steps do not enlarge rounding.
+    expected = attacked(problem, 0.7) / 0.7
+    straight = radii.unit(examples.gradients)
+    assert ((expected * straight).sum(dim=1) < 0.99).any(), "the model is too straight to tell"
+    torch.testing.assert_close(radii.adversarial(examples, 0.7), expected, rtol=0, atol=1e-12)
+
+
+def test_the_attack_is_sought_at_a_tenth_of_the_neighbours_distance() -> None:
+    problem = quadratic()
+    result = measured(problem, parts=("radii",), radii=(0.1, 1.0))
+    x, model = problem.inputs["input"], problem.model
+    distance = float(result["median_distance"])
+    unit = attacked(problem, 0.1 * distance) / (0.1 * distance)
+    for radius in (0.1, 1.0):
+        moved = result["moved_loss"].sel(direction="adversarial", radius=radius)
+        # A quadratic form in float64.
+        expected = model(x + radius * distance * unit)[:, 0].detach()
+        np.testing.assert_allclose(moved, expected, rtol=1e-10)
+
+
+def test_the_floor_is_what_three_independent_errors_make_of_a_second_difference() -> None:
+    drawn = torch.randn(3, 20000, 10, generator=torch.Generator().manual_seed(0)).double()
+    eps = torch.finfo(torch.float32).eps
+    left, here, right = 7 * eps * drawn / drawn.norm(dim=2, keepdim=True)
+    bend = (left - 2 * here + right).norm(dim=1) / 0.2**2
+    floor = radii.floor(torch.tensor([7.0]).double(), torch.float32, 0.2)
+    # A root mean square of 20000 draws: 0.4 % of its own, five times that.
+    assert float(floor) == pytest.approx(float(bend.square().mean().sqrt()), rel=0.02)
+
+
+def test_radii_are_multiples_of_the_median_distance_to_the_nearest_neighbour() -> None:
+    problem = quadratic(count=7)
+    apart = torch.cdist(problem.inputs["input"], problem.inputs["input"])
+    nearest = apart.fill_diagonal_(torch.inf).amin(dim=1)
+    result = measured(problem, parts=("bands",))
+    # Four squares in float64.
+    np.testing.assert_allclose(result["nearest_distance"], nearest, rtol=1e-12)
+    assert float(result["median_distance"]) == pytest.approx(float(nearest.median()), rel=1e-12)
+
+
+def test_points_are_moved_in_float64_and_rounded_once() -> None:
+    inputs = torch.rand(50, 4, generator=torch.Generator().manual_seed(0))
+    steps = 1e-3 * torch.randn(50, 4, generator=torch.Generator().manual_seed(1)).double()
+    problem = Problem.of(nn.Linear(4, 2), [(inputs, torch.zeros(50, dtype=torch.long))])
+    examples = Examples.of(Inputs(problem), problem.inputs, problem.targets)
+    # Steps that float32 does not hold: rounded before they are added, some sums would differ.
+    steps = steps * (1 + 1e-9)
+    expected = (inputs.double() + steps).float()
+    assert not torch.equal(inputs + steps.float(), expected)
+    assert torch.equal(examples.moved(steps)["input"], expected)
+
+
+def test_moved_losses_and_accuracies_are_those_at_the_end_of_the_step() -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight, inputs, steps = (
+        torch.randn(size, 4, generator=generator, dtype=torch.float64) for size in (3, 20, 20)
+    )
+    model = nn.Linear(4, 3, bias=False).double()
+    model.load_state_dict({"weight": weight})
+    labels = (inputs @ weight.T).argmax(dim=1)
+    problem = Problem.of(model, [(inputs, labels)])
+    examples = Examples.of(Inputs(problem), problem.inputs, problem.targets)
+    found = radii.differences(examples, radii.unit(steps), 3.0)
+    logits = (inputs + 3 * radii.unit(steps)) @ weight.T
+    losses = nn.functional.cross_entropy(logits, labels, reduction="none")
+    # A handful of float64 products; a loss near 0 keeps the rounding of its logits.
+    torch.testing.assert_close(found["moved_loss"], losses, rtol=1e-10, atol=1e-14)
+    hits = (logits.argmax(dim=1) == labels).double()
+    assert torch.equal(found["moved_accuracy"], hits) and 0 < hits.sum() < 20
+
+
 def test_neighbours_are_those_of_a_full_comparison() -> None:
     points = torch.rand(600, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     distances, found = neighbors({"input": points.view(600, 7, 1)}, 3)
@@ -286,6 +436,26 @@ def test_tangents_of_a_plane_lie_in_it() -> None:
     assert (found.amax(dim=2) == found.abs().amax(dim=2)).all()
     variance = ((weights @ plane) @ found.mT).var(dim=1)
     assert (variance[:, 0] > variance[:, 1]).all()
+    # About the mean of the points, not about the example: the spectrum of their covariance.
+    covariance = torch.stack([points.T.cov() for points in weights])
+    spectrum = torch.linalg.eigvalsh(covariance).flip(1)
+    torch.testing.assert_close(variance, spectrum, rtol=1e-10, atol=0)
+
+
+def test_tangents_are_of_the_example_and_as_many_neighbours_as_asked_for() -> None:
+    problem = quadratic(count=9)
+    result = measured(problem, parts=("radii",), radii=(1.0,), tangents=2, neighbors=3)
+    x, model = problem.inputs["input"], problem.model
+    order = torch.cdist(x, x).argsort(dim=1)[:, :4]  # the example itself is the nearest
+    for i, points in enumerate(x[order]):
+        axes = torch.linalg.eigh(points.T.cov()).eigenvectors.flip(1).T
+        for number in (0, 1):
+            unit = axes[number] * axes[number][axes[number].abs().argmax()].sign()
+            place = x[i] + float(result["median_distance"]) * unit
+            expected = model(place[None])[0, 0].detach()
+            moved = result["moved_loss"].sel(direction=f"tangent_{number}", example=i)
+            # The eigenvectors of a covariance whose spectrum is well apart.
+            assert float(moved.item()) == pytest.approx(float(expected), rel=1e-8)
 
 
 def test_each_part_alone_gives_what_it_gives_among_the_others(problem: Problem) -> None:
@@ -355,9 +525,15 @@ def test_a_temperature_divides_the_slopes_of_the_logits(problem: Problem) -> Non
     # A power of two: no rounding but in the softmax.
     for name in ("jacobian_frobenius", "margin_gradient_l2", "margin"):
         np.testing.assert_allclose(4 * warm[name], plain[name], rtol=1e-10)
-    np.testing.assert_allclose(
-        warm["relative_margin_gradient_l2"], plain["relative_margin_gradient_l2"], rtol=1e-10
-    )
+    for name in ("margin_gradient_l2", "jacobian_frobenius", "jacobian_spectral"):
+        name = f"relative_{name}"
+        np.testing.assert_allclose(warm[name], plain[name], rtol=1e-10)
+
+
+def test_the_jacobian_is_exact_up_to_the_classes_asked_for() -> None:
+    assert Spec(exact_classes=10).resolved(10).jacobian == "exact"
+    assert Spec(exact_classes=10).resolved(11).jacobian == "hutchinson"
+    assert Spec(exact_classes=10, jacobian="hutchinson").resolved(3).jacobian == "hutchinson"
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,8 +14,10 @@ import xarray as xr
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter
 
 from analysis import results
@@ -229,7 +232,9 @@ def wrapped(text: str, width: float) -> str:
         first, _, rest = text.partition(f"{end} {start}")
         if first and rest:
             return f"{wrapped(first + end, width)}\n{wrapped(start + rest, width)}"
-    return textwrap.fill(text, max(8, int(width / _CHARACTER)))
+    whole = re.sub(r" (\S{1,2})$", "\N{NO-BREAK SPACE}\\1", text)  # no symbol alone on a line
+    filled = textwrap.fill(whole, max(8, int(width / _CHARACTER)))
+    return filled.replace("\N{NO-BREAK SPACE}", " ")
 
 
 def _share_limits(axes: Sequence[Axes]) -> None:
@@ -240,18 +245,21 @@ def _share_limits(axes: Sequence[Axes]) -> None:
 
 
 def legend(figure: Figure, axes: Sequence[Axes], first: Sequence[str] = ()) -> None:
-    """One legend below for all Axes: the labels in `first`, then the others, each once.
+    """One legend below for all Axes: the labels in `first`, then the others.
 
-    It fits the width of the figure: what the labels in `first` begin with in common is its title,
-    it has no more columns than have room, and labels that are longer still are broken into lines.
+    A label stands there once for each colour of its lines. The legend fits the width of the
+    figure: what the labels in `first` begin with in common is its title, it has no more columns
+    than have room, and labels that are longer still are broken into lines.
     """
-    entries: dict[str, Artist] = {}
+    entries: dict[tuple[str, str], Artist] = {}
     for ax in axes:
         for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
-            entries.setdefault(label, handle)
+            colour = to_hex(handle.get_color()) if isinstance(handle, Line2D) else ""
+            entries.setdefault((label, colour), handle)
     if not entries:
         return
-    labels = sorted(entries, key=lambda label: label not in first)
+    keys = sorted(entries, key=lambda key: key[0] not in first)
+    labels = [label for label, _ in keys]
     named = [label for label in labels if label in first]
     common = os.path.commonprefix(named).rpartition(", ")[0] if len(named) > 1 else ""
     told = [label.removeprefix(f"{common}, ") if label in named else label for label in labels]
@@ -259,7 +267,7 @@ def legend(figure: Figure, axes: Sequence[Axes], first: Sequence[str] = ()) -> N
     while True:
         title, *lines = (_filled(text, characters) for text in [common, *told])
         drawn = figure.legend(
-            [entries[label] for label in labels],
+            [entries[key] for key in keys],
             lines,
             title=title,
             title_fontsize=style.NOTE_SIZE,

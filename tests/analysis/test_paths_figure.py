@@ -230,6 +230,7 @@ def test_barriers_at_the_same_place_stand_side_by_side() -> None:
     left, right = (arrow.arrow_patch.get_window_extent() for arrow in (one, other))
     assert left.x1 < (right.x0 + right.x1) / 2
     assert left.y0 == right.y0
+    assert legend(figure).count("barrier 2 ± 0.12 nat") == 2
 
 
 def test_what_lies_above_the_scale_takes_no_height_from_the_rest() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -38,7 +39,7 @@ def draw(
     Args:
         results: one result or several, of the same probe and number of dimensions.
         kind: a name in `FIGURES`; by default the first that fits.
-        variable: `loss` or `accuracy`; by default what the kind of figure is for.
+        variable: such as `accuracy`; by default what the kind of figure is for.
         scale: "linear", "log", or "auto": logarithmic where values are positive and span more
             than `scale.LOG_RATIO`; the label says so.
         columns: 1 or 2 columns of a journal, 85 or 175 mm wide.
@@ -47,35 +48,31 @@ def draw(
             logarithmic scale ends at `scale.CEILING_RATIO` times the smallest.
 
     Raises:
-        ValueError: no result, kinds of result mixed, axes with different units, no finite value.
+        ValueError: what `fitting` refuses, or no finite value.
     """
     shown = [results] if isinstance(results, xr.Dataset) else list(results)
     if columns not in style.WIDTHS:
         raise ValueError(f"columns={columns}: a figure is 1 or 2 columns wide.")
-    kinds = fitting(shown)
-    if kind is not None and kind not in kinds:
-        raise ValueError(
-            f"{kind}: does not fit {_described(shown[0])}. Ask for {' or '.join(kinds)}."
-        )
-    chosen = FIGURES[kind or kinds[0]]
-    for result in shown:
-        if variable is not None and variable not in result:
-            raise ValueError(
-                f"{result_files.source(result)} holds no {variable}. Draw another variable, "
-                f"such as {chosen.variables[0]}."
-            )
+    chosen = FIGURES[fitting(shown, kind=kind, variable=variable)[0]]
     common = [name for name in chosen.variables if all(name in result for result in shown)]
     variables = common if variable is None else [variable]
     with style.context():
         return chosen.arrange(Page(chosen, shown, variables, scale, columns, ceiling))
 
 
-def fitting(results: Sequence[xr.Dataset]) -> list[str]:
+def fitting(
+    results: Sequence[xr.Dataset], *, kind: str | None = None, variable: str | None = None
+) -> list[str]:
     """Names in `FIGURES` of all kinds that can draw these results together.
+
+    Args:
+        results: one or several.
+        kind: no other than this.
+        variable: that they are to draw; by default what each is for.
 
     Raises:
         ValueError: no result, kinds of result mixed, axes with different names or units, or no
-            figure for such results.
+            figure for such results or such a variable of them.
     """
     if not results:
         raise ValueError("no result to draw. Give at least one.")
@@ -103,6 +100,18 @@ def fitting(results: Sequence[xr.Dataset]) -> list[str]:
             f"{result_files.source(first)} is {_described(first)}, and no figure is for that. "
             f"There are {', '.join(FIGURES)}, in analysis/figures/registry.py."
         )
+    if kind is not None and kind not in kinds:
+        raise ValueError(f"{kind}: does not fit {_described(first)}. Ask for {' or '.join(kinds)}.")
+    kinds = kinds if kind is None else [kind]
+    for result in results if variable is not None else ():
+        drawable = {name: FIGURES[name].drawable(result) for name in kinds}
+        kinds = [name for name in kinds if variable in drawable[name]]
+        if not kinds:
+            there = dict.fromkeys(itertools.chain.from_iterable(drawable.values()))
+            raise ValueError(
+                f"{result_files.source(result)} has no {variable} that {' or '.join(drawable)} "
+                f"could draw. Ask for {', '.join(there)}."
+            )
     return kinds
 
 

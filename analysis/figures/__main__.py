@@ -23,8 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         shown = [results.load(path) for path in options.files]
         stem = options.out or _default_stem(options.files)
-        kinds = [options.kind] if options.kind else fitting(shown)
-        for kind in kinds:
+        for kind in fitting(shown, kind=options.kind, variable=options.variable):
             figure = draw(
                 shown,
                 kind=kind,
@@ -67,8 +66,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--variable",
-        choices=("loss", "accuracy"),
-        help="what to draw (default: loss; in a profile both)",
+        metavar="NAME",
+        help="what to draw, any variable of the files that the kind of figure can: accuracy, "
+        "second_difference, jacobian_spectral (default: what the kind is for; one that is not "
+        "there is refused with a list of those that are)",
     )
     scale = parser.add_mutually_exclusive_group()
     scale.add_argument(

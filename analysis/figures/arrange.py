@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,8 +14,10 @@ import xarray as xr
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter
 
 from analysis import results
@@ -28,7 +32,6 @@ _TICKS_3D = 6
 _LIFT_3D, _GAP_3D = -11, 0.13  # 3-D Axes are empty at the top and overhang at the bottom
 _TICK = {False: 0.15, True: 0.3}  # inches a tick of an upright and of a lying colour bar takes
 _CHARACTER = 0.055  # inches a character of 8 pt takes
-_HANDLE = 0.5  # inches a legend's handle takes
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,7 @@ class Kind:
         dimensions: of the grid of these results; None for any.
         arrange: `panels` (side by side, one colour bar) or `overlay` (in the same Axes).
         variables: drawn unless another is asked for.
+        also: whether it can draw a certain variable of a result besides; None for no other.
         projection: of the Axes; None or "3d".
         needs: variables without which there is nothing to draw.
     """
@@ -52,6 +56,7 @@ class Kind:
     variables: tuple[str, ...] = ("loss",)
     projection: Literal["3d"] | None = None
     needs: tuple[str, ...] = ()
+    also: Callable[[xr.Dataset, str], bool] | None = None
 
     def fits(self, result: xr.Dataset) -> bool:
         """Whether this figure can draw `result`."""
@@ -60,6 +65,23 @@ class Kind:
             and self.dimensions in (None, result["measured"].ndim)
             and all(name in result for name in self.needs)
         )
+
+    def drawable(self, result: xr.Dataset) -> list[str]:
+        """The variables of `result` that this figure can draw."""
+        names = map(str, result.data_vars)
+        return [n for n in names if n in self.variables or (self.also and self.also(result, n))]
+
+
+def on_the_grid(result: xr.Dataset, variable: str) -> bool:
+    """Whether there is one value of `variable` for every cell of the grid."""
+    return variable != "measured" and result[variable].dims == result["measured"].dims
+
+
+def has_stderr(result: xr.Dataset, variable: str) -> bool:
+    """Whether `variable` runs along the grid with a standard error at every point."""
+    return (
+        f"{variable}_stderr" in result and result[variable].dims[:1] == result["measured"].dims[:1]
+    )
 
 
 @dataclass(frozen=True)
@@ -142,6 +164,9 @@ def overlay(page: Page) -> Figure:
     for variable, scale, ax in zip(variables, scales, axes, strict=True):
         for result, label in zip(shown, labels, strict=True):
             page.kind.marks(result, ax, variable=variable, scale=scale, label=label)
+    for ax in axes:
+        room = 0.9 * _HEIGHT_OVERLAY[columns] * style.WIDTHS[columns]
+        ax.set_ylabel(wrapped(ax.get_ylabel(), room))
     for ax in axes[:-1]:
         ax.sharex(axes[-1])
         ax.set_xlabel("")
@@ -198,14 +223,18 @@ def _label_outer(axes: Sequence[Axes], across: int, width: float, height: float)
 
 
 def wrapped(text: str, width: float) -> str:
-    """`text` in lines of about `width` inches at most, broken at a unit if there is one."""
+    """`text` in lines of about `width` inches at most, broken before and after a unit if any."""
+    if "\n" in text:
+        return "\n".join(wrapped(line, width) for line in text.splitlines())
     if len(text) * _CHARACTER <= width:
         return text
     for end, start in (("),", ""), ("", "(")):
-        first, found, rest = text.partition(f"{end} {start}")
-        if found and len(first) * _CHARACTER <= width:
-            return f"{first}{end}\n{start}{rest}"
-    return textwrap.fill(text, max(8, int(width / _CHARACTER)))
+        first, _, rest = text.partition(f"{end} {start}")
+        if first and rest:
+            return f"{wrapped(first + end, width)}\n{wrapped(start + rest, width)}"
+    whole = re.sub(r" (\S{1,2})$", "\N{NO-BREAK SPACE}\\1", text)  # no symbol alone on a line
+    filled = textwrap.fill(whole, max(8, int(width / _CHARACTER)))
+    return filled.replace("\N{NO-BREAK SPACE}", " ")
 
 
 def _share_limits(axes: Sequence[Axes]) -> None:
@@ -216,21 +245,51 @@ def _share_limits(axes: Sequence[Axes]) -> None:
 
 
 def legend(figure: Figure, axes: Sequence[Axes], first: Sequence[str] = ()) -> None:
-    """One legend below for all Axes: the labels in `first`, then the others, each once."""
-    entries: dict[str, Artist] = {}
+    """One legend below for all Axes: the labels in `first`, then the others.
+
+    A label stands there once for each colour of its lines. The legend fits the width of the
+    figure: what the labels in `first` begin with in common is its title, it has no more columns
+    than have room, and labels that are longer still are broken into lines.
+    """
+    entries: dict[tuple[str, str], Artist] = {}
     for ax in axes:
         for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
-            entries.setdefault(label, handle)
+            colour = to_hex(handle.get_color()) if isinstance(handle, Line2D) else ""
+            entries.setdefault((label, colour), handle)
     if not entries:
         return
-    labels = sorted(entries, key=lambda label: label not in first)
-    widest = max(map(len, labels)) * _CHARACTER + _HANDLE
-    figure.legend(
-        [entries[label] for label in labels],
-        labels,
-        loc="outside lower center",
-        ncols=min(len(labels), max(1, int(figure.get_figwidth() / widest))),
-    )
+    keys = sorted(entries, key=lambda key: key[0] not in first)
+    labels = [label for label, _ in keys]
+    named = [label for label in labels if label in first]
+    common = os.path.commonprefix(named).rpartition(", ")[0] if len(named) > 1 else ""
+    told = [label.removeprefix(f"{common}, ") if label in named else label for label in labels]
+    rows, characters = 1, max(map(len, [common, *told]))
+    while True:
+        title, *lines = (_filled(text, characters) for text in [common, *told])
+        drawn = figure.legend(
+            [entries[key] for key in keys],
+            lines,
+            title=title,
+            title_fontsize=style.NOTE_SIZE,
+            loc="outside lower center",
+            ncols=-(-len(labels) // rows),
+        )
+        box = drawn.get_window_extent().transformed(figure.dpi_scale_trans.inverted())
+        width, height = figure.get_size_inches()
+        excess = box.width / width
+        if excess <= 1:  # and a tall one takes no height from the Axes
+            figure.set_size_inches(width, height + box.height)
+            return
+        drawn.remove()
+        if rows < len(labels):
+            rows += 1
+        else:
+            characters = int(characters / excess)
+
+
+def _filled(text: str, characters: int) -> str:
+    """`text` with its own lines broken where they are longer than so many characters."""
+    return "\n".join(textwrap.fill(line, characters) for line in text.splitlines())
 
 
 def fit_height(figure: Figure, axes: Sequence[Axes], down: int, ratio: float) -> None:

@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
+import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.transforms import ScaledTranslation
 
 from analysis import results
 from analysis.figures.arrange import Page, overlay
 from analysis.figures.profile import profile
 from analysis.figures.scale import Scale
+
+_BESIDE = 5.0  # points between arrows at the same place
 
 
 def barrier(
@@ -21,7 +25,8 @@ def barrier(
     """Draw one line between two networks, with one treatment of batch norm's statistics.
 
     The loss has its chord, dotted, from one end to the other, and where it is highest above it an
-    arrow between the two: the barrier. Its height and standard error are in the legend.
+    arrow between the two: the barrier, a little to the right of those that are already there. Its
+    height and standard error are in the legend.
 
     Args:
         result: one of `treatments`.
@@ -43,7 +48,11 @@ def barrier(
     told = f"barrier {height:.3g} \N{PLUS-MINUS SIGN} {float(result['barrier_stderr']):.2g} nat"
     ax.plot(inside, chord, color=colour, linestyle=":", linewidth=0.7, label=told)
     look = {"arrowstyle": "<->", "color": colour, "lw": 0.7, "shrinkA": 0, "shrinkB": 0}
-    ax.annotate("", (at, base), (at, base + height), arrowprops=look)
+    here = sum(bool(np.isclose(at, arrow.xy[0])) for arrow in ax.texts if hasattr(arrow, "xy"))
+    beside = ax.transData + ScaledTranslation(_BESIDE * here / 72, 0, ax.figure.dpi_scale_trans)
+    ax.annotate(
+        "", (at, base), (at, base + height), xycoords=beside, textcoords=beside, arrowprops=look
+    )
 
 
 def treatments(result: xr.Dataset) -> list[xr.Dataset]:

@@ -65,18 +65,16 @@ def curvatures(page: Page) -> Figure:
     labels = results.names(shown)
     counts = [note(result) for result in shown]
     if len(shown) == 1:
-        name, told = labels[0], counts[0]
+        title(axes[0], labels[0], counts[0], 0.8 * style.WIDTHS[columns] / len(marks), lift=0)
         labels = [""] if len(marks) == 1 else labels
     else:
-        name = ""
-        told = "\n".join(f"{a}: {b}" for a, b in zip(labels, counts, strict=True) if b)
+        labels = [f"{a} ({b})" if b else a for a, b in zip(labels, counts, strict=True)]
     for draw, ax in zip(marks, axes, strict=True):
         for result, label in zip(shown, labels, strict=True):
             draw(result, ax, label=label)
         ax.set_xlabel(wrapped(ax.get_xlabel(), 0.7 * style.WIDTHS[columns] / len(marks)))
         ax.tick_params(labelleft=ax is axes[0])
     axes[0].set_ylabel("fraction of examples")
-    title(axes[0], name, told, np.inf, lift=0)
     legend(figure, axes, labels)
     fit_height(figure, axes, 1, _HEIGHT[len(marks)])
     return figure

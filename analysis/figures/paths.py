@@ -28,6 +28,11 @@ def kinds(result: xr.Dataset) -> dict[str, int]:
     return {meanings[int(part)]: int(part) for part in result["part"].values}
 
 
+def on_paths(result: xr.Dataset, variable: str) -> bool:
+    """Whether `variable` has a value at every point of every path, or one for each of its ends."""
+    return result[variable].dims in (("pair", "t"), ("pair", "t", "rank"))
+
+
 def along(
     result: xr.Dataset, ax: Axes, *, kind: str, variable: str, colour: str, label: str = ""
 ) -> None:
@@ -107,7 +112,8 @@ def by_kind(page: Page) -> Figure:
     for ax in grid[-1]:
         ax.set_xlabel("position on the path")
     axes = list(grid.flat)
-    _explain(axes[0], common)
+    ends = any("rank" in shown[0][variable].dims for variable in variables)
+    _explain(axes[0], common if ends else [])
     legend(figure, axes, labels)
     figure.align_ylabels()
     fit_height(figure, axes, down, _HEIGHTS[across])

@@ -12,6 +12,7 @@ from analysis.figures.contour import network_label, networks
 from analysis.figures.scale import Scale, shared_scale
 
 _QUANTILES = (0.1, 0.5, 0.9)
+_MARGIN = 0.05  # of the height, below a scale that ends before the largest value
 
 
 def profile(
@@ -81,8 +82,10 @@ def profile(
         ylabel=scale.label(results.axis_label(result[variable])),
         yscale="log" if scale.log else "linear",
     )
-    if scale.over:
-        ax.set_ylim(top=scale.levels[-1])
+    if scale.over:  # matplotlib's own margin would be a share of what lies above
+        low, high = scale.place(scale.levels[[0, -1]])
+        bottom = low - _MARGIN * (high - low)
+        ax.set_ylim(10**bottom if scale.log else bottom, scale.levels[-1])
 
 
 def _examples(result: xr.Dataset, ax: Axes, variable: str, colour: str) -> None:

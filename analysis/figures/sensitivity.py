@@ -10,12 +10,13 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from analysis import results
 from analysis.figures import style
 from analysis.figures.arrange import Page, fit_height, legend, new_figure, title, wrapped
-from analysis.figures.distribution import few_ticks, steps
-from analysis.figures.scale import CEILING_RATIO
+from analysis.figures.distribution import few_ticks, steps, tick_text
+from analysis.figures.scale import CEILING_RATIO, Floats
 
 KINDS = ("random", "gradient", "adversarial", "tangent")
 _PANEL = {1: 2, 2: 4}  # panels side by side
@@ -23,6 +24,9 @@ _HEIGHT = 0.85  # of a panel's width
 _ABOVE = 1e100  # where a quantile is drawn that is not finite
 _MARGIN = 1.5
 _NEAR = 0.1  # of the band: a smaller rounding error is not drawn
+_LINEAR = 100  # a typical value over the size up to which an axis of both signs is linear
+_ACCURACY, _SIGNED = "moved_accuracy", "curvature"  # variables that are no sizes
+_ERROR = "\N{PLUS-MINUS SIGN} 1 standard error"
 
 
 def distribution(result: xr.Dataset, ax: Axes, *, variable: str, label: str | None = None) -> None:
@@ -44,6 +48,18 @@ def distribution(result: xr.Dataset, ax: Axes, *, variable: str, label: str | No
     ax.set_xlabel(results.axis_label(result[variable]))
 
 
+def not_negative(result: xr.Dataset, variable: str) -> bool:
+    """Whether `variable` has one value an example, none of them negative, and is no yes or no."""
+    values = result[variable]
+    counts = variable in ("measured", "correct")
+    return values.dims == ("example",) and not counts and not bool((values < 0).any())
+
+
+def over_radii(result: xr.Dataset, variable: str) -> bool:
+    """Whether `variable` was summed up over the examples at every radius."""
+    return f"{variable}_median" in result and "radius" in result[variable].dims
+
+
 def radius_curve(
     result: xr.Dataset,
     ax: Axes,
@@ -51,13 +67,15 @@ def radius_curve(
     variable: str,
     kind: str,
     label: str | None = None,
-    limits: tuple[float, float] | None = None,
+    among: Sequence[xr.Dataset] = (),
+    ceiling: float | None = None,
 ) -> None:
     """Draw the median over radius of one kind of direction, and a band around it.
 
     The band holds the middle 80 % of all examples and directions of the kind. A quantile that is
     not finite leaves through the top, and a cross there marks a median that is not. The rounding
-    error is drawn as a dotted line where it comes within a factor of ten of the band.
+    error is drawn as a dotted line where it comes within a factor of ten of the band. An accuracy
+    is 0 or 1 for each example and direction, so its mean is drawn, with one standard error.
 
     Args:
         result: of `sensitivity`, with its part `radii`.
@@ -65,21 +83,18 @@ def radius_curve(
         variable: such as `second_difference`.
         kind: of direction, such as `random`.
         label: for the legend; by default the result's name.
-        limits: of the heights; by default `heights` of this result alone.
+        among: results whose heights it shares; by default this one alone.
+        ceiling: where the heights end at most; by default where `CEILING_RATIO` has it.
     """
     ordered = result.sortby("radius").sel(part=kind)
     x = ordered["radius"].values
-    low, middle, high = (
-        np.where(np.isfinite(values), values, _ABOVE)
-        for values in (ordered[f"{variable}_{q}"].values for q in ("q10", "median", "q90"))
-    )
+    low, middle, high = _band(ordered, variable)
     (line,) = ax.plot(x, middle, label=results.name(result) if label is None else label)
     colour = to_hex(line.get_color())
     ax.fill_between(x, low, high, color=colour, alpha=0.15, lw=0)
     ax.plot(x, np.stack([low, high], axis=1), color=colour, linestyle="-", linewidth=0.3)
-    ax.fill_between(
-        [], [], fc="0.88", ec="0.4", lw=0.3, label="10\N{EN DASH}90 % of examples and directions"
-    )
+    told = _ERROR if variable == _ACCURACY else "10\N{EN DASH}90 % of examples and directions"
+    ax.fill_between([], [], fc="0.88", ec="0.4", lw=0.3, label=told)
     astray = x[middle == _ABOVE]
     if astray.size:
         cross: dict[str, Any] = {"marker": "x", "markersize": 3, "linestyle": ""}
@@ -93,34 +108,60 @@ def radius_curve(
             ax.plot([], [], color="0.4", linestyle=":", linewidth=0.7, label="rounding error")
     ax.set(
         xscale="log",
-        yscale="log",
         xlabel="radius / neighbour distance",
         ylabel=results.axis_label(result[variable]),
-        ylim=limits or heights([result], variable),
     )
-    for axis, ends in ((ax.xaxis, ax.get_xlim()), (ax.yaxis, ax.get_ylim())):
-        few_ticks(axis, *ends)
+    few_ticks(ax.xaxis, *ax.get_xlim())
+    _set_heights(ax, among or [result], variable, ceiling)
 
 
-def heights(
-    shown: Sequence[xr.Dataset], variable: str, ceiling: float | None = None
-) -> tuple[float, float]:
-    """The limits of a logarithmic axis that holds the bands of `variable`, of every kind.
+def _band(result: xr.Dataset, variable: str) -> list[Floats]:
+    """Lower edge, curve and upper edge; what is not finite lies above everything."""
+    if variable == _ACCURACY:
+        mean, error = (result[f"{variable}_{name}"].values for name in ("mean", "mean_stderr"))
+        error = np.nan_to_num(error)  # a single example has none
+        values = [mean - error, mean, mean + error]
+    else:
+        values = [result[f"{variable}_{name}"].values for name in ("q10", "median", "q90")]
+    return [np.nan_to_num(v, nan=_ABOVE, posinf=_ABOVE, neginf=-_ABOVE) for v in values]
 
-    Args:
-        shown: results with the part `radii`.
-        variable: such as `second_difference`.
-        ceiling: where it ends at most; by default at `CEILING_RATIO` times the smallest median.
+
+def _set_heights(
+    ax: Axes, shown: Sequence[xr.Dataset], variable: str, ceiling: float | None
+) -> None:
+    """One scale that holds the bands of `variable` in all results, of every kind of direction.
+
+    Logarithmic, as a rule. The curvature of the loss has both signs: linear around zero, so far as
+    the label says, and logarithmic beyond. An accuracy is linear.
     """
-    low, middle, high = (
-        np.concatenate([result[f"{variable}_{q}"].values.ravel() for result in shown])
-        for q in ("q10", "median", "q90")
-    )
-    low, middle, high = (v[np.isfinite(v) & (v > 0)] for v in (low, middle, high))
-    if not middle.size:
-        return 0.1, 10.0
-    top = CEILING_RATIO * middle.min() if ceiling is None else ceiling
-    return float(low.min() / _MARGIN), float(min(high.max(initial=0) or top, top) * _MARGIN)
+    bands = zip(*(_band(result, variable) for result in shown), strict=True)
+    low, middle, high = (np.concatenate([v.ravel() for v in values]) for values in bands)
+    known = np.abs(high) < _ABOVE
+    if variable == _ACCURACY:
+        ax.set_ylim(low[known].min(initial=1) - 0.02, high[known].max(initial=0) + 0.02)
+    elif variable == _SIGNED:
+        sizes = np.maximum(np.abs(low), np.abs(high))[known & (np.abs(low) < _ABOVE)]
+        typical = float(np.median(sizes[sizes > 0])) if (sizes > 0).any() else 1.0
+        linear = 10.0 ** np.floor(np.log10(typical / _LINEAR))
+        top = CEILING_RATIO * typical if ceiling is None else ceiling
+        top = max(min(sizes.max(initial=0), top), linear) * _MARGIN
+        powers = linear * 10.0 ** np.arange(np.floor(np.log10(top / linear)), -1, -1)
+        powers = powers[:: -(-len(powers) // 2)]
+        ax.set_yscale("symlog", linthresh=linear)
+        ax.set_ylim(-top, top)
+        ax.yaxis.set_major_locator(FixedLocator([*-powers, 0, *powers]))
+        ax.yaxis.set_major_formatter(FuncFormatter(tick_text))
+        ax.yaxis.set_minor_locator(NullLocator())
+        ax.axhline(0, color="0.7", linestyle="-", linewidth=0.6, zorder=0)
+        ax.set_ylabel(f"{ax.get_ylabel()}, linear below {tick_text(linear)}")
+    else:
+        low, middle, high = (v[(v > 0) & (v < _ABOVE)] for v in (low, middle, high))
+        least = middle.min(initial=np.inf)
+        bottom = max(low.min(initial=least), least / CEILING_RATIO)
+        top = min(high.max(initial=least), CEILING_RATIO * least if ceiling is None else ceiling)
+        ax.set_yscale("log")
+        ax.set_ylim((bottom / _MARGIN, top * _MARGIN) if middle.size else (0.1, 10.0))
+        few_ticks(ax.yaxis, *ax.get_ylim())
 
 
 def distributions(page: Page) -> Figure:
@@ -128,15 +169,15 @@ def distributions(page: Page) -> Figure:
     shown, variables, columns = page.shown, page.variables, page.columns
     variables = variables or ["loss"]  # all that there is without the parts that hold norms
     figure = new_figure(columns, gap=0.04)
-    across = min(len(variables), _PANEL[columns])
-    down = -(-len(variables) // across)
+    down = -(-len(variables) // _PANEL[columns])
+    across = -(-len(variables) // down)
     width = style.WIDTHS[columns] / across
     axes = [figure.add_subplot(down, across, at + 1) for at in range(len(variables))]
     labels = results.names(shown)
     for at, (variable, ax) in enumerate(zip(variables, axes, strict=True)):
         for result, label in zip(shown, labels, strict=True):
             distribution(result, ax, variable=variable, label=label)
-        ax.set_xlabel(wrapped(ax.get_xlabel(), 0.7 * width))
+        ax.set_xlabel(wrapped(ax.get_xlabel(), 0.8 * width))
         ax.set_ylabel("fraction of examples" if at % across == 0 else "")
         ax.tick_params(labelleft=at % across == 0)
     legend(figure, axes, labels)
@@ -159,17 +200,19 @@ def radius_curves(page: Page) -> Figure:
     labels = results.names(shown)
     axes: list[Axes] = []
     for row, (variable, named) in enumerate(rows):
-        limits = heights(shown, variable, ceiling)
         for column, name in enumerate(named):
             place = row * across + column + 1
             ax = figure.add_subplot(len(rows), across, place)
             axes.append(ax)
             for result, label in zip(shown, labels, strict=True):
-                radius_curve(result, ax, variable=variable, kind=name, label=label, limits=limits)
+                radius_curve(
+                    result, ax, variable=variable, kind=name, label=label, among=shown,
+                    ceiling=ceiling,
+                )  # fmt: skip
             if columns == 1 or row == 0:
                 title(ax, name, "", 0.8 * width, lift=0)
             ax.set_xlabel(wrapped(ax.get_xlabel(), 0.7 * width) if row + 1 == len(rows) else "")
-            ax.set_ylabel(wrapped(ax.get_ylabel(), 0.6 * width) if column == 0 else "")
+            ax.set_ylabel(wrapped(ax.get_ylabel(), 0.72 * width) if column == 0 else "")
             ax.tick_params(labelleft=column == 0, labelbottom=row + 1 == len(rows))
     figure.align_ylabels()
     legend(figure, axes, labels)

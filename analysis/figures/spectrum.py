@@ -111,7 +111,7 @@ def spectra(page: Page) -> Figure:
     linear, labels = resolution(shown), results.names(shown)
     told = [note(result) for result in shown]
     if len(shown) == 1:
-        title(ax, wrapped(labels[0], 0.8 * width), told[0], np.inf, lift=0)
+        title(ax, wrapped(labels[0], 0.8 * width), told[0], 0.8 * width, lift=0)
         labels = ["mean over the random vectors"]
     else:
         labels = [f"{label}: {text}" for label, text in zip(labels, told, strict=True)]

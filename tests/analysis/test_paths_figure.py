@@ -167,6 +167,15 @@ def test_jacobians_that_span_decades_are_logarithmic_and_probabilities_never() -
     assert len(draw([without, between()], kind="paths").axes) == 4
 
 
+def test_another_variable_of_the_paths_is_drawn_without_the_words_for_two_classes() -> None:
+    result = between()
+    result["entropy"] = result["jacobian_norm"].assign_attrs(long_name="entropy", units="nat")
+    figure = draw(result, variable="entropy")
+    assert figure.axes[0].get_title() == "entropy (nat)"
+    assert legend(figure) == ["resnet18", "middle half"]
+    assert "first sample's class" in legend(draw(result, variable="loss"))
+
+
 def test_a_gallery_shows_the_stored_images_above_their_places() -> None:
     result = between()
     figure = draw(result, kind="gallery")
@@ -208,8 +217,28 @@ def test_a_barrier_is_an_arrow_from_the_chord_to_the_line() -> None:
     assert arrow.xyann == (0.5, 3.5)
     assert arrow.xy == (0.5, 1.5)
     assert not any(getattr(text, "arrow_patch", None) for text in accuracy.texts)
-    assert legend(figure)[:2] == ["a → b, statistics interpolated", "a → b, statistics recomputed"]
+    assert figure.legends[0].get_title().get_text() == "a → b"
+    assert legend(figure)[:2] == ["statistics interpolated", "statistics recomputed"]
     assert "barrier 2 ± 0.12 nat" in legend(figure)
+
+
+def test_barriers_at_the_same_place_stand_side_by_side() -> None:
+    figure = draw([on_a_line(), on_a_line()])
+    figure.draw_without_rendering()
+    one, other = [text for text in figure.axes[0].texts if getattr(text, "arrow_patch", None)]
+    assert one.xy == other.xy
+    left, right = (arrow.arrow_patch.get_window_extent() for arrow in (one, other))
+    assert left.x1 < (right.x0 + right.x1) / 2
+    assert left.y0 == right.y0
+    assert legend(figure).count("barrier 2 ± 0.12 nat") == 2
+
+
+def test_what_lies_above_the_scale_takes_no_height_from_the_rest() -> None:
+    result = on_a_line()
+    result["loss"].values[4, 0] = 1e20
+    low, high = draw(result).axes[0].get_ylim()
+    assert 0.5 < low < 1
+    assert high == 1000
 
 
 def test_treatments_of_batch_norm_become_results_of_their_own() -> None:

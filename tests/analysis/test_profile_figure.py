@@ -41,7 +41,7 @@ def test_profile_figure_shows_loss_above_accuracy(line):
 def test_result_without_accuracy_shows_its_loss_alone(line):
     result = line.drop_vars(["accuracy", "accuracy_stderr"])
     assert [ax.get_ylabel() for ax in draw(result).axes] == ["loss (nat)"]
-    with pytest.raises(ValueError, match="holds no accuracy"):
+    with pytest.raises(ValueError, match="has no accuracy that profile could draw. Ask for loss"):
         draw(result, variable="accuracy")
 
 

@@ -1,0 +1,100 @@
+"""Legends fit their figure, whatever the results are called."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+import xarray as xr
+from matplotlib.figure import Figure
+
+from analysis.figures import draw
+from analysis.figures.arrange import legend, new_figure
+from tests.analysis.test_paths_figure import between, on_a_line
+from tests.analysis.test_sensitivity_figure import sensitivity
+from tests.analysis.test_spectrum_figure import inputs_result, weights_result
+
+LONG = "-".join(["Multiplicative-MLP-with-gates"] * 6)
+UNBROKEN = "W" * 150
+WORDS = "a network " * 20 + "at the end"
+
+
+def renamed(result: xr.Dataset, file: str) -> xr.Dataset:
+    told = json.loads(result.attrs["provenance"])
+    told["checkpoint"] |= {"file": f"{file}.pt"}
+    return result.assign_attrs(provenance=json.dumps(told))
+
+
+def line(surface: Any) -> xr.Dataset:
+    return surface([1.0, 2.0, 500.0], alpha=[0, 0.5, 1], to=f"{LONG}-other.pt")
+
+
+RESULTS = {
+    "barrier": lambda _: on_a_line(),
+    "paths": lambda _: between(),
+    "gallery": lambda _: between(),
+    "norms": lambda _: sensitivity(),
+    "radii": lambda _: sensitivity(),
+    "noise": lambda _: sensitivity(),
+    "profile": line,
+    "spectrum": lambda _: weights_result(),
+    "eigenvalues": lambda _: weights_result(),
+    "curvature": lambda _: inputs_result([3.0, -1, 2], [2.0, 1, 1], jacobian=False),
+}
+
+
+def assert_inside(figure: Figure) -> None:
+    figure.draw_without_rendering()
+    (shown,) = figure.legends
+    box, page = shown.get_window_extent(), figure.bbox
+    assert page.x0 <= box.x0 < box.x1 <= page.x1
+    assert page.y0 <= box.y0 < box.y1 <= page.y1
+
+
+@pytest.mark.parametrize("columns", [1, 2])
+@pytest.mark.parametrize("kind", RESULTS)
+def test_legend_lies_inside_its_figure(kind: str, columns: int, surface: Any) -> None:
+    shown = [renamed(RESULTS[kind](surface), name) for name in (LONG, f"{LONG}-2", UNBROKEN)]
+    assert_inside(draw(shown, kind=kind, columns=columns))
+
+
+@pytest.mark.parametrize("columns", [1, 2])
+def test_every_word_of_a_long_label_is_in_the_legend(columns: int) -> None:
+    figure = new_figure(columns, gap=0.02)
+    ax = figure.add_subplot()
+    labels = [LONG, WORDS, UNBROKEN, "short"]
+    for label in labels:
+        ax.plot([0, 1], [0, 1], label=label)
+    legend(figure, [ax], labels)
+    assert_inside(figure)
+    told = ["".join(text.get_text().split()) for text in figure.legends[0].get_texts()]
+    assert told == ["".join(label.split()) for label in labels]
+
+
+def test_what_names_begin_with_is_said_once() -> None:
+    figure = new_figure(1, gap=0.02)
+    ax = figure.add_subplot()
+    labels = [f"{LONG}, seed 1, draws {n}" for n in (4, 8)]
+    for label in [*labels, f"{LONG}, seed 1, of another kind"]:
+        ax.plot([0, 1], [0, 1], label=label)
+    legend(figure, [ax], labels)
+    shown = figure.legends[0]
+    title = "".join(shown.get_title().get_text().split())
+    assert title == f"{LONG},seed1"
+    assert [text.get_text() for text in shown.get_texts()][:2] == ["draws 4", "draws 8"]
+
+
+def test_short_labels_share_as_few_lines_as_have_room() -> None:
+    rows = []
+    for columns in (1, 2):
+        figure = new_figure(columns, gap=0.02)
+        ax = figure.add_subplot()
+        for number in range(5):
+            ax.plot([0, 1], [0, 1], label=f"net {number}")
+        legend(figure, [ax])
+        figure.draw_without_rendering()
+        places = [text.get_window_extent().y0 for text in figure.legends[0].get_texts()]
+        rows.append(len(np.unique(np.round(places))))
+    assert rows == [2, 1]

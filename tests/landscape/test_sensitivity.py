@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -361,14 +362,33 @@ def test_the_attack_is_sought_at_a_tenth_of_the_neighbours_distance() -> None:
         np.testing.assert_allclose(moved, expected, rtol=1e-10)
 
 
-def test_the_floor_is_what_three_independent_errors_make_of_a_second_difference() -> None:
-    drawn = torch.randn(3, 20000, 10, generator=torch.Generator().manual_seed(0)).double()
+def test_floors_are_what_independent_errors_make_of_differences() -> None:
+    """Errors of 7, 3 and 5 units of float32's epsilon, as two precisions would tell them."""
     eps = torch.finfo(torch.float32).eps
-    left, here, right = 7 * eps * drawn / drawn.norm(dim=2, keepdim=True)
-    bend = (left - 2 * here + right).norm(dim=1) / 0.2**2
-    floor = radii.floor(torch.tensor([7.0]).double(), torch.float32, 0.2)
-    # A root mean square of 20000 draws: 0.4 % of its own, five times that.
-    assert float(floor) == pytest.approx(float(bend.square().mean().sqrt()), rel=0.02)
+
+    def of(dtype: torch.dtype, units: float) -> Any:
+        logits, losses = torch.tensor([[7.0, 0.0]]), torch.tensor([3.0])
+        gradients = torch.tensor([[0.0, 5.0, 0.0]])
+        rows = (units * eps * value.double() for value in (logits, losses, gradients))
+        return SimpleNamespace(
+            dtype=dtype, **dict(zip(("logits", "losses", "gradients"), rows, strict=True))
+        )
+
+    narrow, wide = of(torch.float32, 1), of(torch.float64, 0)
+    found = radii.floors(narrow, wide, [wide, narrow], [0.1, 0.2])
+    drawn = torch.randn(3, 20000, 10, generator=torch.Generator().manual_seed(0)).double()
+    left, here, right = eps * drawn / drawn.norm(dim=2, keepdim=True)
+    bend = float((left - 2 * here + right).norm(dim=1).square().mean().sqrt()) / 0.2**2
+    turn = float((right - here).norm(dim=1).square().mean().sqrt()) / 0.2
+    for name, wanted in (
+        ("second_difference", 7 * bend), ("curvature", 3 * bend), ("gradient_change", 5 * turn)
+    ):  # fmt: skip
+        # A root mean square of 20000 draws: 0.4 % of its own, five times that.
+        assert float(found[f"{name}_floor"][0, 1]) == pytest.approx(wanted, rel=0.02)
+        power = 1 if name == "gradient_change" else 2
+        ratio = torch.finfo(torch.float64).eps / eps * 2**power
+        at_once = found[f"{name}_floor"][0]
+        assert float(at_once[0] / at_once[1]) == pytest.approx(ratio, rel=1e-12)
 
 
 def test_radii_are_multiples_of_the_median_distance_to_the_nearest_neighbour() -> None:

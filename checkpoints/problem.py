@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, cast, get_args
@@ -109,6 +109,7 @@ class Problem:
             results by rounding alone.
         temperature: the outputs, logits, are divided by it, so that networks can be compared at
             equal confidence; see `checkpoints.temperature.fit`.
+        classes: their names, in the order of the labels; may be left out.
         provenance: what result files record of where all this came from.
     """
 
@@ -122,6 +123,7 @@ class Problem:
     calibration: Tensors = field(default_factory=dict)
     batch_size: int = 0
     temperature: float = 1.0
+    classes: Sequence[str] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -376,6 +378,7 @@ def load_problem(
         calibration=calibrating,
         batch_size=batch_size,
         temperature=1.0 if temperature == "fit" else temperature,
+        classes=images.classes,
         provenance=provenance,
     )
     _check(problem, source, images)
@@ -411,7 +414,12 @@ def _at_fitted_temperature(problem: Problem, held_out: Images) -> Problem:
                 for part in (slice(i, i + 100) for i in range(0, len(examples), 100))
             ]
         )
-    told = {"examples": len(held_out), "split": held_out.split, "sha256": held_out.fingerprint()}
+    told = {
+        "name": held_out.name,
+        "split": held_out.split,
+        "examples": len(held_out),
+        "sha256": held_out.fingerprint(),
+    }
     fitted = temperature_of.fit(logits.double().numpy(), held_out.labels)
     return replace(
         problem, temperature=fitted, provenance={**problem.provenance, "temperature": told}

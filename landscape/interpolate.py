@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -214,7 +215,10 @@ def _coords(
         }
         for name, size in zip(("channel", "height", "width"), images.shape[1:], strict=True):
             coords[name] = (np.arange(size), name)
-    return {n: (v, between.described(n, label, "1")) for n, (v, label) in coords.items()}
+    told = {n: (v, between.described(n, label, "1")) for n, (v, label) in coords.items()}
+    if len(space.problem.classes) == logits.shape[1]:
+        told["class"][1]["names"] = json.dumps(list(space.problem.classes))
+    return told
 
 
 def _gallery(drawn: Sequence[Path], spec: Spec) -> list[int]:
@@ -260,20 +264,26 @@ def _tell(result: xr.Dataset) -> list[str]:
     for part, index in enumerate(result["part"].values):
         own = result.isel(part=part)
         told = [
-            f"{label} {float(own[name]):.3g} ± {float(own[f'{name}_stderr']):.1g}"
+            f"{label} {float(own[name]):.3g}{_within(float(own[f'{name}_stderr']), ' ± {:.1g}')}"
             for name, label in (("flips_mean", "flips"), ("miss_rate_mean", "miss rate"))
         ]
         for name in ("tortuosity", "roughness", "path_jacobian_norm"):
             mean = f"log_{name}_mean"
             if mean in own and np.isfinite(own[mean]):  # it means nothing on circles, or diverges
                 centre, error = float(np.exp(own[mean])), float(own[f"{mean}_stderr"])
-                told.append(f"{name.replace('_', ' ')} {centre:.3g} ×/÷ {np.exp(error):.2f}")
+                spread = _within(float(np.exp(error)), " ×/÷ {:.2f}")
+                told.append(f"{name.replace('_', ' ')} {centre:.3g}{spread}")
         there = result.isel(pair=np.flatnonzero(result["kind"] == index))
         diverged = int((~np.isfinite(there["logits"].values)).any(axis=(1, 2)).sum())
         told += [f"{diverged} with outputs that are not finite"] if diverged else []
         kind = KINDS[int(index)].replace("_", " ")
         lines.append(f"{kind}, {there.sizes['pair']} paths: {', '.join(told)}")
     return lines
+
+
+def _within(error: float, form: str) -> str:
+    """An error in words; nothing where one path alone has none."""
+    return form.format(error) if np.isfinite(error) else ""
 
 
 if __name__ == "__main__":

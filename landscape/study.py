@@ -234,7 +234,8 @@ def _measure(chosen: argparse.Namespace) -> int:
             manifest.describe(network)
         except ValueError as error:
             unusable[str(network)] = " ".join(str(error).split())
-            for label in study.probes:
+            # Of the others, a process beside this one may know better.
+            for label in study.probes if network in asked else ():
                 manifest.tell(network, label, unusable[str(network)])
     manifest.write()
     failed, total = 0, len(asked) * len(labels)

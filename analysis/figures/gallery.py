@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
@@ -90,6 +92,8 @@ def gallery(page: Page) -> Figure:
     grid = figure.subplots(len(ratios), 1, squeeze=False, gridspec_kw={"height_ratios": ratios})
     axes = list(grid[:, 0])
     labels = results.names(shown)
+    numbered = [f"class {number}" for number in range(first.sizes["class"])]
+    names = json.loads(first["class"].attrs.get("names", json.dumps(numbered)))
     for draw, strip, curves in zip(paths, axes[::2], axes[1::2], strict=True):
         images(first, strip, draw=draw)
         for number, (result, label) in enumerate(zip(shown, labels, strict=True)):
@@ -97,7 +101,7 @@ def gallery(page: Page) -> Figure:
         curves.set_ylabel("probability")
         curves.tick_params(labelbottom=draw == paths[-1])
         begin, end = first["label"].values[int(first["gallery_pair"].values[draw]), :2].astype(int)
-        strip.set_title(f"class {begin} to class {end}", pad=2)
+        strip.set_title(f"{names[begin]} to {names[end]}", pad=2)
     axes[-1].set_xlabel("position on the path")
     for line, label in (
         ("-", "first sample's class"), ("--", "second sample's class"), (":", "any other class"),

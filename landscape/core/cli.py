@@ -160,7 +160,8 @@ def _parser(probe: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=f"python -m landscape.{probe}",
         usage=f"python -m landscape.{probe} --ckpt FILE [options]",
-        description=f"{summary} The same command again continues a run that was stopped.",
+        description=f"{summary} The same command again continues a run that was stopped; "
+        f"torchrun --nproc-per-node N -m landscape.{probe} ... shares it among N processes.",
     )
     parser.add_argument(
         "--ckpt", required=True, metavar="FILE",

@@ -557,6 +557,9 @@ def test_barrier_of_a_concave_quadratic_has_its_closed_form(tmp_path: File) -> N
     np.testing.assert_allclose(
         result["excess_loss"][:, 0], 4 * t * (1 - t) * each.mean(), rtol=1e-5, atol=1e-12
     )
+    np.testing.assert_allclose(
+        result["excess_loss_stderr"][:, 0], np.abs(4 * t * (1 - t)) * stderr, rtol=1e-5, atol=1e-12
+    )
     convex = landscape.measure(
         "interpolate", oracle.problem(), to=str(tmp_path / "b.pt"), points=9, beyond=0.5
     )

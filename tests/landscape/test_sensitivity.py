@@ -238,6 +238,8 @@ def test_multiplied_logits_and_losses_change_values_by_their_units(problem: Prob
     softmax = {"softmax_jacobian_frobenius", "softmax_jacobian_spectral"}
     assert {plain[name].attrs["units"] for name in softmax} == {"1 / pixel range"}
     assert plain["gauss_newton_eigenvalue"].attrs["units"] == "nat / pixel range²"
+    # What is 0 everywhere would agree with any unit.
+    assert {plain[name].attrs["units"] for name in plain if "accuracy" in str(name)} == {"1"}
     left_out = softmax | {"gauss_newton_eigenvalue", "second_difference_floor"}
     for name in set(plain.data_vars) - left_out:
         power, _ = powers(plain[name].attrs["units"])
@@ -537,6 +539,10 @@ def test_many_classes_are_estimated(problem: Problem) -> None:
     assert "jacobian_spectral" not in result
     error = result["jacobian_frobenius"] - exact["jacobian_frobenius"]
     assert (np.abs(error) < 4 * result["jacobian_frobenius_stderr"]).all()
+    for name in set(result.data_vars) & set(exact.data_vars):
+        assert result[name].attrs == exact[name].attrs
+        if "jacobian" in name:
+            assert result[f"{name}_stderr"].attrs["units"] == exact[name].attrs["units"]
 
 
 def test_a_temperature_divides_the_slopes_of_the_logits(problem: Problem) -> None:

@@ -27,6 +27,7 @@ Tensors: TypeAlias = dict[str, Tensor]
 Loss: TypeAlias = Callable[[Any, Tensor], Tensor]
 BatchNorm: TypeAlias = Literal["running", "recompute"]
 
+IGNORED = -100  # the label whose loss torch, too, takes for 0
 # The real images that ship with the project, for networks trained on the data set they are from.
 SAMPLES = {"fashion-mnist": "fashion-mnist-sample"}
 
@@ -50,13 +51,17 @@ def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
             f"the network has {classes} output and the loss is the cross-entropy of classes; "
             "needed: an output a class, or a loss of your own."
         )
-    target = targets[:, None]
+    ignored = targets == IGNORED
+    target = targets.long().where(~ignored, 0)[:, None]
     rank = torch.arange(classes - 1, device=targets.device)
     others = outputs.gather(1, rank + (rank >= target))
-    # Above the threshold softplus(x) is x, there to 4e-18.
-    return functional.softplus(
-        others.logsumexp(dim=1) - outputs.gather(1, target)[:, 0], threshold=40
-    )
+    true = outputs.gather(1, target)[:, 0]
+    # Where all others are masked out nothing depends on them, and their logsumexp has no slope.
+    alone = torch.isneginf(others).all(dim=1) & (true > -torch.inf)
+    gap = others.where(~alone[:, None], 0.0).logsumexp(dim=1) - true
+    # ln(1 + e^gap), from the side on which neither it nor its derivatives cancel.
+    loss = torch.where(gap > 0, gap + functional.softplus(-gap), functional.softplus(gap))
+    return loss.where(~(alone | ignored), 0.0)
 
 
 def top1(outputs: Tensor, targets: Tensor) -> Tensor:

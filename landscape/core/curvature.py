@@ -91,7 +91,9 @@ class Curvature(CurvatureOperator):  # type: ignore[misc]
         in_inputs = isinstance(space, Inputs)
         # channels last in memory suits convolutions' weights, but not views of a flat vector
         self._point = {
-            name: space.origin[name][part if in_inputs else EVERYTHING].detach().contiguous()
+            name: (space.origin[name][part] if in_inputs else space.origin[name])
+            .detach()
+            .contiguous()
             for name in chosen
         }
         self._fixed = {n: v for n, v in space.origin.items() if n not in self._point}
@@ -209,22 +211,28 @@ class Curvature(CurvatureOperator):  # type: ignore[misc]
             {name: a[name] + b[name] for name in vector} for a, b in zip(first, second, strict=True)
         ]
 
-    def _given(self, part: slice) -> tuple[Tensors, Tensors, Tensor]:
-        """What a batch's product depends on besides the vector: point, other tensors, targets."""
+    def _given(self, part: slice) -> tuple[Tensors, Tensors, Tensors, Tensor]:
+        """What a batch's product depends on besides the vector.
+
+        The point, the examples' other inputs, the network's other tensors, and the targets.
+        """
+        point, inputs, targets = self._point, self.space.problem.inputs, self._targets[part]
         if isinstance(self.space, Inputs):
-            return _at(self._point, part), _at(self._fixed, part), self._targets[part]
-        return self._point, _at(self.space.problem.inputs, part), self._targets[part]
+            return _at(point, part), _at(self._fixed, part), self.space.tensors, targets
+        others = {name: value for name, value in self.space.tensors.items() if name not in point}
+        return point, _at(inputs, part), others | self._fixed, targets
 
     def _differentiated(
         self,
         form: Callable[..., list[Tensors]],
         point: Tensors,
         others: Tensors,
+        state: Tensors,
         targets: Tensor,
         vector: Tensors,
     ) -> list[Tensors]:
         def outputs_at(point: Tensors) -> Tensor:
-            return self._outputs(point, others)
+            return self._outputs(point, others, state)
 
         def loss_of(outputs: Tensor) -> Tensor:
             total = self.space.problem.losses(outputs, targets).sum()
@@ -232,12 +240,13 @@ class Curvature(CurvatureOperator):  # type: ignore[misc]
 
         return form(PARTS[self.matrix], outputs_at, loss_of, point, vector)
 
-    def _outputs(self, point: Tensors, others: Tensors) -> Tensor:
+    def _outputs(self, point: Tensors, others: Tensors, state: Tensors) -> Tensor:
         if isinstance(self.space, Weights):
-            outputs = self.space.outputs_of(others, {**self._fixed, **point})
+            outputs = self.space.outputs_of(others, {**state, **point})
         else:
             both = {**others, **point}
-            outputs = self.space.outputs({name: both[name] for name in self.space.origin})
+            inputs = {name: both[name] for name in self.space.origin}
+            outputs = self.space.outputs_of(inputs, state)
         if not isinstance(outputs, Tensor):
             raise ValueError(
                 f"the model returns a {type(outputs).__name__}; needed for its curvature: a tensor."

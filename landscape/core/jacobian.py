@@ -54,10 +54,11 @@ def gradient(
         # The loss of a confident example has slopes that float32 does not hold; their ratios it
         # does, and the network passes them on linearly.
         size = seeds.abs().amax(dim=1, keepdim=True)
+        size = size.where(size.isfinite() & (size > 0), 1.0)
         parts = torch.autograd.grad(
             logits,
             list(leaves.values()),
-            (seeds / size.where(size > 0, 1.0)).to(logits),
+            (seeds / size).to(logits),
             materialize_grads=True,
         )
     return logits.detach(), size * flattened(parts).double()

@@ -248,14 +248,21 @@ def multiples(
     Cost: the products of one eigenpair, and again for each that is found; none beyond
     `max_products`, so that the last look may be cut short.
     """
-    count = found.values.shape[1]
+    count, size = found.vectors.shape[1:]
+    worst = {"magnitude": 0.0, "largest": -1.0, "smallest": 1.0}[which]
 
     def outside(vectors: Tensor) -> Tensor:
         return _orthogonal(vectors, found.vectors)[0]
 
-    while found.products + 2 <= max_products:
+    def beside(vectors: Tensor) -> Tensor:
+        """The matrix in the complement; what was found is moved to where nobody wants it."""
+        rest = outside(vectors)
+        shift = worst * found.values.abs().nan_to_num().amax(dim=1, keepdim=True)
+        return outside(multiply(rest)) + shift.to(vectors) * (vectors - rest)
+
+    while count < size and found.products + 2 <= max_products:
         more = eigenpairs(
-            lambda vectors: outside(multiply(outside(vectors))),
+            beside,
             outside(gaussian(found.vectors[:, 0], generator)),
             1,
             which=which,
@@ -264,14 +271,17 @@ def multiples(
             generator=generator,
         )
         vector = outside(more.vectors[:, 0])
-        vector = vector / vector.double().norm(dim=1, keepdim=True).to(vector)
+        length = vector.double().norm(dim=1, keepdim=True)
+        vector = vector / length.to(vector)
         image = multiply(vector)
         value = (vector.double() * image.double()).sum(dim=1, keepdim=True)
         products = found.products + more.products + 1
         new = with_residuals(vector[:, None], image[:, None], value, 1, tol, products)
         last = found.values[:, -1:]
         gain = _wanted(value, which) - _wanted(last, which)
-        if not bool((gain > tol * last.abs()).any()):
+        floor = EXHAUSTED.get(vector.dtype, 1e-6) * found.values.abs().amax(dim=1, keepdim=True)
+        # A short vector lies in what was found; there is nothing left beside it.
+        if not bool(((gain > tol * last.abs() + floor) & (length > 0.5)).any()):
             return replace(found, products=products)
         both = [
             torch.cat([getattr(part, name) for part in (found, new)], dim=1)

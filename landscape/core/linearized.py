@@ -119,7 +119,13 @@ def _traced(
     without_values = partial(make_fx, tracing_mode="fake", _allow_non_fake_inputs=True)
     with warnings.catch_warnings():  # torch's own forward mode is written with torch.jit
         warnings.filterwarnings("ignore", message=".*torch.jit", category=DeprecationWarning)
-        traced = without_values(pure)(*arguments)
+        try:
+            traced = without_values(pure)(*arguments)
+        except RuntimeError as error:
+            # Torch's forward mode of a batch norm whose weights stay, not a fault of the function.
+            if "on the same device" not in str(error):
+                raise
+            traced = make_fx(pure)(*arguments)
     return traced, forms[-1]
 
 

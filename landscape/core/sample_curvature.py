@@ -92,23 +92,25 @@ def sample_curvature(
     same = (beyond <= SAME.get(start.dtype, 1e-3)) & top.isfinite().all(dim=1)
     if count > 1 or which == "smallest":
         same = torch.zeros_like(same)
+    if same.any():
+        image = multiply(top.nan_to_num())[:, None]
+        exact = krylov.with_residuals(top[:, None], image, gauss_newton[:, None], 1, tol, 2)
+        same &= exact.converged[:, 0]
+    if same.all():
+        return SampleCurvature(exact, gauss_newton, beyond, same)
     left = torch.arange(part.start, part.start + len(same), device=same.device)[~same]
-    if len(left):
-        found = krylov.eigenpairs(
-            of(left), start[~same], count, which=which, tol=tol, max_products=max_products,
-            generator=generator,
-        )  # fmt: skip
+    found = krylov.eigenpairs(
+        of(left), start[~same], count, which=which, tol=tol, max_products=max_products,
+        generator=generator,
+    )  # fmt: skip
     if not same.any():
         return SampleCurvature(found, gauss_newton, beyond, same)
-    image = multiply(top.nan_to_num())[:, None]
-    pairs = krylov.with_residuals(top[:, None], image, gauss_newton[:, None], 1, tol, 2)
-    if len(left):
-        for mine, others in (
-            (pairs.values, found.values),
-            (pairs.vectors, found.vectors),
-            (pairs.residuals, found.residuals),
-            (pairs.converged, found.converged),
-        ):
-            mine[~same] = others
-        pairs = replace(pairs, products=found.products)
+    for mine, others in (
+        (exact.values, found.values),
+        (exact.vectors, found.vectors),
+        (exact.residuals, found.residuals),
+        (exact.converged, found.converged),
+    ):
+        mine[~same] = others
+    pairs = replace(exact, products=found.products)
     return SampleCurvature(pairs, gauss_newton, beyond, same)

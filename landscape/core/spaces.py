@@ -117,6 +117,26 @@ class Space(ABC):
         differentiated.
         """
 
+    @property
+    def tensors(self) -> Tensors:
+        """Parameters and buffers of the network, by name; not to be written to."""
+        return dict(self._network.named_parameters()) | dict(self._network.named_buffers())
+
+    def outputs_of(self, inputs: Tensors, tensors: Tensors) -> Any:
+        """What the network with these parameters and buffers gives for any raw inputs.
+
+        Args:
+            inputs: {name: (n, ...)}.
+            tensors: those that are not named stay as they are.
+        """
+
+        def call(*args: Tensor, **kwargs: Tensor) -> Any:
+            return functional_call(self._network, tensors, args, kwargs)
+
+        batch = {name: channels_last(value) for name, value in inputs.items()}
+        with exact_arithmetic():
+            return self.problem.outputs(call, batch)
+
     def parts(self, size: int = 0) -> Iterator[slice]:
         """All examples of the problem, a batch of `size` at a time (the problem's own if 0)."""
         size = size or self.problem.batch_size or USUAL_BATCH
@@ -187,16 +207,6 @@ class Weights(Space):
     def outputs(self, point: Tensors, part: slice = EVERYTHING) -> Any:
         """See `Space.outputs`."""
         return self.outputs_of({n: value[part] for n, value in self.problem.inputs.items()}, point)
-
-    def outputs_of(self, inputs: Tensors, point: Tensors) -> Any:
-        """What the network with the parameters `point` gives for any raw inputs."""
-
-        def call(*args: Tensor, **kwargs: Tensor) -> Any:
-            return functional_call(self._network, point, args, kwargs)
-
-        batch = {name: channels_last(value) for name, value in inputs.items()}
-        with exact_arithmetic():
-            return self.problem.outputs(call, batch)
 
     def _moved(self, point: Tensors) -> Tensors:
         torch._foreach_copy_(list(self._places.values()), [point[name] for name in self._places])

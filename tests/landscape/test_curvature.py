@@ -405,6 +405,42 @@ def test_what_cannot_be_traced_is_multiplied_the_plain_way(
     torch.testing.assert_close(told, plain.matvec(vector), rtol=0, atol=0)
 
 
+class Scaled(Small):
+    """With a parameter of no dims, as a learned temperature is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(1.5))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.scale * super().forward(images)
+
+
+@pytest.mark.parametrize(
+    "names", [None, ["head.weight", "scale"], ["scale"], ["conv.weight"], ["norm.bias"]]
+)
+def test_a_selection_and_a_parameter_without_dims_are_traced(
+    names: list[str] | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    problem = small()
+    model = Scaled().double()
+    problem = Problem.of(model, [(problem.inputs["input"], problem.targets)], batch_size=4)
+    with caplog.at_level(logging.INFO):
+        told = dense(Curvature(Weights(problem), names=names, keep=True))
+    assert "cannot be traced" not in caplog.text
+    torch.testing.assert_close(
+        told, dense(Curvature(Weights(problem), names=names)), rtol=1e-9, atol=1e-12
+    )
+
+
+def test_batch_norm_is_traced_in_the_inputs_too(caplog: pytest.LogCaptureFixture) -> None:
+    problem = small()
+    with caplog.at_level(logging.INFO):
+        told = dense(Curvature(Inputs(problem), keep=True))
+    assert "cannot be traced" not in caplog.text
+    torch.testing.assert_close(told, dense(Curvature(Inputs(problem))), rtol=1e-9, atol=1e-12)
+
+
 class InPlace(Small):
     """Writes to what it has read, as many networks do."""
 

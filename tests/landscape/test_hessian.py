@@ -232,6 +232,32 @@ def test_input_eigenvalues_are_those_of_each_examples_dense_hessian(*, multiplie
         assert (result["products"] == 2).all(), "no iteration is needed"
 
 
+class NearlyPiecewise(torch.nn.Module):
+    """Linear, with a curvature of its own that only examples of some size have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = torch.nn.Linear(25, 3).double()
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        rows = images.flatten(1)
+        return self.head(rows) + torch.relu(rows[:, :3] - 0.5) ** 3
+
+
+def test_whether_the_jacobian_suffices_is_decided_example_by_example() -> None:
+    images = 0.4 * torch.rand(10, 1, 5, 5, generator=torch.Generator().manual_seed(0)).double()
+    images[4:, 0, 0, :3] += 0.6
+    problem = Problem.of(NearlyPiecewise(), [(images, torch.arange(10) % 3)], batch_size=10)
+    result = measured(problem, space="inputs", top=1, tol=1e-6)
+    assert result["from_jacobian"].values.tolist() == [1] * 4 + [0] * 6
+    rows = dense(Curvature(Inputs(problem))).view(10, 25, 10, 25)
+    values = torch.linalg.eigvalsh(torch.stack([rows[i, :, i] for i in range(10)]))
+    largest = torch.where(values[:, -1] > -values[:, 0], values[:, -1], values[:, 0])
+    np.testing.assert_allclose(result["eigenvalue"][:, 0], largest, rtol=1e-5)
+    assert (result["converged"] == 1).all()
+    assert (result["products"][:4] == 2).all() and (result["products"][4:] > 2).all()
+
+
 def test_several_input_eigenpairs_and_the_most_negative_come_from_lanczos() -> None:
     problem = small(multiplied=True)
     rows = dense(Curvature(Inputs(problem))).view(10, 25, 10, 25)

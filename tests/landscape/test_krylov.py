@@ -188,6 +188,26 @@ def test_looking_again_finds_every_vector_of_an_eigenvalue(
     )
 
 
+@pytest.mark.parametrize("which", ["magnitude", "largest", "smallest"])
+@pytest.mark.parametrize("count", [1, 5, 10, 11, 12])
+@pytest.mark.parametrize("values", ["line", "negative", "rank one", "zero"])
+def test_looking_again_where_nothing_is_left_changes_nothing(
+    which: krylov.Which, count: int, values: str
+) -> None:
+    spectra = {"line": torch.arange(1.0, 13), "negative": -torch.arange(1.0, 13)}
+    spectra |= {"zero": torch.zeros(12), "rank one": torch.eye(12)[0]}
+    eigenvalues = spectra[values][None].double()
+    dense, generator = product(matrix(eigenvalues)), torch.Generator().manual_seed(2)
+    first = krylov.eigenpairs(dense, start(1, 12), count, which=which, generator=generator)
+    found = krylov.multiples(
+        dense, first, which=which, tol=1e-3, max_products=200, generator=generator
+    )
+    keys = {"magnitude": -eigenvalues.abs(), "largest": -eigenvalues, "smallest": eigenvalues}
+    wanted = eigenvalues.gather(1, keys[which].argsort(dim=1, stable=True))[:, :count]
+    torch.testing.assert_close(found.values, wanted, rtol=1e-9, atol=1e-12)
+    assert found.products < 100, "values of rounding may change places; no more"
+
+
 def test_looking_again_makes_no_more_products_than_allowed() -> None:
     eigenvalues, generator = repeated(), torch.Generator().manual_seed(2)
     dense, calls = product(matrix(eigenvalues)), []

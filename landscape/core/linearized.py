@@ -40,7 +40,8 @@ def split(function: Callable[..., Any], arguments: Sequence[Any], vector: Any) -
     """Trace `function` at example arguments and cut its graph in two.
 
     The trace holds for arguments of the same shapes. It is made without values, so that a function
-    that looks at its arguments' values to decide what to do is refused, not traced at one of them.
+    that looks at its arguments' values to decide what to do is refused, not traced at one of them;
+    only where torch needs values is it made at the examples. So check it against `function`.
 
     Args:
         function: (*arguments, vector) -> tensors, linear in `vector`. Every argument is a tensor

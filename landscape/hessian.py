@@ -411,13 +411,13 @@ def _mixed(seed: int, *words: str) -> int:
 
 def _tell(result: xr.Dataset) -> list[str]:
     lines = []
-    narrow = json.loads(result.attrs["provenance"])["dtype"] != "float64"
     if "end" in result.dims:
+        most = json.loads(result.attrs["spec"])["max_products"]
+        narrow = json.loads(result.attrs["provenance"])["dtype"] != "float64"
         for end in result["end"].values:
             rows = result.sel(end=end)
             values = ", ".join(f"{value:.5g}" for value in rows["eigenvalue"].values)
             done, asked = int(rows["converged"].sum()), rows.sizes["rank"]
-            most = json.loads(result.attrs["spec"])["max_products"]
             why = (
                 "" if done == asked
                 else ", --max-products" if rows["products"] >= most

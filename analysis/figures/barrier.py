@@ -35,12 +35,11 @@ def barrier(
         scale: linear or logarithmic.
         label: for the legend.
     """
-    before = len(ax.lines)
-    profile(result, ax, variable=variable, scale=scale, label=label)
+    line = profile(result, ax, variable=variable, scale=scale, label=label)
     height, at = float(result["barrier"]), float(result["barrier_at"])
     if variable != "loss" or not height > 0:
         return
-    colour = ax.lines[before].get_color()
+    colour = line.get_color()
     inside = result["t"].values[(result["t"].values >= 0) & (result["t"].values <= 1)]
     first, last = result["loss"].sel(t=[0.0, 1.0]).values
     base = (1 - at) * first + at * last

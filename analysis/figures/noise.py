@@ -34,9 +34,8 @@ def noise(
         scale: linear or logarithmic.
         label: for the legend.
     """
-    before = len(ax.lines)
-    profile(result, ax, variable=variable, scale=scale, label=label)
-    ax.lines[before].set(marker="o", markersize=2.5)  # few, and what was measured
+    line = profile(result, ax, variable=variable, scale=scale, label=label)
+    line.set(marker="o", markersize=2.5)  # few, and what was measured
     ax.margins(x=0.03)
 
 

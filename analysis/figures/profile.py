@@ -6,8 +6,10 @@ import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
+from matplotlib.lines import Line2D
 
 from analysis import results
+from analysis.figures import style
 from analysis.figures.contour import network_label, networks
 from analysis.figures.scale import Scale, shared_scale
 
@@ -22,7 +24,7 @@ def profile(
     variable: str = "loss",
     scale: Scale | None = None,
     label: str | None = None,
-) -> None:
+) -> Line2D:
     """Draw one result as a line, a band of one standard error around it.
 
     The line joins neighbouring measured points; where a value is not finite or was not measured
@@ -36,6 +38,9 @@ def profile(
         variable: `loss` or `accuracy`.
         scale: linear or logarithmic; by default what suits this result alone.
         label: for the legend; by default the result's name.
+
+    Returns:
+        The line.
     """
     scale = scale or shared_scale([result], variable)
     ordered = result.sortby(str(result["measured"].dims[0]))
@@ -53,7 +58,7 @@ def profile(
     ax.plot(x[lone], values[lone], "o", markersize=2.5, color=colour)
     extent = ax.dataLim.frozen()
     ax.fill_between(x, values - stderr, values + stderr, color=colour, alpha=0.3, lw=0)
-    ax.fill_between([], [], color="0.6", lw=0, label="\N{PLUS-MINUS SIGN} 1 standard error")
+    ax.fill_between([], [], color="0.6", lw=0, label=style.ONE_ERROR)
     if scale.log:  # a mean that one huge loss carries has an error bar down to almost zero
         ax.dataLim.set(extent)
     if f"example_{variable}" in ordered:
@@ -86,6 +91,7 @@ def profile(
         low, high = scale.place(scale.levels[[0, -1]])
         bottom = low - _MARGIN * (high - low)
         ax.set_ylim(10**bottom if scale.log else bottom, scale.levels[-1])
+    return line
 
 
 def _examples(result: xr.Dataset, ax: Axes, variable: str, colour: str) -> None:

@@ -26,7 +26,6 @@ _MARGIN = 1.5
 _NEAR = 0.1  # of the band: a smaller rounding error is not drawn
 _LINEAR = 100  # a typical value over the size up to which an axis of both signs is linear
 _ACCURACY, _SIGNED = "moved_accuracy", "curvature"  # variables that are no sizes
-_ERROR = "\N{PLUS-MINUS SIGN} 1 standard error"
 
 
 def distribution(result: xr.Dataset, ax: Axes, *, variable: str, label: str | None = None) -> None:
@@ -93,7 +92,9 @@ def radius_curve(
     colour = to_hex(line.get_color())
     ax.fill_between(x, low, high, color=colour, alpha=0.15, lw=0)
     ax.plot(x, np.stack([low, high], axis=1), color=colour, linestyle="-", linewidth=0.3)
-    told = _ERROR if variable == _ACCURACY else "10\N{EN DASH}90 % of examples and directions"
+    told = (
+        style.ONE_ERROR if variable == _ACCURACY else "10\N{EN DASH}90 % of examples and directions"
+    )
     ax.fill_between([], [], fc="0.88", ec="0.4", lw=0.3, label=told)
     astray = x[middle == _ABOVE]
     if astray.size:

@@ -15,6 +15,7 @@ OVER = "#fff6b8"  # above the scale: lighter than its last colour
 NOT_FINITE = "0.55"
 NOT_MEASURED = "0.92"
 TEXT_SIZE, NOTE_SIZE = 8.0, 7.0  # points
+ONE_ERROR = "\N{PLUS-MINUS SIGN} 1 standard error"  # of a band, in legends
 
 # Okabe and Ito's palette; the line style tells the lines apart once more, for grey print.
 _LINES = cycler(

@@ -97,8 +97,9 @@ class Curvature(CurvatureOperator):  # type: ignore[misc]
             for name in chosen
         }
         self._fixed = {n: v for n, v in space.origin.items() if n not in self._point}
+        self._state = space.tensors if in_inputs else space.tensors | self._fixed
         if in_inputs:
-            self._fixed = {name: value[part] for name, value in self._fixed.items()}
+            self._fixed = _at(self._fixed, part)
         self._targets = space.problem.targets[part if in_inputs else EVERYTHING]
         self.blocks = len(self._targets) if in_inputs else 1
         self._scale = self.flat(self._expanded(scale)) if scale else None
@@ -216,11 +217,10 @@ class Curvature(CurvatureOperator):  # type: ignore[misc]
 
         The point, the examples' other inputs, the network's other tensors, and the targets.
         """
-        point, inputs, targets = self._point, self.space.problem.inputs, self._targets[part]
+        targets = self._targets[part]
         if isinstance(self.space, Inputs):
-            return _at(point, part), _at(self._fixed, part), self.space.tensors, targets
-        others = {name: value for name, value in self.space.tensors.items() if name not in point}
-        return point, _at(inputs, part), others | self._fixed, targets
+            return _at(self._point, part), _at(self._fixed, part), self._state, targets
+        return self._point, _at(self.space.problem.inputs, part), self._state, targets
 
     def _differentiated(
         self,

@@ -187,7 +187,7 @@ def eigenpairs(
         values, coefficients = basis.ritz()
         order = _order(values, which)
         chosen = values.gather(1, order[:, :found])
-        mixed = coefficients.gather(2, order[:, None, :found].expand(-1, basis.filled, -1))
+        mixed = coefficients.take_along_dim(order[:, None, :found], 2)
         floor = rounding * values.abs().amax(dim=1, keepdim=True)
         promised = basis.remainder[:, None] * mixed[:, -1].abs()
         nothing = chosen.abs() <= 10 * floor  # rounding, whose relative residual cannot fall
@@ -217,7 +217,7 @@ def eigenpairs(
             keep = min((count + capacity) // 2, capacity - 1)
             basis.restart(
                 values.gather(1, order[:, :keep]),
-                coefficients.gather(2, order[:, None, :keep].expand(-1, basis.filled, -1)),
+                coefficients.take_along_dim(order[:, None, :keep], 2),
             )
     return result
 
@@ -289,13 +289,7 @@ def multiples(
         ]
         order = _order(both[0], which)[:, :count]
         values, vectors, residuals, converged = (
-            rows.gather(
-                1,
-                order.view(*order.shape, *(1,) * (rows.ndim - 2)).expand(
-                    *order.shape, *rows.shape[2:]
-                ),
-            )
-            for rows in both
+            rows.take_along_dim(order if rows.ndim == 2 else order[:, :, None], 1) for rows in both
         )
         found = Eigenpairs(values, vectors, residuals, converged, products)
     return found

@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -116,12 +115,11 @@ def _traced(
         forms.append(form)
         return leaves
 
-    # The network's own tensors, which the function holds, are real ones.
-    without_values = partial(make_fx, tracing_mode="fake", _allow_non_fake_inputs=True)
     with warnings.catch_warnings():  # torch's own forward mode is written with torch.jit
         warnings.filterwarnings("ignore", message=".*torch.jit", category=DeprecationWarning)
         try:
-            traced = without_values(pure)(*arguments)
+            # Without values; but what the function holds, such as a loss's weights, is real.
+            traced = make_fx(pure, tracing_mode="fake", _allow_non_fake_inputs=True)(*arguments)
         except RuntimeError as error:
             # Torch's forward mode of a batch norm whose weights stay, not a fault of the function.
             if "on the same device" not in str(error):
@@ -149,8 +147,8 @@ def _simplify(graph: fx.Graph) -> None:
             if other.target in zeros and _alike(node, one):
                 node.replace_all_uses_with(one)
                 break
-            fits = all(_same_type(node, a) for a in (one, other, *other.args))
-            if other.target is aten.mul.Tensor and len(other.users) == 1 and fits:
+            product = other.target is aten.mul.Tensor and len(other.users) == 1
+            if product and all(_same_type(node, a) for a in (one, other, *other.args)):
                 with graph.inserting_before(node):
                     both = graph.call_function(aten.addcmul.default, (one, *other.args))
                 both.meta = dict(node.meta)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -122,17 +122,19 @@ class Space(ABC):
         """Parameters and buffers of the network, by name; not to be written to."""
         return dict(self._network.named_parameters()) | dict(self._network.named_buffers())
 
-    def outputs_of(self, inputs: Tensors, tensors: Tensors) -> Any:
-        """What the network with these parameters and buffers gives for any raw inputs.
+    def outputs_of(self, inputs: Tensors, tensors: Tensors | None = None) -> Any:
+        """What the network gives for any raw inputs.
 
         Args:
             inputs: {name: (n, ...)}.
-            tensors: those that are not named stay as they are.
+            tensors: other values of its parameters and buffers; those that are not named stay as
+                they are.
         """
 
-        def call(*args: Tensor, **kwargs: Tensor) -> Any:
-            return functional_call(self._network, tensors, args, kwargs)
+        def moved(*args: Tensor, **kwargs: Tensor) -> Any:
+            return functional_call(self._network, cast(Tensors, tensors), args, kwargs)
 
+        call = self._network if tensors is None else moved
         batch = {name: channels_last(value) for name, value in inputs.items()}
         with exact_arithmetic():
             return self.problem.outputs(call, batch)
@@ -165,8 +167,7 @@ class Space(ABC):
         losses, hits = [], []
         with exact_arithmetic():
             for part in self.parts():
-                batch = {name: channels_last(value[part]) for name, value in inputs.items()}
-                outputs = problem.outputs(self._network, batch)
+                outputs = self.outputs_of({name: value[part] for name, value in inputs.items()})
                 losses.append(problem.losses(outputs, problem.targets[part]))
                 if problem.correct is not None:
                     hits.append(problem.correct(outputs, problem.targets[part]))
@@ -229,9 +230,7 @@ class Inputs(Space):
 
     def outputs(self, point: Tensors, part: slice = EVERYTHING) -> Any:
         """See `Space.outputs`."""
-        batch = {name: channels_last(value[part]) for name, value in point.items()}
-        with exact_arithmetic():
-            return self.problem.outputs(self._network, batch)
+        return self.outputs_of({name: value[part] for name, value in point.items()})
 
     def transitions(self, path: Tensors) -> tuple[Any, Tensor]:
         """What the network gives along a path, and how many ReLUs switch at each of its steps.

@@ -120,7 +120,7 @@ def ours(task: Task, batch: int, *, keep: bool, save: bool) -> Job:
     problem = Problem(
         task.network(), {"input": task.images}, task.labels, normalization=normalization
     )
-    problem = prepared(problem)  # measures the batch size, once
+    problem = prepared(problem, {"weights": 0})  # measures the batch size, once
 
     def surface() -> Any:
         with tempfile.TemporaryDirectory() as folder:

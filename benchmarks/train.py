@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from statistics import median
 from typing import Any
@@ -24,6 +25,7 @@ from torch.nn import functional
 
 from checkpoints import allocator, checkpoint, train
 from checkpoints.data.images import Images
+from checkpoints.device import in_order
 from checkpoints.registry import load_images
 
 # CPU time is that of all threads together; on a busy machine, read it with one thread.
@@ -84,13 +86,14 @@ def measure(
     mean, std = (torch.tensor(value, device=device) for value in train.statistics(kept))
     pixels, labels = torch.from_numpy(kept.pixels), torch.from_numpy(kept.labels)
     data = train.Batches(pixels.to(device), labels.to(device), mean, std)
+    options = {"channels": images.pixels.shape[1], "classes": len(images.classes)}
+    using = train.trusted_kernels(checkpoint.build(model, options).to(device), data, recipe)
+    data = replace(data, kernels=using)
     generator = torch.Generator().manual_seed(0)
     batches = list(data.augmented(recipe.batch, recipe.shift, generator, flip=recipe.flip))
 
     def network() -> nn.Module:
-        options = {"channels": images.pixels.shape[1], "classes": len(images.classes)}
-        made = checkpoint.build(model, options).to(device)
-        return made.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+        return in_order(checkpoint.build(model, options).to(device), using)
 
     stepped = network()
     optimizer = torch.optim.SGD(

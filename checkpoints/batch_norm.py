@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from checkpoints.device import channels_last, exact_arithmetic
+from checkpoints.device import Kernels, exact_arithmetic, in_order
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
@@ -18,6 +18,7 @@ def recompute_statistics(
     network: nn.Module,
     outputs: Callable[[nn.Module, dict[str, Tensor]], Any],
     calibration: Mapping[str, Tensor],
+    kernels: Kernels = "contiguous",
 ) -> None:
     """Set every batch norm of `network` to its exact statistics over the calibration set.
 
@@ -27,14 +28,15 @@ def recompute_statistics(
         network: written to.
         outputs: calls the network on raw inputs, such as `Problem.outputs`.
         calibration: {name: (M, ...)}.
+        kernels: those of the network; see `checkpoints.device`.
     """
     norms = [module for module in network.modules() if isinstance(module, NORMS)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.train()
         norm.momentum = 1.0
-    batch = {name: channels_last(value) for name, value in calibration.items()}
-    with exact_arithmetic():
+    batch = {name: in_order(value, kernels) for name, value in calibration.items()}
+    with exact_arithmetic(kernels):
         outputs(network, batch)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.eval()

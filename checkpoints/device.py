@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+# The memory order of images and feature maps, and whose kernels compute with them; the fastest
+# first. `native` is contiguous and leaves out oneDNN and cuDNN.
+Kernels: TypeAlias = Literal["channels_last", "contiguous", "native"]
+KERNELS: tuple[Kernels, ...] = get_args(Kernels)
+Movable = TypeVar("Movable", Tensor, nn.Module)
 
 
 def device_named(name: str | None, rank: int = 0) -> torch.device:
@@ -33,25 +40,89 @@ def device_named(name: str | None, rank: int = 0) -> torch.device:
 
 
 @contextmanager
-def exact_arithmetic() -> Iterator[None]:
-    """On a GPU: algorithms that give the same bits again, and float32 that is float32, not TF32."""
-    if not torch.cuda.is_available():
+def exact_arithmetic(kernels: Kernels = "channels_last") -> Iterator[None]:
+    """Float32 that is float32, on a GPU with the same bits again, computed by these kernels.
+
+    Without it a user's own settings decide whether TF32 or bfloat16 takes its place. A backward
+    pass chooses its kernels anew, so it must stand inside as well.
+    """
+    native = kernels == "native"
+    settings: list[tuple[Any, str, Any]] = [
+        (backend, "fp32_precision", "ieee")
+        for backend in _MULTIPLYING
+        if hasattr(backend, "fp32_precision")
+    ] or [
+        (torch.backends.cuda.matmul, "allow_tf32", False),
+        (torch.backends.cudnn, "allow_tf32", False),
+    ]
+    if torch.cuda.is_available():
+        settings += [(torch.backends.cudnn, "benchmark", False)]
+        settings += [(torch.backends.cudnn, "deterministic", True)]
+    if native:
+        settings += [(torch.backends.mkldnn, "enabled", False)]
+        settings += [(torch.backends.cudnn, "enabled", False)]
+    with ExitStack() as held:
+        for backend, name, value in settings:
+            held.enter_context(_set(backend, name, value))
+        yield
+
+
+# What has a precision of its own for float32, from torch 2.9 on. Each is set by itself: torch
+# refuses to read its older, common switches where these differ.
+_MULTIPLYING = (
+    torch.backends.cuda.matmul,
+    *(getattr(torch.backends.mkldnn, operation, None) for operation in ("matmul", "conv", "rnn")),
+    *(getattr(torch.backends.cudnn, operation, None) for operation in ("conv", "rnn")),
+)
+
+
+@contextmanager
+def _set(backend: Any, name: str, value: Any) -> Iterator[None]:
+    before = getattr(backend, name)
+    if before == value:
         yield
         return
-    matmul = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = False
+    setattr(backend, name, value)
     try:
-        with torch.backends.cudnn.flags(
-            enabled=True, benchmark=False, deterministic=True, allow_tf32=False
-        ):
-            yield
+        yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32 = matmul
+        setattr(backend, name, before)
 
 
-def channels_last(value: Tensor) -> Tensor:
-    """A batch of images (N, C, H, W) in the order that convolutions are fast in; else `value`."""
-    return value.contiguous(memory_format=torch.channels_last) if value.ndim == 4 else value
+def in_order(value: Movable, kernels: Kernels) -> Movable:
+    """A network, or a batch, in the memory order of these kernels; a network is changed in place.
+
+    Convolutions of images (N, C, H, W) are fastest where the channels come last. A batch without
+    four axes, and a network without such a parameter, then stay as they are.
+    """
+    if isinstance(value, Tensor):
+        if kernels == "channels_last":
+            images = value.ndim == 4
+            return value.contiguous(memory_format=torch.channels_last) if images else value
+        if in_default_order(value):
+            return value
+        return value.clone(memory_format=torch.contiguous_format)
+    if kernels == "channels_last":
+        if any(parameter.ndim == 4 for parameter in value.parameters()):
+            value.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return value
+    with torch.no_grad():
+        for tensor in (*value.parameters(), *value.buffers()):
+            tensor.data = in_order(tensor.data, kernels)
+    return value
+
+
+def in_default_order(value: Tensor) -> bool:
+    """Whether a tensor's strides are those of a new one.
+
+    `is_contiguous` does not tell: strides of axes of length 1 do not count for it, but they decide
+    whether torch takes a 1x1 convolution's weight for channels-last.
+    """
+    expected, step = [], 1
+    for size in reversed(value.shape):
+        expected.append(step)
+        step *= max(size, 1)
+    return value.stride() == tuple(reversed(expected))
 
 
 def memory_exhausted(error: BaseException) -> bool:

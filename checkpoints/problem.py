@@ -20,7 +20,7 @@ from checkpoints import temperature as temperature_of
 from checkpoints.batch_norm import recompute_statistics
 from checkpoints.checkpoint import Checkpoint
 from checkpoints.data.images import Images, interleave
-from checkpoints.device import exact_arithmetic
+from checkpoints.device import KERNELS, Kernels, exact_arithmetic
 from checkpoints.registry import load_images
 
 Tensors: TypeAlias = dict[str, Tensor]
@@ -112,6 +112,8 @@ class Problem:
         calibration: {name: (M, ...)}, for `recompute`.
         batch_size: examples in a forward pass; 0 lets a short measurement decide. It changes
             results by rounding alone.
+        kernels: which compute; None lets a comparison with float64 decide, see
+            `checkpoints.kernels`. They change results by rounding alone.
         temperature: the outputs, logits, are divided by it, so that networks can be compared at
             equal confidence; see `checkpoints.temperature.fit`.
         classes: their names, in the order of the labels; may be left out.
@@ -127,6 +129,7 @@ class Problem:
     batch_norm: BatchNorm = "running"
     calibration: Tensors = field(default_factory=dict)
     batch_size: int = 0
+    kernels: Kernels | None = None
     temperature: float = 1.0
     classes: Sequence[str] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
@@ -143,6 +146,8 @@ class Problem:
             raise ValueError("batch_norm='recompute' needs a calibration set, and there is none.")
         if self.batch_size < 0:
             raise ValueError(f"batch_size={self.batch_size}; needed: at least 1, or 0 to measure.")
+        if self.kernels is not None and self.kernels not in KERNELS:
+            raise ValueError(f"kernels={self.kernels!r}; needed: one of {', '.join(KERNELS)}.")
         if not 0 < self.temperature < float("inf"):
             raise ValueError(f"temperature={self.temperature}; needed: a positive number, or fit.")
 
@@ -267,6 +272,7 @@ class Problem:
             calibration["sha256"] = _digest(self.calibration)
         told["batch_norm"] = {"policy": self.batch_norm, "calibration": calibration}
         told["temperature"] = {"value": self.temperature} | told.get("temperature", {})
+        told["batch_size"], told["kernels"] = self.batch_size, self.kernels
         told["device"] = self.device.type
         told["dtype"] = str(self.dtype).removeprefix("torch.")
         return told

@@ -17,12 +17,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
-from checkpoints import allocator, checkpoint, flags
+from checkpoints import allocator, checkpoint, flags, kernels
 from checkpoints.checkpoint import Checkpoint
 from checkpoints.data.images import Images, interleave
-from checkpoints.device import channels_last, device_named, exact_arithmetic
+from checkpoints.device import Kernels, device_named, exact_arithmetic, in_order
 from checkpoints.flags import option
 from checkpoints.models.merge import Factors, Merge
+from checkpoints.problem import Problem
 from checkpoints.reader import read
 from checkpoints.registry import load_images
 
@@ -91,18 +92,20 @@ class Batches:
         labels: (N,) int64.
         mean: (C,) in [0, 1].
         std: (C,) in [0, 1].
+        kernels: those of the network; see `checkpoints.kernels`.
     """
 
     pixels: Tensor
     labels: Tensor
     mean: Tensor
     std: Tensor
+    kernels: Kernels = "channels_last"
 
     def normalized(self, pixels: Tensor) -> Tensor:
-        """(B, C, H, W) uint8 as normalised float32, channels last in memory."""
+        """(B, C, H, W) uint8 as normalised float32, in the kernels' memory order."""
         scale, offset = 1 / (255 * self.std), self.mean / self.std
         images = torch.addcmul(-offset[:, None, None], pixels.float(), scale[:, None, None])
-        return channels_last(images)
+        return in_order(images, self.kernels)
 
     def plain(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """All examples in order."""
@@ -180,7 +183,7 @@ def evaluate(network: nn.Module, batches: Batches, size: int = 100) -> tuple[flo
     training = network.training
     network.eval()
     loss, hits = 0.0, 0
-    with exact_arithmetic():
+    with exact_arithmetic(batches.kernels):
         for images, labels in batches.plain(size):
             logits = network(images).double()
             loss += functional.cross_entropy(logits, labels, reduction="sum").item()
@@ -304,19 +307,27 @@ def train(
             f"--batch {recipe.batch} exceeds the {len(kept)} training images. Pass a smaller one."
         )
     mean, std = statistics(kept)
-    channels = {"mean": torch.tensor(mean, device=device), "std": torch.tensor(std, device=device)}
 
     def batches(images: Images) -> Batches:
         pixels, labels = torch.from_numpy(images.pixels), torch.from_numpy(images.labels)
-        return Batches(pixels.to(device), labels.to(device), **channels)
+        scales = torch.tensor(mean, device=device), torch.tensor(std, device=device)
+        return Batches(pixels.to(device), labels.to(device), *scales)
 
-    training, validation, test = batches(kept), batches(held), batches(test_images)
     options = dict(options)
     options |= {"classes": len(train_images.classes), "channels": train_images.pixels.shape[1]}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = checkpoint.build(model, options)
-    network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network = network.to(device)
+    training, validation, test = batches(kept), batches(held), batches(test_images)
+
+    def say(line: str) -> None:
+        if progress:
+            tqdm.write(line, file=sys.stderr)
+
+    using = trusted_kernels(network, training, recipe, say)
+    network = in_order(network, using)
+    training, validation, test = (replace(b, kernels=using) for b in (training, validation, test))
     optimizer = torch.optim.SGD(
         [
             {
@@ -342,11 +353,13 @@ def train(
         history = _restored(state_file, identity, network, optimizer)
     for epoch in range(len(history), recipe.epochs):
         # For dropout and its like: everything of ours has a generator of its own.
-        with torch.random.fork_rng([device] if device.type == "cuda" else []), exact_arithmetic():
+        devices = [device] if device.type == "cuda" else []
+        with torch.random.fork_rng(devices), exact_arithmetic(using):
             torch.manual_seed(-1 - _epoch_seed(seed, epoch))
             row = _train_epoch(
                 network, optimizer, training, recipe, epoch=epoch, seed=seed, progress=progress
             )
+        row["kernels"] = using
         row["validation_loss"], row["validation_accuracy"] = evaluate(network, validation)
         row["test_loss"], row["test_accuracy"] = evaluate(network, test)
         history.append(row)
@@ -399,6 +412,23 @@ def train(
         },
         history=tuple(history),
     )
+
+
+def trusted_kernels(
+    network: nn.Module,
+    training: Batches,
+    recipe: Recipe,
+    say: Callable[[str], None] = lambda line: None,
+) -> Kernels:
+    """The fastest kernels whose gradients are right for this network; see `kernels.chosen`."""
+    images, labels = next(training.plain(2 * recipe.batch))
+    return kernels.chosen(
+        Problem(network, {"input": images}, labels),
+        {"weights": 1},
+        say=say,
+        mode=kernels.training_mode,
+        precision=torch.bfloat16 if recipe.precision == "bfloat16" else None,
+    ).kernels
 
 
 def _epoch_seed(seed: int, epoch: int) -> int:

@@ -46,5 +46,6 @@ def measure(
     if unknown:
         raise ValueError(f"{probe} has no option {unknown[0]}. Known: {', '.join(known)}.")
     path = Path(out) if out is not None else None
-    problem = prepared(problem, path)
-    return run(entry.plan(problem, entry.spec(**spec)), path)
+    chosen = entry.spec(**spec)
+    problem = prepared(problem, chosen.derivatives, path)
+    return run(entry.plan(problem, chosen), path)

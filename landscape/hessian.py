@@ -86,6 +86,11 @@ class Spec:
     )
     seed: int = option(0, "of the random vectors")
 
+    @property
+    def derivatives(self) -> dict[str, int]:
+        """The highest derivative in each space; see `checkpoints.kernels`."""
+        return {self.space: 2}
+
     def resolved(self, rows: int) -> Spec:
         """This spec with every default decided, for a matrix of so many rows.
 
@@ -320,7 +325,6 @@ def _of_weights(measured: _Measured) -> Plan:
             about = {"long_name": f"standard error of the {label}", "units": units}
             variables[f"{name}_stderr"] = ((), about)
     provenance = problem.fingerprints() | {
-        "batch_size": problem.batch_size,
         "files": {},
         "parameters": measured.size,
     }
@@ -380,7 +384,7 @@ def _of_inputs(space: Inputs, spec: Spec, size: int) -> Plan:
     return Plan(
         probe="hessian",
         spec=spec,
-        provenance=problem.fingerprints() | {"batch_size": problem.batch_size, "files": {}},
+        provenance=problem.fingerprints() | {"files": {}},
         coords={"example": _count(len(problem), "example"), "rank": _count(top, "rank")},
         variables=variables,
         walk=("example",),

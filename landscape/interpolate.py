@@ -71,6 +71,11 @@ class Spec:
     )
     seed: int = option(0, "of the pairs, and of the shuffling")
 
+    @property
+    def derivatives(self) -> dict[str, int]:
+        """The highest derivative in each space; see `checkpoints.kernels`."""
+        return {"inputs": int(bool(self.jacobian))} if self.to is None else {"weights": 0}
+
     def resolved(self, problem: Problem) -> Spec:
         """This spec with every default decided.
 
@@ -167,7 +172,7 @@ def interpolate(problem: Problem, spec: Spec) -> Plan:
     return Plan(
         probe="interpolate",
         spec=spec,
-        provenance=problem.fingerprints() | {"batch_size": problem.batch_size},
+        provenance=problem.fingerprints(),
         coords=_coords(space, spec, drawn, t, shown),
         variables=between.variables(with_jacobian=bool(spec.jacobian))
         | (GALLERY_VARIABLES if shown else {}),

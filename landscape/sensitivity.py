@@ -79,6 +79,11 @@ class Spec:
                 "them. Ask for fewer directions, or more neighbours."
             )
 
+    @property
+    def derivatives(self) -> dict[str, int]:
+        """The highest derivative in each space; see `checkpoints.kernels`."""
+        return {"inputs": 1}
+
     def resolved(self, classes: int) -> Spec:
         """This spec with every default decided, its lists in order, for so many classes."""
         few = self.jacobian == "auto" and classes <= self.exact_classes
@@ -155,7 +160,7 @@ def sensitivity(problem: Problem, spec: Spec) -> Plan:
     return Plan(
         probe="sensitivity",
         spec=spec,
-        provenance=problem.fingerprints() | {"batch_size": problem.batch_size},
+        provenance=problem.fingerprints(),
         coords={dim: value for dim, value in coords.items() if dim in used},
         variables=variables,
         walk=("example",),

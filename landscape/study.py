@@ -57,7 +57,7 @@ def measured(
             _discard_damaged(path)
             entry = probe_named(task.study.probes[label][0])
             spec = entry.spec(**task.spec(network, label))
-            plan = entry.plan(spaces.prepared(problem, path), spec)
+            plan = entry.plan(spaces.prepared(problem, spec.derivatives, path), spec)
             _check_endpoints(task.study, label, plan)
             run(plan, path, show_progress=show_progress)
         except Exception as error:  # whatever it is, the other results do not depend on it

@@ -64,6 +64,11 @@ class Spec:
             if isinstance(value, int | float):
                 object.__setattr__(self, name, (value,))
 
+    @property
+    def derivatives(self) -> dict[str, int]:
+        """The highest derivative in each space; see `checkpoints.kernels`."""
+        return {self.space: 0}
+
     def resolved(self) -> Spec:
         """This spec with every default decided.
 
@@ -151,7 +156,7 @@ def surface(problem: Problem, spec: Spec) -> Plan:
         about = {"long_name": "loss of one example", "units": "nat"}
         variables["example_loss"] = ((*dims, "example"), about)
         coords["example"] = (np.arange(len(problem)), {"long_name": "example", "units": "1"})
-    provenance = problem.fingerprints() | {"batch_size": problem.batch_size, "files": files}
+    provenance = problem.fingerprints() | {"files": files}
     return Plan(
         probe="surface",
         spec=replace(spec, save_directions=None),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -34,6 +36,24 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("needs the folder of real images beside the checkout, ../shared/data")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def second_derivatives_are_marked(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
+    """CI runs what is marked on other kernels too, so nothing that belongs there may be missing."""
+    plain, seen = torch.autograd.grad, []
+
+    def grad(*args: Any, **kwargs: Any) -> Any:
+        if kwargs.get("create_graph"):
+            seen.append(True)
+        return plain(*args, **kwargs)
+
+    monkeypatch.setattr(torch.autograd, "grad", grad)
+    yield
+    if seen and request.node.get_closest_marker("second_derivative") is None:
+        pytest.fail("it differentiates twice; mark it with pytest.mark.second_derivative.")
 
 
 @pytest.fixture

@@ -17,7 +17,10 @@ import landscape
 from checkpoints.problem import Problem
 from landscape.core import store
 from landscape.core.plan import DIMS, Plan, run
+from landscape.core.spaces import prepared
 from landscape.registry import PROBES
+
+pytestmark = pytest.mark.second_derivative
 
 # Grids small enough for a test; a probe that is not named here is measured with its defaults.
 SMALL: dict[str, dict[str, Any]] = {
@@ -43,7 +46,8 @@ def measured(probe: str, problem: Problem, out: Path | None = None) -> xr.Datase
 
 def planned(probe: str, problem: Problem) -> Plan:
     entry = PROBES[probe]
-    return entry.plan(problem, entry.spec(**SMALL.get(probe, {})))
+    spec = entry.spec(**SMALL.get(probe, {}))
+    return entry.plan(prepared(problem, spec.derivatives), spec)
 
 
 def test_the_problem_is_left_as_it_was(probe: str, problem: Problem) -> None:

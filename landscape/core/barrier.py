@@ -90,7 +90,7 @@ def plan(
     return Plan(
         probe="interpolate",
         spec=spec,
-        provenance=problem.fingerprints() | {"batch_size": problem.batch_size, "files": files},
+        provenance=problem.fingerprints() | {"files": files},
         coords={
             "t": (t, {"long_name": where, "units": "1"}),
             "part": (parts, about),

@@ -11,15 +11,16 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
-from checkpoints import allocator, flags
+from checkpoints import allocator, flags, kernels
 from checkpoints.device import device_named, memory_exhausted
+from checkpoints.kernels import Derivatives
 from checkpoints.problem import Problem, load_problem
 from landscape.core import spaces
-from landscape.core.plan import run
+from landscape.core.plan import Workers, run
 from landscape.core.workers import workers_of_this_process
 from landscape.registry import probe_named
 
@@ -95,6 +96,31 @@ def _temperature(text: str) -> float | Literal["fit"]:
         raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor fit") from None
 
 
+def _prepared(problem: Problem, derivatives: Derivatives, out: Path, workers: Workers) -> Problem:
+    """The problem as rank 0 prepares it; the kernels must be right where this rank runs too."""
+
+    def prepare() -> dict[str, Any]:
+        told = spaces.prepared(problem, derivatives, out, say)
+        errors = told.provenance["kernel_errors"]
+        return {"batch_size": told.batch_size, "kernels": told.kernels, "errors": errors}
+
+    told = workers.share("problem", prepare)
+    if workers.rank:
+        here = kernels.chosen(problem, derivatives, first=told["kernels"])
+        if here.kernels != told["kernels"]:
+            raise ValueError(
+                f"rank {workers.rank}: the {told['kernels']} kernels that rank 0 uses are wrong "
+                "on this rank's machine. Start all ranks on machines of one kind."
+            )
+    provenance = {**problem.provenance, "kernel_errors": told["errors"]}
+    return replace(
+        problem,
+        batch_size=told["batch_size"],
+        kernels=told["kernels"],
+        provenance=provenance,
+    )
+
+
 def _measure(probe: str, chosen: argparse.Namespace) -> int:
     workers = workers_of_this_process()
     first = workers.rank == 0
@@ -119,8 +145,7 @@ def _measure(probe: str, chosen: argparse.Namespace) -> int:
         temperature=chosen.temperature,
         say=say,
     ).to(device_named(chosen.device, int(os.environ.get("LOCAL_RANK", "0"))), DTYPES[chosen.dtype])
-    size = workers.share("batch_size", lambda: spaces.prepared(problem, out).batch_size)
-    problem = replace(problem, batch_size=size)
+    problem = _prepared(problem, spec.derivatives, out, workers)
     plan = entry.plan(problem, spec)
     _introduce(problem)
     result = run(

@@ -14,7 +14,7 @@ from hessian_eigenthings import CurvatureOperator
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from checkpoints.device import exact_arithmetic, memory_exhausted
+from checkpoints.device import memory_exhausted
 from checkpoints.problem import Tensors
 from landscape.core import linearized, products
 from landscape.core.spaces import EVERYTHING, Inputs, Space, Weights
@@ -135,7 +135,7 @@ class Curvature(CurvatureOperator):  # type: ignore[misc]
             raise ValueError(f"the vector has shape {tuple(v.shape)}; needed: ({self.size},).")
         scaled = v if self._scale is None else v * self._scale
         vector = self.tensors(scaled)
-        with exact_arithmetic():
+        with self.space.exact():
             if isinstance(self.space, Inputs):
                 rows = [self._flat_rows(self._product(p, _at(vector, p))) for p in self._parts()]
                 product = torch.cat(rows).flatten()

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 from torch import Tensor
 
-from checkpoints.device import exact_arithmetic
 from checkpoints.problem import Tensors
 from landscape.core.spaces import Inputs
 
@@ -47,7 +46,7 @@ def gradient(
     Cost: one forward and one backward pass.
     """
     leaves = {name: value.detach().requires_grad_() for name, value in inputs.items()}
-    with exact_arithmetic():
+    with space.exact():
         logits = space.outputs(leaves)
         wide = logits.detach().double().requires_grad_()
         (seeds,) = torch.autograd.grad(scalar(wide).sum(), [wide], materialize_grads=True)
@@ -77,7 +76,7 @@ def jacobian(space: Inputs, inputs: Tensors) -> tuple[Tensor, Tensor]:
     Cost: one forward and `classes` backward passes of all examples; one graph's activations, kept.
     """
     leaves = {name: value.detach().requires_grad_() for name, value in inputs.items()}
-    with exact_arithmetic():
+    with space.exact():
         logits = space.outputs(leaves)
         rows = list(_pulled_back(logits, leaves, torch.eye(logits.shape[1]).to(logits)))
     return logits.detach().double(), torch.stack(rows, dim=1)
@@ -137,7 +136,7 @@ def hutchinson(
     Source: Novak et al. 2018, arXiv:1802.08760 (the norm); Hutchinson 1990 (the estimate).
     """
     leaves = {name: value.detach().requires_grad_() for name, value in inputs.items()}
-    with exact_arithmetic():
+    with space.exact():
         outputs = outer(space.outputs(leaves).double())
         rows = _pulled_back(outputs, leaves, signs.to(outputs))
         squares = torch.stack([row.double().square().sum(dim=1) for row in rows])

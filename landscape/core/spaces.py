@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import logging
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -18,11 +20,14 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from checkpoints import kernels
 from checkpoints.batch_norm import NORMS, recompute_statistics
-from checkpoints.device import channels_last, exact_arithmetic, memory_exhausted
+from checkpoints.device import exact_arithmetic, in_order, memory_exhausted
 from checkpoints.problem import Problem, Tensors
 from landscape.core import store
 from landscape.core.summary import mean_and_stderr
+
+log = logging.getLogger(__name__)
 
 # Forward passes of about this size were the fastest, or within a few per cent of it, on every CPU
 # and network tried; another size is taken only where it gains more than a tenth.
@@ -87,9 +92,9 @@ class Space(ABC):
                     "track_running_stats=True, and statistics of the training."
                 )
         self.problem = problem
-        self._network = copy.deepcopy(problem.model).eval().requires_grad_(requires_grad=False)
-        if any(p.ndim == 4 for p in self._network.parameters()):
-            self._network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._kernels = problem.kernels or kernels.without_known_faults(problem)
+        network = copy.deepcopy(problem.model).eval().requires_grad_(requires_grad=False)
+        self._network = in_order(network, self._kernels)
 
     @abstractmethod
     def _moved(self, point: Tensors) -> Tensors:
@@ -102,7 +107,7 @@ class Space(ABC):
         In eval mode no example's output depends on another example. Batch norm's statistics are
         those of the origin, also where the problem recomputes them at every point: a derivative
         is taken with statistics held fixed. Where it matters that TF32 is off, in the backward
-        pass too, the caller stands in `checkpoints.device.exact_arithmetic()`.
+        pass too, the caller stands in `exact()`.
 
         Args:
             point: in the weights, the names and shapes of `origin`; in the inputs, examples,
@@ -116,6 +121,10 @@ class Space(ABC):
         Cost: one forward pass of these examples; the memory of their activations until it is
         differentiated.
         """
+
+    def exact(self) -> AbstractContextManager[None]:
+        """The arithmetic of this space, to stand in while its outputs are differentiated."""
+        return exact_arithmetic(self._kernels)
 
     @property
     def tensors(self) -> Tensors:
@@ -135,9 +144,13 @@ class Space(ABC):
             return functional_call(self._network, cast(Tensors, tensors), args, kwargs)
 
         call = self._network if tensors is None else moved
-        batch = {name: channels_last(value) for name, value in inputs.items()}
-        with exact_arithmetic():
+        batch = {name: in_order(value, self._kernels) for name, value in inputs.items()}
+        with self.exact():
             return self.problem.outputs(call, batch)
+
+    def _recompute_statistics(self) -> None:
+        problem = self.problem
+        recompute_statistics(self._network, problem.outputs, problem.calibration, self._kernels)
 
     def parts(self, size: int = 0) -> Iterator[slice]:
         """All examples of the problem, a batch of `size` at a time (the problem's own if 0)."""
@@ -165,7 +178,7 @@ class Space(ABC):
         problem = self.problem
         inputs = self._moved(point)
         losses, hits = [], []
-        with exact_arithmetic():
+        with self.exact():
             for part in self.parts():
                 outputs = self.outputs_of({name: value[part] for name, value in inputs.items()})
                 losses.append(problem.losses(outputs, problem.targets[part]))
@@ -203,7 +216,7 @@ class Weights(Space):
             }
         self.origin = {name: place.detach().clone() for name, place in self._places.items()}
         if problem.batch_norm == "recompute":
-            recompute_statistics(self._network, problem.outputs, problem.calibration)
+            self._recompute_statistics()
 
     def outputs(self, point: Tensors, part: slice = EVERYTHING) -> Any:
         """See `Space.outputs`."""
@@ -212,7 +225,7 @@ class Weights(Space):
     def _moved(self, point: Tensors) -> Tensors:
         torch._foreach_copy_(list(self._places.values()), [point[name] for name in self._places])
         if self.problem.batch_norm == "recompute":
-            recompute_statistics(self._network, self.problem.outputs, self.problem.calibration)
+            self._recompute_statistics()
         return self.problem.inputs
 
 
@@ -226,7 +239,7 @@ class Inputs(Space):
             raise ValueError(f"inputs {', '.join(integer)} are integers; only real ones can move.")
         self.origin = problem.inputs
         if problem.batch_norm == "recompute":
-            recompute_statistics(self._network, problem.outputs, problem.calibration)
+            self._recompute_statistics()
 
     def outputs(self, point: Tensors, part: slice = EVERYTHING) -> Any:
         """See `Space.outputs`."""
@@ -313,12 +326,34 @@ def space_of(problem: Problem, kind: Literal["weights", "inputs"]) -> Space:
     return Weights(problem) if kind == "weights" else Inputs(problem)
 
 
-def prepared(problem: Problem, path: Path | None = None) -> Problem:
-    """The problem with its batch size decided: its own, else the result file's, else measured."""
-    if problem.batch_size:
-        return problem
-    recorded = store.recorded(path, "batch_size") if path is not None else None
-    return replace(problem, batch_size=recorded or fastest_batch(problem))
+def prepared(
+    problem: Problem,
+    derivatives: kernels.Derivatives,
+    path: Path | None = None,
+    say: Callable[[str], None] = log.info,
+) -> Problem:
+    """The problem with its kernels and its batch size decided.
+
+    Args:
+        problem: what it does not say is decided by the result file, else by a comparison with
+            float64 and by a measurement.
+        derivatives: what the probe computes; see `kernels.chosen`.
+        path: the result file, where there is one.
+        say: is handed a line where a faster choice of kernels is given up.
+
+    Raises:
+        ValueError: no kernels agree with float64.
+    """
+    recorded = {
+        name: store.recorded(path, name) if path is not None else None
+        for name in ("kernels", "batch_size")
+    }
+    first = problem.kernels or recorded["kernels"]
+    choice = kernels.chosen(problem, derivatives, first=first, say=say)
+    provenance = {**problem.provenance, "kernel_errors": dict(choice.errors)}
+    problem = replace(problem, kernels=choice.kernels, provenance=provenance)
+    size = problem.batch_size or recorded["batch_size"] or fastest_batch(problem)
+    return replace(problem, batch_size=size)
 
 
 def fastest_batch(problem: Problem) -> int:

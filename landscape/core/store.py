@@ -30,8 +30,9 @@ BOUND = (
     "checkpoint.file", "checkpoint.model", "checkpoint.mean", "checkpoint.std",
     "checkpoint.sha256", "data.name", "data.split", "data.examples", "data.sha256",
     "batch_norm", "temperature.value", "temperature.sha256", "batch_size", "device", "dtype",
-    "files",
+    "kernels", "files",
 )  # fmt: skip
+LATER = ("kernels",)  # what the first version did not record
 
 
 def described(probe: str, spec: Mapping[str, Any], provenance: Mapping[str, Any]) -> dict[str, Any]:
@@ -206,7 +207,7 @@ def _differences(stored: xr.Dataset, blank: xr.Dataset) -> Iterator[tuple[str, s
     was, now = (json.loads(r.attrs["provenance"]) for r in (stored, blank))
     for path in BOUND:
         old, new = _entry(was, path), _entry(now, path)
-        if old != new:
+        if old != new and (old is not None or path not in LATER):
             flag = FLAGS.get(path)
             yield path, f"{flag} {_shown(old)}" if flag else "", _shown(old), _shown(new)
 

@@ -60,6 +60,55 @@ def straight() -> Checkpoint:
     return trained()
 
 
+def test_a_wrong_kernel_trains_nothing(tmp_path: Path) -> None:
+    """A gradient that is wrong channels-last; in bfloat16, whose rounding is large, too."""
+    (tmp_path / "faulty.py").write_text(FAULTY)
+    for precision in ("float32", "bfloat16"):
+        recipe = replace(RECIPE, epochs=1, precision=precision)
+        data = {
+            "train_images": made_images(channels=3),
+            "test_images": made_images(40, 1, "test", channels=3),
+        }
+        made = trained(recipe, model=f"{tmp_path / 'faulty.py'}:build", options={}, **data)
+        assert [row["kernels"] for row in made.history] == ["contiguous"]
+        assert trained(recipe).history[0]["kernels"] in ("channels_last", "contiguous")
+
+
+FAULTY = """
+import torch
+from torch import nn
+
+
+class Half(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, factor, wrong):
+        ctx.save_for_backward(x, factor)
+        ctx.wrong = wrong
+        return x * factor
+
+    @staticmethod
+    def backward(ctx, gradient):
+        x, factor = ctx.saved_tensors
+        return gradient * factor * (-2 if ctx.wrong else 1), (gradient * x).sum(), None
+
+
+class Layer(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.factor = nn.Parameter(torch.tensor(1.0))
+
+    def forward(self, x):
+        return Half.apply(x, self.factor, x.dtype != torch.float64 and not x.is_contiguous())
+
+
+def build(classes, channels):
+    return nn.Sequential(
+        nn.Conv2d(channels, 8, 3), nn.BatchNorm2d(8), Layer(), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, classes),
+    )
+"""
+
+
 def assert_same(found: Checkpoint, wanted: Checkpoint) -> None:
     assert found.state_dict.keys() == wanted.state_dict.keys()
     for name, value in wanted.state_dict.items():

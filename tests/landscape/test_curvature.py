@@ -18,6 +18,8 @@ from landscape.core.curvature import Curvature, filter_scale, matching
 from landscape.core.spaces import Inputs, Space, Weights
 from tests.oracles import LinearRegression, make_problem
 
+pytestmark = pytest.mark.second_derivative
+
 WIDE = torch.float64
 
 

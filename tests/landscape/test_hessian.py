@@ -19,6 +19,8 @@ from landscape.core.spaces import Inputs, Weights
 from tests.landscape.test_curvature import dense, dense_hessian, small
 from tests.oracles import LinearRegression
 
+pytestmark = pytest.mark.second_derivative
+
 QUICK: dict[str, Any] = {"activations": "recompute", "top": 3}
 
 

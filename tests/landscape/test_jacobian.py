@@ -156,6 +156,7 @@ def test_softmax_jacobian_is_accurate_for_a_confident_example() -> None:
     )
 
 
+@pytest.mark.second_derivative
 def test_gauss_newton_of_softmax_regression_is_its_input_hessian() -> None:
     problem, weight = softmax_regression()
     for number in range(len(problem)):
@@ -171,6 +172,7 @@ def test_gauss_newton_of_softmax_regression_is_its_input_hessian() -> None:
         torch.testing.assert_close((vector[0] @ vectors[:, -1]).abs(), torch.tensor(1.0).double())
 
 
+@pytest.mark.second_derivative
 def test_gauss_newton_of_a_relu_network_is_its_input_hessian() -> None:
     generator = torch.Generator().manual_seed(1)
     with torch.random.fork_rng(devices=[]):

@@ -25,6 +25,8 @@ from checkpoints.registry import load_images
 from landscape.core.curvature import Curvature
 from landscape.core.spaces import Weights
 
+pytestmark = pytest.mark.second_derivative
+
 
 def peer(name: str, package: str) -> ModuleType:
     """A peer; where CI says that it must be there, its absence is a failure and no skip."""

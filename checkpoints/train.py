@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
-from checkpoints import allocator, checkpoint, flags, kernels
+from checkpoints import allocator, checkpoint, kernels, options
 from checkpoints.checkpoint import Checkpoint
 from checkpoints.data.images import Images, interleave
 from checkpoints.device import Kernels, device_named, exact_arithmetic, in_order
-from checkpoints.flags import option
 from checkpoints.models.merge import Factors, Merge
+from checkpoints.options import option
 from checkpoints.problem import Problem
 from checkpoints.reader import read
 from checkpoints.registry import load_images
@@ -527,7 +527,7 @@ def main(arguments: list[str] | None = None) -> int:
         help="a registered name such as fmmnet20, path/to/file.py:build or package.module:build",
     )  # fmt: skip
     parser.add_argument(
-        "--option", action="append", default=[], type=flags.key_value, metavar="NAME=VALUE",
+        "--option", action="append", default=[], type=options.key_value, metavar="NAME=VALUE",
         help="keyword argument of the model, such as width=16 or merge=sigmoid_shortcut",
     )  # fmt: skip
     parser.add_argument(
@@ -546,14 +546,14 @@ def main(arguments: list[str] | None = None) -> int:
     )  # fmt: skip
     parser.add_argument("--half", action="store_true", help="store the weights as float16")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 … (default: a GPU where there is one)")
-    flags.add_flags(parser.add_argument_group("recipe"), Recipe)
+    options.add_flags(parser.add_argument_group("recipe"), Recipe)
     chosen = parser.parse_args(arguments)
     name = chosen.model.rpartition("/")[2].replace(":", "-")
     out = chosen.out or Path(f"{name}-seed{chosen.seed}.pt")
     size = chosen.size and tuple(chosen.size)
     try:
         allocator.keep_freed_memory()
-        recipe = flags.from_flags(Recipe, chosen)
+        recipe = options.from_flags(Recipe, chosen)
         device = device_named(chosen.device)
         if out.exists():
             raise ValueError(f"{out} exists already. Delete it, or pass another --out.")

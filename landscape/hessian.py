@@ -15,7 +15,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from checkpoints.flags import option
+from checkpoints.options import option
 from checkpoints.problem import Problem
 from landscape.core import directions, krylov
 from landscape.core.curvature import Curvature, filter_scale, matching

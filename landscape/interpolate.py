@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import xarray as xr
 
-from checkpoints.flags import option
+from checkpoints.options import option
 from checkpoints.problem import Problem
 from landscape.core import barrier, between, pairs, paths
 from landscape.core.pairs import KINDS, Path

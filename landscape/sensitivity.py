@@ -11,7 +11,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from checkpoints.flags import option
+from checkpoints.options import option
 from checkpoints.problem import Problem, Tensors
 from landscape.core import measures, norms, radii
 from landscape.core.examples import Examples

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from checkpoints import checkpoint
-from checkpoints.flags import option
+from checkpoints.options import option
 from checkpoints.problem import Problem, Tensors
 from landscape.core import directions
 from landscape.core.plan import Cell, Plan, Values

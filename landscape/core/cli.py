@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import torch
 
-from checkpoints import allocator, flags, kernels
+from checkpoints import allocator, kernels, options
 from checkpoints.device import device_named, memory_exhausted
 from checkpoints.kernels import Derivatives
 from checkpoints.problem import Problem, load_problem
@@ -126,7 +126,7 @@ def _measure(probe: str, chosen: argparse.Namespace) -> int:
     first = workers.rank == 0
     allocator.keep_freed_memory()
     entry = probe_named(probe)
-    spec = flags.from_flags(entry.spec, chosen)
+    spec = options.from_flags(entry.spec, chosen)
     out = chosen.out or Path(f"{Path(chosen.ckpt).stem}.{probe}.h5")
     problem = load_problem(
         chosen.ckpt,
@@ -199,7 +199,7 @@ def _parser(probe: str) -> argparse.ArgumentParser:
         "--figure", action=argparse.BooleanOptionalAction, default=True,
         help="draw the figures beside the result",
     )  # fmt: skip
-    flags.add_flags(parser.add_argument_group("what is measured"), entry.spec)
+    options.add_flags(parser.add_argument_group("what is measured"), entry.spec)
     data = parser.add_argument_group("on which examples")
     data.add_argument(
         "--data", metavar="NAME",
@@ -223,7 +223,7 @@ def _parser(probe: str) -> argparse.ArgumentParser:
         help="its architecture: resnet20, path/to/file.py:build or package.module:build",
     )  # fmt: skip
     foreign.add_argument(
-        "--option", action="append", default=[], type=flags.key_value, metavar="NAME=VALUE",
+        "--option", action="append", default=[], type=options.key_value, metavar="NAME=VALUE",
         help="a keyword argument of the architecture, such as num_classes=10",
     )  # fmt: skip
     foreign.add_argument(

@@ -7,18 +7,17 @@ import hashlib
 import math
 import re
 import tomllib
-import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
+from checkpoints.options import built, checked
 from checkpoints.problem import load_problem
 from landscape.registry import probe_named
 
-T = TypeVar("T")
 SUFFIX = ".toml"
 NEXT = "{next}"  # in a probe's texts: the checkpoint of the arm's next seed
 # A study's own: the command line decides the batch size by a measurement, so by chance.
@@ -232,9 +231,9 @@ def _checked_study(content: dict[str, Any], path: Path) -> dict[str, Any]:
 
 def _study(content: dict[str, Any]) -> dict[str, Any]:
     top = checked(content, "the file", SHAPE, required=("title", "arms", "probes", "endpoints"))
-    arms = tuple(_built(Arm, table, f"arms {i + 1}") for i, table in enumerate(top["arms"]))
+    arms = tuple(built(Arm, table, f"arms {i + 1}") for i, table in enumerate(top["arms"]))
     endpoints = tuple(
-        _built(Endpoint, table, f"endpoints {i + 1}") for i, table in enumerate(top["endpoints"])
+        built(Endpoint, table, f"endpoints {i + 1}") for i, table in enumerate(top["endpoints"])
     )
     study = {
         "title": top["title"],
@@ -351,96 +350,3 @@ def _check_endpoint(endpoint: Endpoint, where: str, probes: Mapping[str, Any]) -
 def stem(arm: str) -> str:
     """An arm's name in names of files."""
     return arm.replace(" ", "-")
-
-
-def _built(kind: type[T], table: Mapping[str, Any], where: str) -> T:
-    members = fields(kind)  # type: ignore[arg-type]
-    required = [
-        member.name
-        for member in members
-        if member.default is dataclasses.MISSING and member.default_factory is dataclasses.MISSING
-    ]
-    return kind(**checked(table, where, typing.get_type_hints(kind), required=required))
-
-
-def checked(
-    table: Mapping[str, Any], where: str, hints: Mapping[str, Any], required: Any = ()
-) -> dict[str, Any]:
-    """The values of a table, each of the type that its annotation asks for.
-
-    A list becomes a tuple, a whole number a float where one is needed, and a single value a tuple
-    of one.
-
-    Args:
-        table: as TOML gives it.
-        where: its name, for the error.
-        hints: {key: annotation} of all keys that there may be.
-        required: keys that must be there.
-
-    Raises:
-        ValueError: a key that is unknown or missing, or a value of another type.
-    """
-    unknown = [key for key in table if key not in hints]
-    if unknown:
-        raise ValueError(f"[{where}] has no key {unknown[0]!r}. Known: {', '.join(hints)}.")
-    missing = [key for key in required if key not in table]
-    if missing:
-        raise ValueError(f"[{where}] {missing[0]} is missing; needed: {_told(hints[missing[0]])}.")
-    values = {}
-    for key, value in table.items():
-        found = list(_converted(value, hints[key]))
-        if not found:
-            raise ValueError(f"[{where}] {key} = {value!r}; needed: {_told(hints[key])}.")
-        values[key] = found[0]
-    return values
-
-
-def _converted(value: Any, annotation: Any) -> Iterator[Any]:
-    """`value` as the annotation asks for it; nothing where it does not fit."""
-    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin in (typing.Union, types.UnionType):
-        for each in arguments:
-            yield from _converted(value, each)
-    elif origin is Literal:
-        yield from (each for each in arguments if each == value and type(each) is type(value))
-    elif origin is tuple:
-        items = value if isinstance(value, list) else [value]
-        kinds = [arguments[0]] * len(items) if arguments[-1] is ... else list(arguments)
-        if len(kinds) == len(items):
-            rows = [list(_converted(v, kind)) for v, kind in zip(items, kinds, strict=True)]
-            if all(rows):
-                yield tuple(row[0] for row in rows)
-    elif origin is list:
-        if isinstance(value, list) and all(list(_converted(v, arguments[0])) for v in value):
-            yield value
-    elif isinstance(origin, type) and issubclass(origin, Mapping):
-        if isinstance(value, dict) and all(
-            list(_converted(v, arguments[1])) for v in value.values()
-        ):
-            yield value
-    elif annotation is Any:
-        yield value
-    elif annotation is Path and type(value) is str:
-        yield Path(value)
-    elif annotation is float and type(value) in (int, float):
-        yield float(value)
-    elif annotation in (int, str, bool) and type(value) is annotation:
-        yield value
-
-
-def _told(annotation: Any) -> str:
-    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin in (typing.Union, types.UnionType):
-        return " or ".join(_told(each) for each in arguments if each is not types.NoneType)
-    if origin is Literal:
-        return (
-            ", ".join(map(repr, arguments[:-1]))
-            + " or " * (len(arguments) > 1)
-            + repr(arguments[-1])
-        )
-    if origin in (tuple, list):
-        return f"a list, each of it {_told(arguments[0])}"
-    if isinstance(origin, type) and issubclass(origin, Mapping):
-        return "a table"
-    words = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
-    return words.get(annotation, "a text")

@@ -11,7 +11,7 @@ from typing import Any, Literal, Optional
 import pytest
 
 from checkpoints import allocator
-from checkpoints.flags import add_flags, from_flags, key_value, option
+from checkpoints.options import add_flags, from_flags, key_value, option
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from scipy import stats
 
 from analysis.stats.bootstrap import average, compare, interval, order_interval
@@ -300,3 +302,23 @@ def test_equivalence_holds_its_level_for_symmetric_differences_and_not_for_skewe
     assert wrong[0] <= 0.05
     assert wrong[1] == pytest.approx(1 / 3, abs=0.05)  # as docs/statistics.md warns
     assert wrong[2] == pytest.approx(2 / 3, abs=0.05)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_scipy_finds_the_same_probabilities(seed: int) -> None:
+    """SciPy's own permutation test, on draws with and without ties."""
+    random = np.random.default_rng(seed)
+    first, second = random.normal(size=3 + seed % 4), random.normal(size=4) + 0.5
+    if seed % 2:
+        first, second = np.round(first * 2) / 20, np.round(second * 2) / 20
+
+    def apart(a: NDArray[Any], b: NDArray[Any], axis: int) -> NDArray[Any]:
+        return np.asarray(np.abs(a.mean(axis=axis) - b.mean(axis=axis)))
+
+    groups = stats.permutation_test((first, second), apart, alternative="greater", vectorized=True)
+    assert permutation(first, second) == pytest.approx(groups.pvalue, abs=1e-12)
+    for alternative in ("two-sided", "greater", "less"):
+        signs = stats.permutation_test(
+            (second,), np.mean, permutation_type="samples", alternative=alternative
+        )
+        assert float(sign_flip(second, alternative)) == pytest.approx(signs.pvalue, abs=1e-12)

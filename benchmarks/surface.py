@@ -325,7 +325,7 @@ def make_task(model: str, width: int, images: int, points: int) -> Task:
         images=torch.from_numpy(measured.pixels).float() / 255,
         labels=torch.from_numpy(measured.labels),
         points=points,
-        directions=[directions.filter_normalize(d, origin) for d in drawn],
+        directions=[directions.normalize(d, origin, "filter") for d in drawn],
     )
 
 

@@ -19,7 +19,7 @@ from checkpoints.options import option
 from checkpoints.problem import Problem
 from landscape.core import directions, krylov
 from landscape.core.curvature import Curvature, filter_scale, matching
-from landscape.core.plan import Cell, Plan, Values
+from landscape.core.plan import Cell, Plan, Probe, Values
 from landscape.core.sample_curvature import sample_curvature
 from landscape.core.spaces import Inputs, Weights
 
@@ -445,7 +445,10 @@ def _tell(result: xr.Dataset) -> list[str]:
     return lines
 
 
+PROBE = Probe("hessian", Spec, hessian)
+
+
 if __name__ == "__main__":
     from landscape.core.cli import main
 
-    raise SystemExit(main("hessian"))
+    raise SystemExit(main(PROBE))

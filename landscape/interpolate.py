@@ -17,7 +17,7 @@ from checkpoints.problem import Problem
 from landscape.core import barrier, between, pairs, paths
 from landscape.core.pairs import KINDS, Path
 from landscape.core.paths import Floats
-from landscape.core.plan import Cell, Plan, Values
+from landscape.core.plan import Cell, Plan, Probe, Values
 from landscape.core.spaces import Inputs
 
 PAIRS, GALLERY = 64, 4
@@ -291,7 +291,10 @@ def _within(error: float, form: str) -> str:
     return form.format(error) if np.isfinite(error) else ""
 
 
+PROBE = Probe("interpolate", Spec, interpolate)
+
+
 if __name__ == "__main__":
     from landscape.core.cli import main
 
-    raise SystemExit(main("interpolate"))
+    raise SystemExit(main(PROBE))

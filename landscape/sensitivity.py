@@ -16,7 +16,7 @@ from checkpoints.problem import Problem, Tensors
 from landscape.core import measures, norms, radii
 from landscape.core.examples import Examples
 from landscape.core.neighbors import neighbors, tangents
-from landscape.core.plan import Cell, Plan, Values
+from landscape.core.plan import Cell, Plan, Probe, Values
 from landscape.core.spaces import Inputs
 from landscape.core.summary import declared, in_words, over_kinds
 
@@ -283,7 +283,10 @@ def _tell(result: xr.Dataset) -> list[str]:
     return lines
 
 
+PROBE = Probe("sensitivity", Spec, sensitivity)
+
+
 if __name__ == "__main__":
     from landscape.core.cli import main
 
-    raise SystemExit(main("sensitivity"))
+    raise SystemExit(main(PROBE))

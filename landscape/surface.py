@@ -16,7 +16,7 @@ from checkpoints import checkpoint
 from checkpoints.options import option
 from checkpoints.problem import Problem, Tensors
 from landscape.core import directions
-from landscape.core.plan import Cell, Plan, Values
+from landscape.core.plan import Cell, Plan, Probe, Values
 from landscape.core.spaces import Inputs, Space, Weights
 
 POINTS = {1: 51, 2: 21}
@@ -247,7 +247,10 @@ def _labels(spec: Spec, axis: int) -> dict[str, str]:
     }
 
 
+PROBE = Probe("surface", Spec, surface)
+
+
 if __name__ == "__main__":
     from landscape.core.cli import main
 
-    raise SystemExit(main("surface"))
+    raise SystemExit(main(PROBE))

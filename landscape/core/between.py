@@ -16,7 +16,7 @@ from landscape.core.jacobian import gram, jacobian, norms, softmax_jacobian
 from landscape.core.pairs import KINDS, Path
 from landscape.core.paths import Floats
 from landscape.core.plan import Values
-from landscape.core.spaces import USUAL_BATCH, Inputs
+from landscape.core.spaces import USUAL_BATCH, Inputs, transitions
 from landscape.core.summary import mean_and_stderr
 
 PROBABILITY_SLOPE = "per L2 distance, pixel range 1"
@@ -79,7 +79,7 @@ def measure(
     points, length = pairs.along(path, samples, t)
     with torch.inference_mode():
         ends = space.outputs(samples).double()
-    outputs, switched = space.transitions(points)
+    outputs, switched = transitions(space, points)
     log_p = torch.log_softmax(outputs.double(), dim=1)
     shuffled = path.kind == "random"
     labels = ends.argmax(dim=1) if shuffled else space.problem.targets[list(path.samples)]

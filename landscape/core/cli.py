@@ -20,15 +20,14 @@ from checkpoints.device import device_named, memory_exhausted
 from checkpoints.kernels import Derivatives
 from checkpoints.problem import Problem, load_problem
 from landscape.core import spaces
-from landscape.core.plan import Workers, run
+from landscape.core.plan import Probe, Workers, run
 from landscape.core.workers import workers_of_this_process
-from landscape.registry import probe_named
 
 EXAMPLES = 300
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
-def main(probe: str, arguments: list[str] | None = None) -> int:
+def main(probe: Probe, arguments: list[str] | None = None) -> int:
     """Measure `probe` of a checkpoint as the command line says.
 
     Returns:
@@ -121,13 +120,12 @@ def _prepared(problem: Problem, derivatives: Derivatives, out: Path, workers: Wo
     )
 
 
-def _measure(probe: str, chosen: argparse.Namespace) -> int:
+def _measure(probe: Probe, chosen: argparse.Namespace) -> int:
     workers = workers_of_this_process()
     first = workers.rank == 0
     allocator.keep_freed_memory()
-    entry = probe_named(probe)
-    spec = options.from_flags(entry.spec, chosen)
-    out = chosen.out or Path(f"{Path(chosen.ckpt).stem}.{probe}.h5")
+    spec = options.from_flags(probe.spec, chosen)
+    out = chosen.out or Path(f"{Path(chosen.ckpt).stem}.{probe.name}.h5")
     problem = load_problem(
         chosen.ckpt,
         data=chosen.data,
@@ -146,7 +144,7 @@ def _measure(probe: str, chosen: argparse.Namespace) -> int:
         say=say,
     ).to(device_named(chosen.device, int(os.environ.get("LOCAL_RANK", "0"))), DTYPES[chosen.dtype])
     problem = _prepared(problem, spec.derivatives, out, workers)
-    plan = entry.plan(problem, spec)
+    plan = probe.plan(problem, spec)
     _introduce(problem)
     result = run(
         plan,
@@ -179,27 +177,26 @@ def _introduce(problem: Problem) -> None:
     )
 
 
-def _parser(probe: str) -> argparse.ArgumentParser:
-    entry = probe_named(probe)
-    summary = (entry.plan.__doc__ or "").splitlines()[0]
+def _parser(probe: Probe) -> argparse.ArgumentParser:
+    summary = (probe.plan.__doc__ or "").splitlines()[0]
     parser = argparse.ArgumentParser(
-        prog=f"python -m landscape.{probe}",
-        usage=f"python -m landscape.{probe} --ckpt FILE [options]",
+        prog=f"python -m landscape.{probe.name}",
+        usage=f"python -m landscape.{probe.name} --ckpt FILE [options]",
         description=f"{summary} The same command again continues a run that was stopped; "
-        f"torchrun --nproc-per-node N -m landscape.{probe} ... shares it among N processes.",
+        f"torchrun --nproc-per-node N -m landscape.{probe.name} ... shares it among N processes.",
     )
     parser.add_argument(
         "--ckpt", required=True, metavar="FILE",
         help="the checkpoint: a path, or one that ships, such as resnet18.pt",
     )  # fmt: skip
     parser.add_argument(
-        "--out", type=Path, metavar="FILE", help=f"result to write (default: CKPT.{probe}.h5)"
+        "--out", type=Path, metavar="FILE", help=f"result to write (default: CKPT.{probe.name}.h5)"
     )
     parser.add_argument(
         "--figure", action=argparse.BooleanOptionalAction, default=True,
         help="draw the figures beside the result",
     )  # fmt: skip
-    options.add_flags(parser.add_argument_group("what is measured"), entry.spec)
+    options.add_flags(parser.add_argument_group("what is measured"), probe.spec)
     data = parser.add_argument_group("on which examples")
     data.add_argument(
         "--data", metavar="NAME",

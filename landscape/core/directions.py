@@ -66,43 +66,30 @@ def displaced(origin: Tensors, directions: Sequence[Tensors], steps: Sequence[fl
     return dict(zip(origin, point, strict=True))
 
 
-def filter_normalize(direction: Tensors, origin: Tensors) -> Tensors:
-    """Give every filter of `direction` the norm of the same filter of `origin`.
+def normalize(direction: Tensors, origin: Tensors, how: Normalization) -> Tensors:
+    """Scale `direction`, slice by slice or tensor by tensor.
 
-    A filter is one slice w[i] along the first axis. Tensors with fewer than two axes (biases,
-    norm scales) have no filters and become zero: the plane then holds them fixed. A step of 1
-    moves each filter by its own length, so two networks that differ only by per-filter
-    rescaling get the same surface. In the input space a slice is an example.
+    A filter is one slice w[i] along the first axis; in the input space it is an example. Tensors
+    with fewer than two axes (biases, norm scales) have no filters. With `filter` a step of 1 moves
+    each filter by its own norm, so that two networks that differ only by a rescaling of filters
+    have the same surface.
 
     Args:
-        direction: {name: (out, ...)}, any scale. A zero filter stays zero.
-        origin: {name: (out, ...)}, the same names and shapes.
+        direction: {name: tensor}, any scale. What is zero stays zero.
+        origin: {name: tensor}, the same names and shapes.
+        how: `filter`: every filter gets the norm of `origin`'s, tensors of one axis become zero;
+            `layer`: every tensor of two axes or more gets the norm of `origin`'s, the others become
+            zero; `unit`: every filter gets norm 1, and tensors of one axis become zero; `none`:
+            nothing is changed, and biases and norm scales move as well.
 
     Returns:
-        {name: (out, ...)}, in multiples of `origin`'s filters. Inputs are not written to.
+        {name: tensor}; the inputs are not modified.
 
     Raises:
         ValueError: names or shapes differ.
 
     Cost: one pass over the parameters; no model evaluation.
     Source: Li et al. 2018, section 4, arXiv:1712.09913.
-    """
-    return normalize(direction, origin, "filter")
-
-
-def normalize(direction: Tensors, origin: Tensors, how: Normalization) -> Tensors:
-    """Scale `direction`, slice by slice or tensor by tensor.
-
-    Args:
-        direction: {name: tensor}, any scale. What is zero stays zero.
-        origin: {name: tensor}, the same names and shapes.
-        how: `filter`: see `filter_normalize`; `layer`: every tensor of two axes or more gets the
-            norm of `origin`'s, the others become zero; `unit`: every slice along the first axis
-            gets norm 1, and tensors of one axis become zero; `none`: nothing is changed, and
-            biases and norm scales move as well.
-
-    Raises:
-        ValueError: names or shapes differ.
     """
     check(direction, origin)
     if how == "none":

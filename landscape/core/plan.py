@@ -89,6 +89,21 @@ class Plan:
         return xr.Dataset(data, coords, store.described(self.probe, spec, self.provenance))
 
 
+@dataclass(frozen=True)
+class Probe:
+    """What can be measured of a problem.
+
+    Args:
+        name: of the command, and in result files.
+        spec: its Spec: every number that changes the answer.
+        plan: from a problem and a Spec to what is to be measured.
+    """
+
+    name: str
+    spec: type[Any]
+    plan: Callable[[Any, Any], Plan]
+
+
 class Workers(Protocol):
     """The processes that share one run; see `landscape.core.workers`."""
 

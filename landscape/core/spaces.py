@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -245,36 +245,6 @@ class Inputs(Space):
         """See `Space.outputs`."""
         return self.outputs_of({name: value[part] for name, value in point.items()})
 
-    def transitions(self, path: Tensors) -> tuple[Any, Tensor]:
-        """What the network gives along a path, and how many ReLUs switch at each of its steps.
-
-        A unit is one entry of a feature map; it switches where its input is above 0 at one of two
-        neighbouring points and not at the other. Every ReLU is seen, however it is called, leaky
-        ones, thresholds and those with two ends (ReLU6, Hardtanh) too, unless its first axis is
-        not the examples. Smooth activations have no such units. A unit that switches twice between
-        two points is not seen: a finer path may count more, never fewer.
-
-        Args:
-            path: examples, {name: (n, ...)}, in the order of the path.
-
-        Returns:
-            The outputs (n, ...), and (n - 1,) counts.
-
-        Cost: one forward pass of the path; no code is kept beyond its own layer.
-        Source: Novak et al. 2018, section 3.2, arXiv:1802.08760.
-        """
-        count = len(next(iter(path.values())))
-        size = self.problem.batch_size or USUAL_BATCH
-        outputs, switched = [], []
-        for start in range(0, max(count - 1, 1), size):
-            # Neighbouring batches share a point, so that no step is lost between them.
-            part = slice(start, min(start + size + 1, count))
-            with torch.inference_mode(), _Switches(part.stop - start) as switches:
-                found = self.outputs(path, part)
-            outputs.append(found[1:] if start else found)
-            switched.append(switches.counts)
-        return torch.cat(outputs), torch.cat(switched)
-
     def _moved(self, point: Tensors) -> Tensors:
         return point
 
@@ -321,9 +291,36 @@ class _Switches(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return func(*args, **(kwargs or {}))
 
 
-def space_of(problem: Problem, kind: Literal["weights", "inputs"]) -> Space:
-    """The weight space or the input space of a problem."""
-    return Weights(problem) if kind == "weights" else Inputs(problem)
+def transitions(space: Inputs, path: Tensors) -> tuple[Any, Tensor]:
+    """What the network gives along a path, and how many ReLUs switch at each of its steps.
+
+    A unit is one entry of a feature map; it switches where its input is above 0 at one of two
+    neighbouring points and not at the other. Every ReLU is seen, however it is called, leaky
+    ones, thresholds and those with two ends (ReLU6, Hardtanh) too, unless its first axis is
+    not the examples. Smooth activations have no such units. A unit that switches twice between
+    two points is not seen: a finer path may count more, never fewer.
+
+    Args:
+        space: the only caller of the network.
+        path: examples, {name: (n, ...)}, in the order of the path.
+
+    Returns:
+        The outputs (n, ...), and (n - 1,) counts.
+
+    Cost: one forward pass of the path; no code is kept beyond its own layer.
+    Source: Novak et al. 2018, section 3.2, arXiv:1802.08760.
+    """
+    count = len(next(iter(path.values())))
+    size = space.problem.batch_size or USUAL_BATCH
+    outputs, switched = [], []
+    for start in range(0, max(count - 1, 1), size):
+        # Neighbouring batches share a point, so that no step is lost between them.
+        part = slice(start, min(start + size + 1, count))
+        with torch.inference_mode(), _Switches(part.stop - start) as switches:
+            found = space.outputs(path, part)
+        outputs.append(found[1:] if start else found)
+        switched.append(switches.counts)
+    return torch.cat(outputs), torch.cat(switched)
 
 
 def prepared(

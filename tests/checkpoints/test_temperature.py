@@ -18,6 +18,7 @@ from checkpoints import temperature
 from checkpoints.problem import load_problem
 from landscape.core.cli import main
 from landscape.core.spaces import Weights
+from landscape.registry import PROBES
 from tests.oracles import make_problem
 
 
@@ -122,13 +123,13 @@ def test_the_command_line_takes_it_and_refuses_to_continue_at_another(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     options = "--ckpt resnet8.pt --examples 20 --points 1 --dimensions 1 --no-figure --out a.h5"
-    assert main("surface", [*options.split(), "--temperature", "1.5"]) == 0
-    assert main("surface", [*options.split(), "--temperature", "2"]) == 1
+    assert main(PROBES["surface"], [*options.split(), "--temperature", "1.5"]) == 0
+    assert main(PROBES["surface"], [*options.split(), "--temperature", "2"]) == 1
     assert (
         "temperature.value=1.5, this run asks for temperature.value=2.0" in capsys.readouterr().err
     )
     with xr.open_dataset("a.h5", engine="h5netcdf") as result:
         assert json.loads(result.attrs["provenance"])["temperature"]["value"] == 1.5
     with pytest.raises(SystemExit):
-        main("surface", [*options.split(), "--temperature", "warm"])
+        main(PROBES["surface"], [*options.split(), "--temperature", "warm"])
     assert "neither a number nor fit" in capsys.readouterr().err

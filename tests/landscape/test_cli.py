@@ -20,6 +20,7 @@ from checkpoints.models.resnet import ResNet
 from checkpoints.problem import load_problem
 from landscape.core import store
 from landscape.core.cli import main
+from landscape.registry import PROBES
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +131,7 @@ def test_a_mistake_is_one_line_and_exit_code_1(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     arguments = [str(network) if a == "NETWORK" else a for a in arguments]
-    assert main("surface", arguments) == 1
+    assert main(PROBES["surface"], arguments) == 1
     told = capsys.readouterr()
     assert line in told.err.splitlines()[-1]
     assert "Traceback" not in told.err
@@ -141,14 +142,14 @@ def test_a_mistake_is_one_line_and_exit_code_1(
 def test_wrong_usage_exits_with_2(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments in ([], ["--ckpt", "x", "--points", "many"], ["--ckpt", "x", "--space", "loss"]):
         with pytest.raises(SystemExit) as stopped:
-            main("surface", arguments)
+            main(PROBES["surface"], arguments)
         assert stopped.value.code == 2
     capsys.readouterr()
 
 
 def test_help_names_every_option_and_its_default(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
-        main("surface", ["--help"])
+        main(PROBES["surface"], ["--help"])
     assert stopped.value.code == 0
     told = capsys.readouterr().out
     for flag in ("--points", "--extent", "--normalize", "--to", "--directions", "--seed", "--ckpt"):
@@ -160,8 +161,8 @@ def test_the_batch_size_of_a_file_is_kept_when_it_is_continued(
 ) -> None:
     out = tmp_path / "r.h5"
     small = ["--ckpt", str(network), "--out", str(out), "--points", "1", "--examples", "40"]
-    assert main("surface", [*small, "--no-figure", "--batch-size", "7"]) == 0
-    assert main("surface", [*small, "--no-figure"]) == 0
+    assert main(PROBES["surface"], [*small, "--no-figure", "--batch-size", "7"]) == 0
+    assert main(PROBES["surface"], [*small, "--no-figure"]) == 0
     assert "batches of 7" in capsys.readouterr().err
     assert store.recorded(out, "batch_size") == 7
 
@@ -185,7 +186,7 @@ def test_the_command_keeps_freed_memory(
     monkeypatch.setattr(allocator, "keep_freed_memory", lambda: calls.append("kept"))
     out = str(tmp_path / "r.h5")
     small = ["--points", "1", "--examples", "20", "--no-figure", "--batch-size", "20"]
-    assert main("surface", ["--ckpt", str(network), "--out", out, *small]) == 0
+    assert main(PROBES["surface"], ["--ckpt", str(network), "--out", out, *small]) == 0
     assert calls == ["kept"]
 
 
@@ -199,9 +200,9 @@ def test_a_result_that_cannot_be_written_is_refused_before_it_is_measured(
         (["--out", str(tmp_path / "file" / "r.h5")], "cannot be written"),
         (["--save-directions", str(tmp_path / "none" / "d.h5")], "cannot be written"),
     ):
-        assert main("surface", [*start, "--out", str(tmp_path / "r.h5"), *arguments]) == 1
+        assert main(PROBES["surface"], [*start, "--out", str(tmp_path / "r.h5"), *arguments]) == 1
         assert line in capsys.readouterr().err.splitlines()[-1]
         assert sorted(p.name for p in tmp_path.iterdir()) == ["file"]
     out = tmp_path / "new folder" / "with spaces.h5"
-    assert main("surface", [*start, "--out", str(out)]) == 0
+    assert main(PROBES["surface"], [*start, "--out", str(out)]) == 0
     assert capsys.readouterr().out == f"{out}\n"

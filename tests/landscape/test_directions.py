@@ -24,7 +24,7 @@ def dot(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
 
 def test_every_filter_gets_the_norm_of_the_same_filter_of_the_origin() -> None:
     origin = tensors(0)
-    scaled = directions.filter_normalize(tensors(1), origin)
+    scaled = directions.normalize(tensors(1), origin, "filter")
     for name in ("conv", "stem", "fc"):
         torch.testing.assert_close(
             scaled[name].flatten(1).norm(dim=1), origin[name].flatten(1).norm(dim=1)
@@ -67,7 +67,7 @@ def test_a_zero_filter_stays_zero_on_either_side() -> None:
     origin, drawn = tensors(0), tensors(1)
     drawn["conv"][1] = 0
     origin["conv"][2] = 0
-    scaled = directions.filter_normalize(drawn, origin)
+    scaled = directions.normalize(drawn, origin, "filter")
     assert not scaled["conv"][1:3].any()
     assert all(torch.isfinite(value).all() for value in scaled.values())
 

@@ -305,10 +305,11 @@ def test_the_command_line_tells_the_eigenvalues(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from landscape.core.cli import main
+    from landscape.registry import PROBES
 
     monkeypatch.chdir(tmp_path)
     options = "--examples 20 --parts eigenpairs --top 1 --tol 0.05 --max-products 12 --no-figure"
-    assert main("hessian", ["--ckpt", "resnet8.pt", *options.split()]) == 0
+    assert main(PROBES["hessian"], ["--ckpt", "resnet8.pt", *options.split()]) == 0
     told = capsys.readouterr()
     assert told.out.split() == ["resnet8.hessian.h5"]
     assert "eigenvalues, magnitude:" in told.err

@@ -15,7 +15,7 @@ import landscape
 from checkpoints.problem import Problem
 from landscape.core import between, pairs, paths
 from landscape.core.pairs import Path
-from landscape.core.spaces import Inputs
+from landscape.core.spaces import Inputs, transitions
 from landscape.interpolate import Spec, interpolate
 from tests.oracles import LinearRegression, half_squared_error, make_problem
 
@@ -151,7 +151,7 @@ def test_every_piecewise_linear_activation_has_a_code_and_smooth_ones_have_none(
 ) -> None:
     hidden, out, inputs = drawn(20, 5), drawn(3, 20, seed=2), drawn(12, 5, seed=3)
     space = Inputs(classifier(lambda x: activation(x @ hidden.T) @ out.T, inputs, [0, 1, 2] * 4))
-    outputs, switched = space.transitions(space.origin)
+    outputs, switched = transitions(space, space.origin)
     before = (inputs @ hidden.T).numpy()
     piece = np.sum([before > kink for kink in kinks], axis=0) * np.ones_like(before)
     np.testing.assert_array_equal(switched, (piece[1:] != piece[:-1]).sum(axis=1))

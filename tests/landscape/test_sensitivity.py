@@ -601,11 +601,12 @@ def test_the_command_tells_medians_and_leaves_a_file(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from landscape.core.cli import main
+    from landscape.registry import PROBES
 
     monkeypatch.chdir(tmp_path)
     flags = ["--parts", "norms", "radii", "noise", "--radii", "0.1", "--directions", "1"]
     few = ["--tangents", "0", "--draws", "1", "--examples", "4", "--device", "cpu", "--no-figure"]
-    assert main("sensitivity", ["--ckpt", "fmmnet18.pt", *flags, *few]) == 0
+    assert main(PROBES["sensitivity"], ["--ckpt", "fmmnet18.pt", *flags, *few]) == 0
     told = capsys.readouterr()
     assert told.out == "fmmnet18.sensitivity.h5\n"
     assert "L2 norm of the loss gradient (nat / pixel range): median" in told.err

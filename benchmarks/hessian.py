@@ -30,9 +30,9 @@ from torch import Tensor
 from torch.nn import CrossEntropyLoss, functional
 
 from checkpoints.problem import Normalization, Problem
-from landscape.core import krylov
-from landscape.core.curvature import Curvature
 from landscape.core.spaces import Weights
+from landscape.hessian.lanczos import eigenpairs, gaussian
+from landscape.hessian.operator import Curvature
 
 PEERS = {"curvlinops": "curvlinops-for-pytorch", "pyhessian": "PyHessian"}
 INSTALL = (
@@ -213,14 +213,12 @@ def gradient(setting: Setting) -> Product:
 def ours_top(setting: Setting, k: int, *, keep: bool) -> Found:
     product = Clocked(ours(setting, keep=keep).matvec, setting.clock)
     generator = torch.Generator().manual_seed(k)
-    start = krylov.gaussian(torch.empty(1, _size(setting)), generator)
+    start = gaussian(torch.empty(1, _size(setting)), generator)
 
     def multiply(vectors: Tensor) -> Tensor:
         return product(vectors[0])[None]
 
-    found = krylov.eigenpairs(
-        multiply, start, k, tol=setting.tol, max_products=1000, generator=generator
-    )
+    found = eigenpairs(multiply, start, k, tol=setting.tol, max_products=1000, generator=generator)
     return Found(found.values[0], found.vectors[0], product.seconds)
 
 

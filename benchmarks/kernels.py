@@ -17,8 +17,8 @@ import torch
 from checkpoints import kernels
 from checkpoints.device import KERNELS
 from checkpoints.problem import Problem, load_problem
-from landscape.core.curvature import Curvature
 from landscape.core.spaces import Weights
+from landscape.hessian.operator import Curvature
 
 
 def gradient(problem: Problem) -> Callable[[], object]:

@@ -22,9 +22,9 @@ from torch import Tensor
 from checkpoints import allocator
 from checkpoints.problem import Problem, load_problem
 from landscape.core import jacobian as jacobians
-from landscape.core.examples import Examples
-from landscape.core.norms import jacobian_norms
 from landscape.core.spaces import Inputs
+from landscape.sensitivity.examples import Examples
+from landscape.sensitivity.gradients import jacobian_norms
 
 # CPU time is that of all threads together; on a busy machine, read it with one thread.
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}

@@ -33,8 +33,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-# A peer's environment has torch and the peer, no more. So of this project only the model families
-# are imported here, and the rest by the functions that need it.
 from checkpoints.models import resnet
 
 ROOT = Path(__file__).parents[1]
@@ -112,7 +110,7 @@ def ours(task: Task, batch: int, *, keep: bool, save: bool) -> Job:
     import landscape
     from checkpoints import allocator
     from checkpoints.problem import Normalization, Problem
-    from landscape.core.spaces import prepared
+    from landscape.core.batch_size import prepared
 
     if keep:
         allocator.keep_freed_memory()

@@ -36,8 +36,8 @@ def measure(
         ValueError: an unknown probe, a spec that cannot be measured, a file of another run.
     """
     # Imported late, so that `python -m landscape.surface` finds its own module not yet imported.
+    from landscape.core.batch_size import prepared
     from landscape.core.plan import run
-    from landscape.core.spaces import prepared
     from landscape.registry import probe_named
 
     entry = probe_named(probe)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from checkpoints import checkpoint
 from checkpoints.options import option
 from checkpoints.problem import Problem, Tensors
-from landscape.core import directions
+from landscape.core import direction_files, directions
 from landscape.core.plan import Cell, Plan, Probe, Values
 from landscape.core.spaces import Inputs, Space, Weights
 
@@ -139,7 +139,7 @@ def surface(problem: Problem, spec: Spec) -> Plan:
         space = Inputs(problem)
     axes, files = _directions(space, spec)
     if spec.save_directions:
-        directions.save(axes, Path(spec.save_directions))
+        direction_files.save(axes, Path(spec.save_directions))
     dims = ("alpha", "beta")[: spec.dimensions]
     variables: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {
         "loss": (dims, {"long_name": "loss", "units": "nat"}),
@@ -193,10 +193,10 @@ def _directions(space: Space, spec: Spec) -> tuple[list[Tensors], dict[str, str]
     files: dict[str, str] = {}
     if spec.to:
         axes.append(_towards(space, spec.to))
-        files["to"] = directions.file_digest(checkpoint.find(spec.to))
+        files["to"] = direction_files.file_digest(checkpoint.find(spec.to))
     if spec.directions:
-        axes += directions.load(Path(spec.directions), space.origin)[: spec.dimensions]
-        files["directions"] = directions.file_digest(Path(spec.directions))
+        axes += direction_files.load(Path(spec.directions), space.origin)[: spec.dimensions]
+        files["directions"] = direction_files.file_digest(Path(spec.directions))
     generator = torch.Generator().manual_seed(spec.seed)
     assert spec.normalize is not None  # resolved() has decided it
     while len(axes) < spec.dimensions:

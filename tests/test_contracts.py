@@ -16,8 +16,8 @@ import xarray as xr
 import landscape
 from checkpoints.problem import Problem
 from landscape.core import store
+from landscape.core.batch_size import prepared
 from landscape.core.plan import DIMS, Plan, run
-from landscape.core.spaces import prepared
 from landscape.registry import PROBES
 
 pytestmark = pytest.mark.second_derivative

@@ -19,7 +19,7 @@ from checkpoints import allocator, kernels, options
 from checkpoints.device import device_named, memory_exhausted
 from checkpoints.kernels import Derivatives
 from checkpoints.problem import Problem, load_problem
-from landscape.core import spaces
+from landscape.core import batch_size
 from landscape.core.plan import Probe, Workers, run
 from landscape.core.workers import workers_of_this_process
 
@@ -99,7 +99,7 @@ def _prepared(problem: Problem, derivatives: Derivatives, out: Path, workers: Wo
     """The problem as rank 0 prepares it; the kernels must be right where this rank runs too."""
 
     def prepare() -> dict[str, Any]:
-        told = spaces.prepared(problem, derivatives, out, say)
+        told = batch_size.prepared(problem, derivatives, out, say)
         errors = told.provenance["kernel_errors"]
         return {"batch_size": told.batch_size, "kernels": told.kernels, "errors": errors}
 

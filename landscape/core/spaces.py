@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import copy
 import logging
-import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
-from pathlib import Path
-from statistics import median
+from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -18,23 +15,22 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.func import functional_call
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from checkpoints import kernels
 from checkpoints.batch_norm import NORMS, recompute_statistics
-from checkpoints.device import exact_arithmetic, in_order, memory_exhausted
+from checkpoints.device import exact_arithmetic, in_order
 from checkpoints.problem import Problem, Tensors
-from landscape.core import store
 from landscape.core.summary import mean_and_stderr
 
 log = logging.getLogger(__name__)
 
+
 # Forward passes of about this size were the fastest, or within a few per cent of it, on every CPU
 # and network tried; another size is taken only where it gains more than a tenth.
 USUAL_BATCH = 100
+
+
 EVERYTHING = slice(None)
-aten = torch.ops.aten
-CANDIDATES = {"cpu": (25, 50, 200), "cuda": (250, 500, 1000, 2500)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -247,172 +243,3 @@ class Inputs(Space):
 
     def _moved(self, point: Tensors) -> Tensors:
         return point
-
-
-def _above(values: Tensor, threshold: float = 0.0, *_: Any) -> Tensor:
-    return values > threshold
-
-
-def _between(values: Tensor, low: float = -1.0, high: float = 1.0) -> Tensor:
-    return (values > low).to(torch.int8) + (values >= high)
-
-
-# On which linear piece each unit of an activation is; the arguments are the operation's own.
-_PIECES: dict[Any, Callable[..., Tensor]] = {
-    aten.relu: _above,
-    aten.relu_: _above,
-    aten.leaky_relu: lambda values, *_: _above(values),
-    aten.leaky_relu_: lambda values, *_: _above(values),
-    aten.prelu: lambda values, *_: _above(values),
-    aten._prelu_kernel: lambda values, *_: _above(values),
-    aten.threshold: _above,
-    aten.threshold_: _above,
-    aten.hardtanh: _between,
-    aten.hardtanh_: _between,
-    aten.relu6: lambda values: _between(values, 0.0, 6.0),
-    aten.relu6_: lambda values: _between(values, 0.0, 6.0),
-}
-
-
-class _Switches(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts, while the network runs, the ReLUs that differ between neighbouring examples."""
-
-    def __init__(self, examples: int) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.counts = torch.zeros(max(examples - 1, 0), dtype=torch.int64)
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        piece_of = _PIECES.get(func.overloadpacket)
-        if piece_of is not None and args[0].ndim and len(args[0]) == len(self.counts) + 1:
-            piece = piece_of(*args).reshape(len(args[0]), -1)
-            self.counts += (piece[1:] != piece[:-1]).sum(dim=1).cpu()
-        return func(*args, **(kwargs or {}))
-
-
-def transitions(space: Inputs, path: Tensors) -> tuple[Any, Tensor]:
-    """What the network gives along a path, and how many ReLUs switch at each of its steps.
-
-    A unit is one entry of a feature map; it switches where its input is above 0 at one of two
-    neighbouring points and not at the other. Every ReLU is seen, however it is called, leaky
-    ones, thresholds and those with two ends (ReLU6, Hardtanh) too, unless its first axis is
-    not the examples. Smooth activations have no such units. A unit that switches twice between
-    two points is not seen: a finer path may count more, never fewer.
-
-    Args:
-        space: the only caller of the network.
-        path: examples, {name: (n, ...)}, in the order of the path.
-
-    Returns:
-        The outputs (n, ...), and (n - 1,) counts.
-
-    Cost: one forward pass of the path; no code is kept beyond its own layer.
-    Source: Novak et al. 2018, section 3.2, arXiv:1802.08760.
-    """
-    count = len(next(iter(path.values())))
-    size = space.problem.batch_size or USUAL_BATCH
-    outputs, switched = [], []
-    for start in range(0, max(count - 1, 1), size):
-        # Neighbouring batches share a point, so that no step is lost between them.
-        part = slice(start, min(start + size + 1, count))
-        with torch.inference_mode(), _Switches(part.stop - start) as switches:
-            found = space.outputs(path, part)
-        outputs.append(found[1:] if start else found)
-        switched.append(switches.counts)
-    return torch.cat(outputs), torch.cat(switched)
-
-
-def prepared(
-    problem: Problem,
-    derivatives: kernels.Derivatives,
-    path: Path | None = None,
-    say: Callable[[str], None] = log.info,
-) -> Problem:
-    """The problem with its kernels and its batch size decided.
-
-    Args:
-        problem: what it does not say is decided by the result file, else by a comparison with
-            float64 and by a measurement.
-        derivatives: what the probe computes; see `kernels.chosen`.
-        path: the result file, where there is one.
-        say: is handed a line where a faster choice of kernels is given up.
-
-    Raises:
-        ValueError: no kernels agree with float64.
-    """
-    recorded = {
-        name: store.recorded(path, name) if path is not None else None
-        for name in ("kernels", "batch_size")
-    }
-    first = problem.kernels or recorded["kernels"]
-    choice = kernels.chosen(problem, derivatives, first=first, say=say)
-    provenance = {**problem.provenance, "kernel_errors": dict(choice.errors)}
-    problem = replace(problem, kernels=choice.kernels, provenance=provenance)
-    size = problem.batch_size or recorded["batch_size"] or fastest_batch(problem)
-    return replace(problem, batch_size=size)
-
-
-def fastest_batch(problem: Problem) -> int:
-    """The batch size at which a forward pass costs the least per example.
-
-    Args:
-        problem: its own batch size is not looked at.
-
-    Returns:
-        `USUAL_BATCH`, or a candidate that is more than a tenth faster: small differences are
-        noise, and the same size in every run gives the same bytes.
-
-    Cost: a few forward passes of each candidate, a second or two on a CPU.
-    """
-    sizes = [
-        size
-        for size in (USUAL_BATCH, *CANDIDATES.get(problem.device.type, ()))
-        if size <= max(len(problem), 1)
-    ]
-    if len(sizes) < 2:
-        return min(USUAL_BATCH, len(problem))
-    seconds: dict[int, list[float]] = {size: [] for size in sizes}
-    for repeat in range(4):
-        for size in list(seconds):
-            probe = _first(problem, size)
-            try:
-                spent = _forward_seconds(probe)
-            except RuntimeError as error:
-                if not memory_exhausted(error):
-                    raise
-                del seconds[size]
-                continue
-            if repeat:  # The first is a warm-up.
-                seconds[size].append(spent / size)
-    cost = {size: median(values) for size, values in seconds.items()}
-    if not cost:
-        raise ValueError(f"a batch of {min(sizes)} examples exceeds the memory. Pass --batch-size.")
-    best = min(cost, key=lambda size: cost[size])
-    usual = cost.get(USUAL_BATCH)
-    return USUAL_BATCH if usual is not None and cost[best] > 0.9 * usual else best
-
-
-def _first(problem: Problem, size: int) -> Space:
-    part = replace(
-        problem,
-        inputs={name: value[:size] for name, value in problem.inputs.items()},
-        targets=problem.targets[:size],
-        batch_size=size,
-    )
-    return (
-        Inputs(part) if all(v.is_floating_point() for v in part.inputs.values()) else Weights(part)
-    )
-
-
-def _forward_seconds(space: Space) -> float:
-    _synchronize(space.problem.device)
-    start = time.perf_counter()
-    space.evaluate(space.origin)
-    _synchronize(space.problem.device)
-    return time.perf_counter() - start
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

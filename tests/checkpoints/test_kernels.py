@@ -21,7 +21,8 @@ from checkpoints import kernels
 from checkpoints.device import KERNELS, exact_arithmetic, in_default_order, in_order
 from checkpoints.problem import Problem
 from landscape.core import store
-from landscape.core.spaces import Weights, prepared
+from landscape.core.batch_size import prepared
+from landscape.core.spaces import Weights
 from tests.oracles import make_problem
 
 pytestmark = pytest.mark.second_derivative

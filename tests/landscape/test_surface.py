@@ -15,7 +15,7 @@ import landscape
 from checkpoints import checkpoint
 from checkpoints.checkpoint import Checkpoint
 from checkpoints.problem import Problem
-from landscape.core import directions, store
+from landscape.core import direction_files, directions, store
 from landscape.surface import Spec, surface
 from tests.oracles import LinearRegression, make_problem
 
@@ -62,7 +62,7 @@ def test_a_linear_regression_has_the_surface_of_its_closed_form(tmp_path: Path) 
     result = landscape.measure(
         "surface", oracle.problem(), points=(4, 3), normalize="none", save_directions=str(saved)
     )
-    first, second = directions.load(saved, {"weight": oracle.weight})
+    first, second = direction_files.load(saved, {"weight": oracle.weight})
     for alpha in result["alpha"].values:
         for beta in result["beta"].values:
             weight = oracle.weight + alpha * first["weight"] + beta * second["weight"]
@@ -144,8 +144,8 @@ def test_swapping_the_directions_transposes_the_surface(problem: Problem, tmp_pa
     straight = landscape.measure(
         "surface", problem, points=(3, 4), extent=(1.0, 0.5), save_directions=str(ab)
     )
-    first, second = directions.load(ab, dict(problem.model.named_parameters()))
-    directions.save([second, first], ba)
+    first, second = direction_files.load(ab, dict(problem.model.named_parameters()))
+    direction_files.save([second, first], ba)
     swapped = landscape.measure(
         "surface", problem, points=(4, 3), extent=(0.5, 1.0), directions=str(ba)
     )
@@ -158,9 +158,9 @@ def test_other_directions_in_a_file_of_the_same_name_are_refused(
     path, out = tmp_path / "d.h5", tmp_path / "r.h5"
     origin = {name: p.detach() for name, p in problem.model.named_parameters()}
     drawn = [directions.gaussian(origin, torch.Generator().manual_seed(s)) for s in (0, 1)]
-    directions.save(drawn, path)
+    direction_files.save(drawn, path)
     landscape.measure("surface", problem, points=(1,), directions=str(path), out=out)
-    directions.save(drawn[::-1], path)
+    direction_files.save(drawn[::-1], path)
     with pytest.raises(ValueError, match="was measured with files="):
         landscape.measure("surface", problem, points=(1,), directions=str(path), out=out)
 

@@ -1,0 +1,114 @@
+"""How many examples pass through a network at once, and by which kernels."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+
+import torch
+
+from checkpoints import kernels
+from checkpoints.device import memory_exhausted
+from checkpoints.problem import Problem
+from landscape.core import store
+from landscape.core.spaces import USUAL_BATCH, Inputs, Space, Weights, log
+
+CANDIDATES = {"cpu": (25, 50, 200), "cuda": (250, 500, 1000, 2500)}
+
+
+def prepared(
+    problem: Problem,
+    derivatives: kernels.Derivatives,
+    path: Path | None = None,
+    say: Callable[[str], None] = log.info,
+) -> Problem:
+    """The problem with its kernels and its batch size decided.
+
+    Args:
+        problem: what it does not say is decided by the result file, else by a comparison with
+            float64 and by a measurement.
+        derivatives: what the probe computes; see `kernels.chosen`.
+        path: the result file, where there is one.
+        say: is handed a line where a faster choice of kernels is given up.
+
+    Raises:
+        ValueError: no kernels agree with float64.
+    """
+    recorded = {
+        name: store.recorded(path, name) if path is not None else None
+        for name in ("kernels", "batch_size")
+    }
+    first = problem.kernels or recorded["kernels"]
+    choice = kernels.chosen(problem, derivatives, first=first, say=say)
+    provenance = {**problem.provenance, "kernel_errors": dict(choice.errors)}
+    problem = replace(problem, kernels=choice.kernels, provenance=provenance)
+    size = problem.batch_size or recorded["batch_size"] or fastest_batch(problem)
+    return replace(problem, batch_size=size)
+
+
+def fastest_batch(problem: Problem) -> int:
+    """The batch size at which a forward pass costs the least per example.
+
+    Args:
+        problem: its own batch size is not looked at.
+
+    Returns:
+        `USUAL_BATCH`, or a candidate that is more than a tenth faster: small differences are
+        noise, and the same size in every run gives the same bytes.
+
+    Cost: a few forward passes of each candidate, a second or two on a CPU.
+    """
+    sizes = [
+        size
+        for size in (USUAL_BATCH, *CANDIDATES.get(problem.device.type, ()))
+        if size <= max(len(problem), 1)
+    ]
+    if len(sizes) < 2:
+        return min(USUAL_BATCH, len(problem))
+    seconds: dict[int, list[float]] = {size: [] for size in sizes}
+    for repeat in range(4):
+        for size in list(seconds):
+            probe = _first(problem, size)
+            try:
+                spent = _forward_seconds(probe)
+            except RuntimeError as error:
+                if not memory_exhausted(error):
+                    raise
+                del seconds[size]
+                continue
+            if repeat:  # The first is a warm-up.
+                seconds[size].append(spent / size)
+    cost = {size: median(values) for size, values in seconds.items()}
+    if not cost:
+        raise ValueError(f"a batch of {min(sizes)} examples exceeds the memory. Pass --batch-size.")
+    best = min(cost, key=lambda size: cost[size])
+    usual = cost.get(USUAL_BATCH)
+    return USUAL_BATCH if usual is not None and cost[best] > 0.9 * usual else best
+
+
+def _first(problem: Problem, size: int) -> Space:
+    part = replace(
+        problem,
+        inputs={name: value[:size] for name, value in problem.inputs.items()},
+        targets=problem.targets[:size],
+        batch_size=size,
+    )
+    return (
+        Inputs(part) if all(v.is_floating_point() for v in part.inputs.values()) else Weights(part)
+    )
+
+
+def _forward_seconds(space: Space) -> float:
+    _synchronize(space.problem.device)
+    start = time.perf_counter()
+    space.evaluate(space.origin)
+    _synchronize(space.problem.device)
+    return time.perf_counter() - start
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

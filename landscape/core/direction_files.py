@@ -1,0 +1,121 @@
+"""Directions in HDF5 files."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from checkpoints.problem import Tensors
+from landscape.core import store
+from landscape.core.directions import check
+
+log = logging.getLogger(__name__)
+
+
+def save(
+    directions: Sequence[Tensors], path: Path, about: Mapping[str, NDArray[Any]] | None = None
+) -> None:
+    """Write directions as one HDF5 file: for each name an array (rank, ...) in `directions/`.
+
+    Args:
+        directions: at least one.
+        path: the file; replaced where it is there.
+        about: attributes of the group, such as the eigenvalue of each direction.
+
+    Raises:
+        ValueError: `path` cannot be written.
+    """
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with h5py.File(partial, "w") as file:
+            group = file.create_group("directions")
+            for name in directions[0]:
+                group[name] = np.stack([d[name].detach().cpu().numpy() for d in directions])
+            group.attrs.update(about or {})
+        partial.replace(path)
+    except OSError as error:
+        reason = error.strerror or str(error).split(" (")[0]
+        raise ValueError(f"{path} cannot be written: {reason}. Choose another file.") from error
+
+
+def load(path: Path, origin: Tensors) -> list[Tensors]:
+    """Read the directions that a result file holds in its group `directions`.
+
+    Args:
+        path: written by `save`, or a result with stored eigenvectors.
+        origin: gives the names, shapes, dtypes and devices that they must fit.
+
+    Returns:
+        All of them, in the file's order.
+
+    Raises:
+        ValueError: no such file, no directions in it, or they do not fit.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file. Needed: an HDF5 file with a group `directions`.")
+    try:
+        with h5py.File(path) as file:
+            if "directions" not in file:
+                raise ValueError(
+                    f"{path} holds no directions. Needed: a group `directions` with one array "
+                    "(rank, ...) a parameter, as --save-directions writes it."
+                )
+            arrays = {name: np.asarray(value) for name, value in file["directions"].items()}
+            residuals = np.asarray(file["directions"].attrs.get("residual", []))
+            converged = np.asarray(file["directions"].attrs.get("converged", []))
+    except OSError as error:
+        raise ValueError(f"{path} is no HDF5 file, or damaged: {error}") from error
+    for rank in np.flatnonzero(converged == 0):
+        log.warning(
+            f"{path}: direction {rank} is an eigenvector that has not converged (residual "
+            f"{residuals[rank]:.1e})."
+        )
+    ranks = {len(array) for array in arrays.values()}
+    if len(ranks) != 1:
+        raise ValueError(f"{path}: the parameters hold different numbers of directions, {ranks}.")
+    read = [
+        {name: torch.from_numpy(array[rank]) for name, array in arrays.items()}
+        for rank in range(ranks.pop())
+    ]
+    for direction in read:
+        check(direction, origin)
+    return [{n: direction[n].to(v) for n, v in origin.items()} for direction in read]
+
+
+def check_writable(path: Path) -> None:
+    """Refuse a place for directions that another file holds, or that cannot be written.
+
+    Raises:
+        ValueError: with what is wrong, and what to choose.
+    """
+    store.check_writable(path)
+    if not path.is_file():
+        return
+    if h5py.is_hdf5(path):
+        with h5py.File(path) as file:
+            if set(file) == {"directions"}:
+                return
+    raise ValueError(
+        f"{path} is there, and is no file of directions. Choose another for --save-directions."
+    )
+
+
+def attributes(path: Path) -> dict[str, Any]:
+    """What a file of directions tells about them; nothing where it is missing or no such file."""
+    if not path.is_file() or not h5py.is_hdf5(path):
+        return {}
+    with h5py.File(path) as file:
+        return dict(file["directions"].attrs) if "directions" in file else {}
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,0 +1,193 @@
+"""Eigenpairs, spectral density and trace of the curvature in the weights."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from checkpoints.problem import Problem
+from landscape.core import direction_files
+from landscape.core.plan import Cell, Plan, Values
+from landscape.core.spaces import Weights
+from landscape.hessian import lanczos, quadrature, trace
+from landscape.hessian.operator import Curvature, filter_scale, matching
+from landscape.hessian.spec import Spec
+from landscape.hessian.variables import counted, eigenpair_variables, stream_seed, tell
+
+log = logging.getLogger(__name__)
+
+
+# With fewer products than this, counted in batches, tracing costs more than it saves.
+WORTH_TRACING = 50
+
+
+class _Measurement:
+    """The matrix in the weights, and its parts one after another; made when first needed."""
+
+    def __init__(self, space: Weights, names: list[str], spec: Spec, size: int) -> None:
+        self.space, self.names, self.spec, self.size = space, names, spec, size
+        self.top, self.steps = cast(int, spec.top), cast(int, spec.steps)
+        assert spec.parts is not None  # resolved() has decided
+        kinds = {
+            "eigenpairs": [f"eigenpairs {end}" for end in spec.which],
+            "density": [f"density {draw}" for draw in range(spec.draws)],
+            "trace": ["trace"],
+        }
+        self.cells = [cell for part in spec.parts for cell in kinds[part]]
+
+    @cached_property
+    def operator(self) -> Curvature:
+        spec, space = self.spec, self.space
+        keep = spec.activations == "keep"
+        if spec.activations == "auto":
+            products = {
+                "eigenpairs": len(spec.which) * (20 + 2 * self.top),
+                "density": spec.draws * self.steps,
+                "trace": spec.trace_products,
+            }
+            asked = sum(products[part] for part in spec.parts or ())
+            keep = asked * len(list(space.parts())) >= WORTH_TRACING
+        scale = filter_scale(space.origin) if spec.scale == "filter" else None
+        return Curvature(space, spec.matrix, names=self.names, scale=scale, keep=keep)
+
+    def measure(self, cells: Sequence[Cell]) -> Values:
+        (cell,) = cells
+        kind, _, which = self.cells[cell["part"]].partition(" ")
+        # One stream a cell, so that no cell depends on another having been measured.
+        generator = torch.Generator().manual_seed(stream_seed(self.spec.seed, kind, which))
+        start = lanczos.gaussian(torch.empty(1, self.size), generator)
+        start = start.to(self.operator.device, self.operator.dtype)
+        if kind == "eigenpairs":
+            return self._eigenpairs(start, which, generator)
+        if kind == "density":
+            shape = (self.spec.draws, self.steps)
+            values = {name: np.full(shape, np.nan) for name in ("node", "weight")}
+            found = quadrature.quadrature(self._multiply, start, self.steps, generator)
+            for name, rows in zip(values, found, strict=True):
+                values[name][int(which)] = rows[0].cpu().numpy()
+            return values
+        told = trace.traces(self._multiply, start, self.spec.trace_products, generator)
+        norm = told.squared_norm**0.5
+        estimates = {
+            "trace": told.trace,
+            "trace_stderr": told.trace_stderr,
+            "frobenius_norm": norm,
+            # to first order
+            "frobenius_norm_stderr": told.squared_norm_stderr / (2 * norm) if norm else 0.0,
+        }
+        return {name: np.array(value) for name, value in estimates.items()}
+
+    def _eigenpairs(self, start: Tensor, which: str, generator: torch.Generator) -> Values:
+        spec, top = self.spec, self.top
+        found = lanczos.eigenpairs(
+            self._multiply, start, top, which=cast(lanczos.Which, which), tol=spec.tol,
+            max_products=spec.max_products, generator=generator,
+        )  # fmt: skip
+        if spec.multiple:
+            found = lanczos.multiples(
+                self._multiply, found, which=cast(lanczos.Which, which), tol=spec.tol,
+                max_products=spec.max_products, generator=generator,
+            )  # fmt: skip
+        row = spec.which.index(which)
+        values = {n: np.full((len(spec.which), top), np.nan) for n in _PAIRS}
+        for name, rows in zip(
+            _PAIRS, (found.values, found.residuals, found.converged), strict=True
+        ):
+            values[name][row] = rows[0].double().cpu().numpy()
+        products = np.full(len(spec.which), np.nan)
+        products[row] = found.products
+        if spec.save_directions and row == 0:
+            self._save(found)
+        return values | {"products": products}
+
+    def _save(self, found: lanczos.Eigenpairs) -> None:
+        blank = {name: torch.zeros_like(value) for name, value in self.space.origin.items()}
+        there = found.values[0].isfinite()
+        vectors = [
+            blank | self.operator.tensors(self.operator.displacement(vector))
+            for vector in found.vectors[0][there]
+        ]
+        about = {
+            name: rows[0][there].double().cpu().numpy()
+            for name, rows in zip(
+                _PAIRS, (found.values, found.residuals, found.converged), strict=True
+            )
+        }
+        direction_files.save(vectors, Path(str(self.spec.save_directions)), about)
+
+    def finish(self, result: xr.Dataset) -> Values:
+        """Write the eigenvectors of eigenpairs that an earlier run has measured, if asked for."""
+        if not self.spec.save_directions:
+            return {}
+        values = result["eigenvalue"].values[0]
+        held = direction_files.attributes(Path(self.spec.save_directions)).get("eigenvalue")
+        if held is None or not np.array_equal(held, values[np.isfinite(values)]):
+            end = self.spec.which[0]
+            log.info("finding the eigenvectors again: the result holds their eigenvalues alone.")
+            self.measure([{"part": self.cells.index(f"eigenpairs {end}")}])
+        return {}
+
+    def _multiply(self, vectors: Tensor) -> Tensor:
+        return self.operator.matvec(vectors[0])[None]
+
+
+_PAIRS = ("eigenvalue", "residual", "converged")
+
+
+def plan(problem: Problem, spec: Spec) -> Plan:
+    """A cell for every part of the measurement; see `landscape.hessian.hessian`."""
+    space = Weights(problem)
+    names = matching(list(space.origin), spec.layers)
+    rows = sum(space.origin[name].numel() for name in names)
+    spec = spec.resolved(rows)
+    measured = _Measurement(space, names, spec, rows)
+    if spec.save_directions:
+        direction_files.check_writable(Path(spec.save_directions))
+    parts, top, steps = spec.parts or (), measured.top, measured.steps
+    units = "nat" if spec.scale == "filter" else "nat / weight^2"
+    variables: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {}
+    coords: dict[str, tuple[Any, dict[str, str]]] = {
+        "part": (measured.cells, {"long_name": "part of the measurement", "units": "1"})
+    }
+    if "eigenpairs" in parts:
+        variables |= eigenpair_variables("end", units)
+        about = {"long_name": "products with the matrix", "units": "1"}
+        variables["products"] = (("end",), about)
+        coords["end"] = (list(spec.which), {"long_name": "end of the spectrum", "units": "1"})
+        coords["rank"] = counted(top, "rank")
+    if "density" in parts:
+        dims = ("draw", "step")
+        variables["node"] = (dims, {"long_name": "node of the spectral measure", "units": units})
+        variables["weight"] = (dims, {"long_name": "weight of a node", "units": "1"})
+        coords |= {"draw": counted(spec.draws, "draw"), "step": counted(steps, "Lanczos step")}
+    if "trace" in parts:
+        for name in ("trace", "frobenius_norm"):
+            label = name.replace("_", " ").replace("frobenius", "Frobenius")
+            variables[name] = ((), {"long_name": label, "units": units})
+            about = {"long_name": f"standard error of the {label}", "units": units}
+            variables[f"{name}_stderr"] = ((), about)
+    provenance = problem.fingerprints() | {
+        "files": {},
+        "parameters": measured.size,
+    }
+    return Plan(
+        probe="hessian",
+        spec=replace(spec, save_directions=None),
+        provenance=provenance,
+        coords=coords,
+        variables=variables,
+        beside=(Path(spec.save_directions),) if spec.save_directions else (),
+        walk=("part",),
+        measure=measured.measure,
+        finish=measured.finish,
+        tell=tell,
+    )

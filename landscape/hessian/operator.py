@@ -1,0 +1,345 @@
+"""Curvature matrices of a problem's loss, as operators that multiply vectors."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from fnmatch import fnmatchcase
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import torch
+from hessian_eigenthings import CurvatureOperator
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from checkpoints.device import memory_exhausted
+from checkpoints.problem import Tensors
+from landscape.core.spaces import EVERYTHING, Inputs, Space, Weights
+from landscape.hessian import products, split_graph
+
+log = logging.getLogger(__name__)
+
+
+Matrix: TypeAlias = Literal["hessian", "gauss_newton", "difference"]
+
+
+PARTS: dict[str, tuple[products.Part, ...]] = {
+    "hessian": ("hessian",),
+    "gauss_newton": ("gauss_newton",),
+    "difference": ("hessian", "gauss_newton"),
+}
+
+
+# Of the memory that is free when a product is first asked for, what kept activations may take.
+MEMORY_SHARE = 0.5
+
+
+# A product from a traced graph that differs by more than this from the plain one is not used.
+TRACE_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-8}
+
+
+class Curvature(CurvatureOperator):  # type: ignore[misc]
+    """A curvature matrix of the loss, at a space's origin, that is only ever multiplied by.
+
+    In the weights it belongs to the mean loss over the examples, whatever the batches. In the
+    inputs it belongs to the sum of the losses: no example's loss depends on another example's
+    input, so that the matrix is block-diagonal, one block an example, and one product with it
+    serves all examples at once.
+
+    `hessian` is the second derivative. `gauss_newton` is J^T L J, with J the derivative of the
+    outputs and L the second derivative of the loss in the outputs: the curvature that a network
+    which is linear around the origin would have. `difference` is the first minus the second: the
+    part that carries the network's own curvature, and is zero almost everywhere in the inputs of a
+    piecewise linear network.
+
+    Batch norm is in eval mode; where the problem recomputes statistics, they are those at the
+    origin, held fixed under the derivative.
+
+    Args:
+        space: whose origin is the point.
+        matrix: see above.
+        names: the parameters, or inputs, whose rows and columns are taken; all by default.
+        part: in the inputs, which examples: a slice, or their numbers.
+        scale: {name: tensor that broadcasts to it}: D, in the matrix D M D, which is the
+            curvature in coordinates in which a step of 1 moves each entry by D.
+        keep: trace the product and keep what does not depend on the vector, for as many batches
+            as half of the free memory holds: a product then costs about 2 gradients instead of 4.
+            The rest, and what cannot be traced, is multiplied by a double backward pass. How much
+            memory that takes is logged before it is taken.
+
+    Attributes:
+        blocks: how many independent blocks the matrix has: examples in the inputs, else 1.
+
+    Raises:
+        ValueError: a name that the space has not.
+
+    Cost: one pass over the parameters; a product is one double backward pass of all examples, or
+    what `keep` says.
+    """
+
+    def __init__(
+        self,
+        space: Space,
+        matrix: Matrix = "hessian",
+        *,
+        names: Sequence[str] | None = None,
+        part: slice | Tensor = EVERYTHING,
+        scale: Tensors | None = None,
+        keep: bool = False,
+    ) -> None:
+        unknown = [name for name in names or () if name not in space.origin]
+        if unknown:
+            raise ValueError(f"{unknown[0]} is not in the space; it has {', '.join(space.origin)}.")
+        chosen = list(names or space.origin)
+        self.space, self.matrix = space, matrix
+        in_inputs = isinstance(space, Inputs)
+        # channels last in memory suits convolutions' weights, but not views of a flat vector
+        self._point = {
+            name: (space.origin[name][part] if in_inputs else space.origin[name])
+            .detach()
+            .contiguous()
+            for name in chosen
+        }
+        self._fixed = {n: v for n, v in space.origin.items() if n not in self._point}
+        self._state = space.tensors if in_inputs else space.tensors | self._fixed
+        if in_inputs:
+            self._fixed = _at(self._fixed, part)
+        self._targets = space.problem.targets[part if in_inputs else EVERYTHING]
+        self.blocks = len(self._targets) if in_inputs else 1
+        self._scale = self.flat(self._expanded(scale)) if scale else None
+        self._keep = keep
+        self._kept: dict[int, list[Any]] | None = None
+        self._split: split_graph.Split | None = None
+
+    @property
+    def size(self) -> int:
+        """Rows of the matrix."""
+        return sum(value.numel() for value in self._point.values())
+
+    @property
+    def device(self) -> torch.device:
+        """Where vectors live."""
+        return next(iter(self._point.values())).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of vectors."""
+        return next(iter(self._point.values())).dtype
+
+    def matvec(self, v: Tensor) -> Tensor:
+        """The matrix times a flat vector.
+
+        Args:
+            v: (size,).
+
+        Raises:
+            ValueError: another shape; a layer without a second derivative.
+        """
+        if v.shape != (self.size,):
+            raise ValueError(f"the vector has shape {tuple(v.shape)}; needed: ({self.size},).")
+        scaled = v if self._scale is None else v * self._scale
+        vector = self.tensors(scaled)
+        with self.space.exact():
+            if isinstance(self.space, Inputs):
+                rows = [self._flat_rows(self._product(p, _at(vector, p))) for p in self._parts()]
+                product = torch.cat(rows).flatten()
+            else:
+                product = torch.zeros_like(scaled)
+                for part in self._parts():
+                    product += self.flat(self._product(part, vector))
+        return product if self._scale is None else product * self._scale
+
+    def displacement(self, vector: Tensor) -> Tensor:
+        """The step in the space itself that a vector of the matrix stands for: D v, or v."""
+        return vector if self._scale is None else vector * self._scale
+
+    def tensors(self, vector: Tensor) -> Tensors:
+        """A flat vector by names, in the shapes of the origin."""
+        if isinstance(self.space, Inputs):
+            widths = [value[0].numel() for value in self._point.values()]
+            pieces = torch.split(vector.view(self.blocks, -1), widths, dim=1)
+        else:
+            pieces = torch.split(vector, [value.numel() for value in self._point.values()])
+        return {
+            name: piece.reshape(value.shape)
+            for (name, value), piece in zip(self._point.items(), pieces, strict=True)
+        }
+
+    def flat(self, tensors: Tensors) -> Tensor:
+        """The inverse of `tensors`. In the inputs, example after example."""
+        if isinstance(self.space, Inputs):
+            return self._flat_rows(tensors).flatten()
+        return torch.cat([tensors[name].reshape(-1) for name in self._point])
+
+    def _flat_rows(self, tensors: Tensors) -> Tensor:
+        return torch.cat([tensors[name].flatten(1) for name in self._point], dim=1)
+
+    def _expanded(self, scale: Tensors) -> Tensors:
+        return {name: scale[name].expand_as(value) for name, value in self._point.items()}
+
+    def _parts(self) -> list[slice]:
+        size = self.space.problem.batch_size or len(self._targets)
+        count = len(self._targets)
+        return [slice(i, min(i + size, count)) for i in range(0, count, size)]
+
+    def _product(self, part: slice, vector: Tensors) -> Tensors:
+        """The product with the curvature of one batch; in the inputs, `vector` is the batch's."""
+        if self._keep and self._kept is None:
+            self._prepare(vector)
+        kept = (self._kept or {}).get(part.start)
+        if kept is None or self._split is None:
+            found = self._plain(part, vector)
+        else:
+            found = self._split.linear(kept, vector)
+        if len(found) == 1:
+            return found[0]
+        return {name: found[0][name] - found[1][name] for name in vector}
+
+    def _plain(self, part: slice, vector: Tensors) -> list[Tensors]:
+        """With nothing kept; in smaller batches where the memory does not suffice."""
+        try:
+            return self._differentiated(products.doubly_backward, *self._given(part), vector)
+        except RuntimeError as error:
+            half = (part.stop - part.start) // 2
+            if not half or not memory_exhausted(error):
+                raise
+        parts = slice(part.start, part.start + half), slice(part.start + half, part.stop)
+        if isinstance(self.space, Inputs):
+            first = self._plain(parts[0], _at(vector, slice(None, half)))
+            second = self._plain(parts[1], _at(vector, slice(half, None)))
+            return [
+                {name: torch.cat([a[name], b[name]]) for name in vector}
+                for a, b in zip(first, second, strict=True)
+            ]
+        first, second = (self._plain(part, vector) for part in parts)
+        return [
+            {name: a[name] + b[name] for name in vector} for a, b in zip(first, second, strict=True)
+        ]
+
+    def _given(self, part: slice) -> tuple[Tensors, Tensors, Tensors, Tensor]:
+        """What a batch's product depends on besides the vector.
+
+        The point, the examples' other inputs, the network's other tensors, and the targets.
+        """
+        targets = self._targets[part]
+        if isinstance(self.space, Inputs):
+            return _at(self._point, part), _at(self._fixed, part), self._state, targets
+        return self._point, _at(self.space.problem.inputs, part), self._state, targets
+
+    def _differentiated(
+        self,
+        form: Callable[..., list[Tensors]],
+        point: Tensors,
+        others: Tensors,
+        state: Tensors,
+        targets: Tensor,
+        vector: Tensors,
+    ) -> list[Tensors]:
+        def outputs_at(point: Tensors) -> Tensor:
+            return self._outputs(point, others, state)
+
+        def loss_of(outputs: Tensor) -> Tensor:
+            total = self.space.problem.losses(outputs, targets).sum()
+            return total if isinstance(self.space, Inputs) else total / len(self._targets)
+
+        return form(PARTS[self.matrix], outputs_at, loss_of, point, vector)
+
+    def _outputs(self, point: Tensors, others: Tensors, state: Tensors) -> Tensor:
+        if isinstance(self.space, Weights):
+            outputs = self.space.outputs_of(others, {**state, **point})
+        else:
+            both = {**others, **point}
+            inputs = {name: both[name] for name in self.space.origin}
+            outputs = self.space.outputs_of(inputs, state)
+        if not isinstance(outputs, Tensor):
+            raise ValueError(
+                f"the model returns a {type(outputs).__name__}; needed for its curvature: a tensor."
+            )
+        return outputs
+
+    def _prepare(self, vector: Tensors) -> None:
+        """Trace the product, and keep what does not depend on the vector, where memory allows."""
+        self._kept = {}
+        parts = self._parts()
+        form = partial(self._differentiated, products.forward_over_reverse)
+        try:
+            split = split_graph.split(form, self._given(parts[0]), vector)
+            room = int(MEMORY_SHARE * free_memory(self.device))
+            alike = [part for part in parts if part.stop - part.start == parts[0].stop]
+            chosen = alike[: room // max(split.bytes, 1)]
+            log.info(
+                f"keeping the activations of {len(chosen)} of {len(parts)} batches, "
+                f"{len(chosen) * split.bytes / 1e9:.2f} GB of the {room / 1e9:.1f} GB allowed."
+            )
+            for part in chosen:
+                self._kept[part.start] = split.prepare(*self._given(part))
+            for part in chosen[:1] + chosen[1:][-1:]:
+                self._check(split, part, vector)
+            self._split = split
+        except Exception as error:  # tracing may raise anything, and the plain way is always there
+            self._kept = {}
+            if memory_exhausted(error):
+                log.info("the memory does not suffice for kept activations; recomputing them.")
+                return
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            log.info(f"the product cannot be traced ({reason}); recomputing it every time.")
+
+    def _check(self, split: split_graph.Split, part: slice, vector: Tensors) -> None:
+        assert self._kept is not None
+        traced = pytree.tree_leaves(split.linear(self._kept[part.start], vector))
+        plain = pytree.tree_leaves(self._plain(part, vector))
+        error = torch.cat([(t - p).flatten() for t, p in zip(traced, plain, strict=True)]).norm()
+        size = torch.cat([value.flatten() for value in plain]).norm()
+        if not error <= TRACE_TOLERANCE.get(self.dtype, 1e-3) * size:
+            raise ValueError(f"it is off by {float(error / size):.1e}")
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that can still be taken on `device`."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    lines = (
+        Path("/proc/meminfo").read_text().splitlines() if Path("/proc/meminfo").is_file() else []
+    )
+    free = [int(line.split()[1]) for line in lines if line.startswith("MemAvailable")]
+    return 1024 * free[0] if free else 2**31
+
+
+def matching(names: Sequence[str], patterns: Sequence[str]) -> list[str]:
+    """The names that match one of the shell patterns, in their order; all where there is none.
+
+    Raises:
+        ValueError: a pattern that nothing matches.
+    """
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise ValueError(
+                f"--layers {pattern}: no parameter is named so. There are {', '.join(names)}."
+            )
+    if not patterns:
+        return list(names)
+    return [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
+
+
+def filter_scale(origin: Tensors) -> Tensors:
+    """For every tensor the norms of its slices along the first axis, shaped to broadcast.
+
+    As `scale` of `Curvature`: a step of 1 moves each filter by its own norm, and each bias and
+    norm scale by its own size. Networks that differ only by a rescaling of filters that cancels
+    (batch norm's, or a factor moved between the two sides of a product) then have the same
+    spectrum. A slice of norm 0 cannot move.
+
+    Source: Li et al. 2018, section 4, arXiv:1712.09913, for the directions; here for a matrix.
+    """
+    return {
+        name: value.double().flatten(1).norm(dim=1).view(-1, *(1,) * (value.ndim - 1)).to(value)
+        if value.ndim > 1
+        else value.abs()
+        for name, value in origin.items()
+    }
+
+
+def _at(tensors: Tensors, part: slice | Tensor) -> Tensors:
+    return {name: value[part] for name, value in tensors.items()}

@@ -1,0 +1,178 @@
+"""The top eigenpairs of each example's Hessian in its own pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from checkpoints.problem import Problem, cross_entropy
+from landscape.core.jacobian import gauss_newton_top, jacobian, softmax_jacobian
+from landscape.core.plan import Cell, Plan, Values
+from landscape.core.spaces import Inputs
+from landscape.hessian import lanczos
+from landscape.hessian.operator import Curvature
+from landscape.hessian.spec import Spec
+from landscape.hessian.variables import counted, eigenpair_variables, stream_seed, tell
+
+# The Hessian is taken for the Gauss-Newton matrix where a random product tells them apart by less.
+SAME = {torch.float32: 1e-3, torch.float64: 1e-9}
+
+
+@dataclass(frozen=True, eq=False)
+class SampleCurvature:
+    """What is known of the input Hessians of n examples.
+
+    Attributes:
+        pairs: of the Hessians; one block an example. `products` are those of Lanczos where it ran.
+        gauss_newton: (n,) the largest eigenvalue of J^T (diag p - p p^T) J.
+        beyond: (n,) |(H - G) v| / |H v| for a random v: the share of the network's own curvature;
+            rounding alone for a piecewise linear network.
+        from_jacobian: (n,) bool, whether the eigenpair is that of G, which is H to rounding there.
+    """
+
+    pairs: lanczos.Eigenpairs
+    gauss_newton: Tensor
+    beyond: Tensor
+    from_jacobian: Tensor
+
+
+def sample_curvature(
+    space: Inputs,
+    part: slice,
+    count: int,
+    *,
+    which: lanczos.Which,
+    tol: float,
+    max_products: int,
+    start: Tensor,
+    generator: torch.Generator,
+) -> SampleCurvature:
+    """The most wanted eigenpairs of the input Hessian of each example in `part`.
+
+    Where a network is piecewise linear, the Hessian of the cross-entropy is its Gauss-Newton
+    matrix, whose top eigenpair follows from the Jacobian without an iteration. Whether it is, a
+    product with a random vector tells, example by example. For the others, for more than one
+    eigenpair, and for the most negative, Lanczos runs on all examples at once, until the last of
+    them has converged. Residuals are those of the true Hessian either way.
+
+    Args:
+        space: of the examples; its problem's loss is the cross-entropy.
+        part: which examples.
+        count: eigenpairs of each.
+        which: see `lanczos.eigenpairs`.
+        tol: of the residuals.
+        max_products: see `lanczos.eigenpairs`.
+        start: (n, size), random.
+        generator: of what Lanczos draws.
+
+    Raises:
+        ValueError: the loss is not the cross-entropy; more eigenpairs than there are pixels.
+
+    Cost: one forward pass, a backward pass a class and two products; or about 15 products.
+    """
+    if space.problem.loss is not cross_entropy:
+        raise ValueError(
+            "--space inputs: the loss is not the cross-entropy, whose Gauss-Newton matrix is known."
+        )
+
+    def of(part: slice | Tensor) -> lanczos.Multiply:
+        operator = Curvature(space, "hessian", part=part)
+        return lambda vectors: operator.matvec(vectors.flatten()).view(operator.blocks, -1)
+
+    multiply = of(part)
+    inputs = {name: value[part] for name, value in space.origin.items()}
+    logits, rows = jacobian(space, inputs)
+    probabilities = logits.softmax(dim=1)
+    gauss_newton, top = gauss_newton_top(rows, probabilities)
+
+    unit = start / start.norm(dim=1, keepdim=True)
+    forward = rows.double() @ unit.double()[:, :, None]
+    linear = (rows.double().mT @ (softmax_jacobian(probabilities) @ forward))[:, :, 0]
+    true = multiply(unit).double()
+    beyond = lanczos.relative((true - linear).norm(dim=1), true.norm(dim=1))
+    same = (beyond <= SAME.get(start.dtype, 1e-3)) & top.isfinite().all(dim=1)
+    if count > 1 or which == "smallest":
+        same = torch.zeros_like(same)
+    if same.any():
+        image = multiply(top.nan_to_num())[:, None]
+        exact = lanczos.with_residuals(top[:, None], image, gauss_newton[:, None], 1, tol, 2)
+        same &= exact.converged[:, 0]
+    if same.all():
+        return SampleCurvature(exact, gauss_newton, beyond, same)
+    left = torch.arange(part.start, part.start + len(same), device=same.device)[~same]
+    found = lanczos.eigenpairs(
+        of(left), start[~same], count, which=which, tol=tol, max_products=max_products,
+        generator=generator,
+    )  # fmt: skip
+    if not same.any():
+        return SampleCurvature(found, gauss_newton, beyond, same)
+    for mine, others in (
+        (exact.values, found.values),
+        (exact.vectors, found.vectors),
+        (exact.residuals, found.residuals),
+        (exact.converged, found.converged),
+    ):
+        mine[~same] = others
+    pairs = replace(exact, products=found.products)
+    return SampleCurvature(pairs, gauss_newton, beyond, same)
+
+
+def plan(problem: Problem, spec: Spec) -> Plan:
+    """A cell for every example; see `landscape.hessian.hessian`."""
+    space = Inputs(problem)
+    size = sum(value[0].numel() for value in space.origin.values())
+    spec = spec.resolved(size)
+    top = cast(int, spec.top)
+
+    def measure(cells: Sequence[Cell]) -> Values:
+        part = slice(cells[0]["example"], cells[-1]["example"] + 1)
+        # An example's start depends on the example alone, not on who shares its batch.
+        streams = [
+            torch.Generator().manual_seed(stream_seed(spec.seed, "example", str(cell["example"])))
+            for cell in cells
+        ]
+        like = torch.empty(size)
+        start = torch.stack([lanczos.gaussian(like, stream) for stream in streams])
+        found = sample_curvature(
+            space, part, top, which=cast(lanczos.Which, spec.which[0]), tol=spec.tol,
+            max_products=spec.max_products, start=start.to(problem.device, problem.dtype),
+            generator=streams[0],
+        )  # fmt: skip
+        pairs = found.pairs
+        values = {
+            "eigenvalue": pairs.values,
+            "residual": pairs.residuals,
+            "converged": pairs.converged.double(),
+            "gauss_newton_eigenvalue": found.gauss_newton,
+            "beyond_gauss_newton": found.beyond,
+        }
+        return {name: value.cpu().numpy() for name, value in values.items()} | {
+            "from_jacobian": found.from_jacobian.double().cpu().numpy(),
+            "products": np.where(found.from_jacobian.cpu().numpy(), 2.0, pairs.products),
+        }
+
+    units = "nat / pixel range^2"
+    variables = eigenpair_variables("example", units)
+    for name, label, unit in (
+        ("products", "products with the matrix", "1"),
+        ("gauss_newton_eigenvalue", "top eigenvalue of the Gauss-Newton matrix", units),
+        ("beyond_gauss_newton", "share of the Hessian beyond the Gauss-Newton matrix", "1"),
+        ("from_jacobian", "1 where the eigenpair is that of the Gauss-Newton matrix", "1"),
+    ):
+        variables[name] = (("example",), {"long_name": label, "units": unit})
+    return Plan(
+        probe="hessian",
+        spec=spec,
+        provenance=problem.fingerprints() | {"files": {}},
+        coords={"example": counted(len(problem), "example"), "rank": counted(top, "rank")},
+        variables=variables,
+        walk=("example",),
+        measure=measure,
+        block=problem.batch_size,
+        tell=tell,
+    )

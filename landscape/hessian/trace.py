@@ -1,0 +1,73 @@
+"""Hutch++: trace and Frobenius norm of a symmetric matrix."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from landscape.core.summary import mean_and_stderr
+from landscape.hessian.lanczos import Multiply
+
+
+@dataclass(frozen=True)
+class Traces:
+    """Estimates for one matrix, each with its standard error over the probes.
+
+    The error is NaN for a single probe, and 0 where a sketch of full rank left nothing to guess.
+    """
+
+    trace: float
+    trace_stderr: float
+    squared_norm: float
+    squared_norm_stderr: float
+
+
+def traces(multiply: Multiply, start: Tensor, products: int, generator: torch.Generator) -> Traces:
+    """The trace of one matrix, and of its square, by Hutch++.
+
+    A third of the products finds a subspace that holds most of the matrix, a third gives its part
+    of the trace exactly, a third guesses the rest with random signs. The products of the last two
+    give the squared Frobenius norm as well.
+
+    Args:
+        multiply: see the module; one block.
+        start: (1, size), for device and dtype only.
+        products: in all; at least 6.
+        generator: on the CPU.
+
+    Raises:
+        ValueError: fewer than 6 products.
+
+    Cost: `products` products; a third as many vectors in memory.
+    Source: Meyer, Musco, Musco & Woodruff 2021, algorithm 1, arXiv:2010.09649.
+    """
+    size = start.shape[1]
+    if products < 6:
+        raise ValueError(f"trace: {products} products; needed: at least 6.")
+    rank = min(products // 3, size)
+    sketch = torch.cat([multiply(_signs(start, generator)) for _ in range(rank)])
+    subspace = torch.linalg.qr(sketch.double().T)[0].T.to(start)
+    images = torch.cat([multiply(vector[None]) for vector in subspace])
+    exact = float((subspace.double() * images.double()).sum())
+    exact_square = float(images.double().square().sum())
+    if rank == size:
+        return Traces(exact, 0.0, exact_square, 0.0)
+    guesses, squares = [], []
+    for _ in range(products - 2 * rank):
+        probe = _signs(start, generator).double()
+        probe = (probe - (probe @ subspace.double().T) @ subspace.double()).to(start)
+        image = multiply(probe).double()
+        guesses.append(float((probe.double() * image).sum()))
+        squares.append(float(image.square().sum()))
+    (rest, rest_square), stderr = mean_and_stderr(np.array([guesses, squares]))
+    return Traces(
+        exact + float(rest), float(stderr[0]), exact_square + float(rest_square), float(stderr[1])
+    )
+
+
+def _signs(like: Tensor, generator: torch.Generator) -> Tensor:
+    drawn = torch.randint(0, 2, like.shape, generator=generator, dtype=torch.int8)
+    return (2 * drawn - 1).to(like)

@@ -1,0 +1,63 @@
+"""The variables that both spaces share, and what a result says in words."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+
+def eigenpair_variables(dim: str, units: str) -> dict[str, tuple[tuple[str, ...], dict[str, str]]]:
+    """Eigenpairs by rank, over another dim: the end of the spectrum, or the example."""
+    dims = (dim, "rank")
+    return {
+        "eigenvalue": (dims, {"long_name": "eigenvalue", "units": units}),
+        "residual": (dims, {"long_name": "residual relative to the eigenvalue", "units": "1"}),
+        "converged": (dims, {"long_name": "1 where the residual is as asked for", "units": "1"}),
+    }
+
+
+def counted(count: int, label: str) -> tuple[Any, dict[str, str]]:
+    """A coordinate that numbers its entries."""
+    return np.arange(count), {"long_name": label, "units": "1"}
+
+
+def stream_seed(seed: int, *words: str) -> int:
+    """A seed for every part, far from those of other parts and seeds."""
+    state = np.random.SeedSequence([seed, *"\0".join(words).encode()]).generate_state(2)
+    return int(state[0]) << 32 | int(state[1])
+
+
+def tell(result: xr.Dataset) -> list[str]:
+    """A line for each end of the spectrum, and for trace and input curvature."""
+    lines = []
+    if "end" in result.dims:
+        most = json.loads(result.attrs["spec"])["max_products"]
+        narrow = json.loads(result.attrs["provenance"])["dtype"] != "float64"
+        for end in result["end"].values:
+            rows = result.sel(end=end)
+            values = ", ".join(f"{value:.5g}" for value in rows["eigenvalue"].values)
+            done, asked = int(rows["converged"].sum()), rows.sizes["rank"]
+            why = (
+                "" if done == asked
+                else ", --max-products" if rows["products"] >= most
+                else ": rounding allows no more" + (", --dtype float64 does" if narrow else "")
+            )  # fmt: skip
+            lines.append(
+                f"eigenvalues, {end}: {values}; {done} of {asked} converged, largest residual "
+                f"{float(rows['residual'].max()):.1e}, {int(rows['products'])} products{why}"
+            )
+    elif "eigenvalue" in result:
+        top = result["eigenvalue"].values[:, 0]
+        low, middle, high = np.quantile(top, (0.1, 0.5, 0.9), method="inverted_cdf")
+        lines.append(
+            f"top eigenvalue of an example: median {middle:.4g}, 10-90 % {low:.4g} to {high:.4g}; "
+            f"{int(result['converged'].sum())} of {result['converged'].size} converged"
+        )
+    for name in ("trace", "frobenius_norm"):
+        if name in result:
+            value, stderr = float(result[name]), float(result[f"{name}_stderr"])
+            lines.append(f"{result[name].attrs['long_name']}: {value:.5g} ± {stderr:.2g}")
+    return lines

@@ -1,0 +1,171 @@
+"""The line between two networks, and the barrier on it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from checkpoints import checkpoint
+from checkpoints.problem import BatchNorm, Problem, Tensors
+from landscape.core import direction_files, directions
+from landscape.core.plan import Cell, Plan, Values
+from landscape.core.spaces import Weights
+from landscape.core.summary import mean_and_stderr
+from landscape.interpolate import path_statistics
+
+STATISTICS = ("kept", "interpolated", "recomputed")
+
+
+def checked(statistics: Sequence[str], problem: Problem) -> tuple[str, ...]:
+    """The treatments of batch norm's statistics that are asked for, in the order of `STATISTICS`.
+
+    Raises:
+        ValueError: one that there is not, or `recomputed` without images to recompute from.
+    """
+    unknown = sorted(set(statistics) - set(STATISTICS))
+    if unknown:
+        raise ValueError(f"--statistics {unknown[0]}; needed: some of {' '.join(STATISTICS)}.")
+    if "recomputed" in statistics and not problem.calibration:
+        raise ValueError(
+            "--statistics recomputed needs images to recompute from, and there are none. Pass "
+            "--batch-norm recompute."
+        )
+    return tuple(name for name in STATISTICS if name in statistics)
+
+
+def plan(
+    problem: Problem, to: str, statistics: Sequence[str], t: NDArray[np.float64], spec: Any
+) -> Plan:
+    """Loss and accuracy over the examples on the line between two networks' weights.
+
+    Batch norm's running statistics on the way: `kept`, those of the first network, so that the
+    other end is no network that was trained; `interpolated` like the weights, so that both ends are
+    the two networks; `recomputed` at every point from the problem's calibration set. The point at t
+    is computed from the nearer end, so that both ends are exact.
+
+    The excess is the loss above the straight line between the losses at the ends, and the barrier
+    the largest excess for t from 0 to 1: never negative. Its standard error is that of the mean of
+    the examples' own excesses at that point, as if the point had been chosen beforehand; it was
+    selected as the highest, which biases the barrier upwards where several points come close.
+
+    Args:
+        problem: with its batch size decided.
+        to: the second checkpoint.
+        statistics: as `checked` gives them.
+        t: (T,), with 0 and 1.
+        spec: the probe's, to be recorded.
+
+    Returns:
+        A plan with cells (t), and by treatment (part): `loss` in nat, `accuracy` as a fraction,
+        `excess_loss`, each with `_stderr`; `barrier` in nat, `barrier_at`; `example_loss`.
+
+    Raises:
+        ValueError: a second network of another architecture or normalisation.
+
+    Cost: one forward pass of all examples a point and treatment; `recomputed` adds one of the
+        calibration set.
+    Source: Frankle et al. 2020, arXiv:1912.05671; Entezari et al. 2022, arXiv:2110.06296 (the
+        straight line between unequal ends); Jordan et al. 2023, arXiv:2211.08403 (recomputing).
+    """
+    known = problem.provenance.get("checkpoint", {})
+    lines = []
+    for treatment in statistics:
+        how: BatchNorm = "recompute" if treatment == "recomputed" else "running"
+        space = Weights(replace(problem, batch_norm=how), statistics=treatment == "interpolated")
+        end = checkpoint.load_end(to, space.origin, known)
+        directions.check(end, space.origin)
+        lines.append((space, {name: end[name].to(value) for name, value in space.origin.items()}))
+    parts = np.array([STATISTICS.index(treatment) for treatment in statistics])
+    about: dict[str, Any] = {
+        "long_name": "batch norm's statistics", "units": "1",
+        "flag_values": np.arange(len(STATISTICS)), "flag_meanings": " ".join(STATISTICS),
+    }  # fmt: skip
+    where = f"from this network (0) to {checkpoint.find(to).name} (1)"
+    files = {"to": direction_files.file_digest(checkpoint.find(to))}
+    return Plan(
+        probe="interpolate",
+        spec=spec,
+        provenance=problem.fingerprints() | {"files": files},
+        coords={
+            "t": (t, {"long_name": where, "units": "1"}),
+            "part": (parts, about),
+            "example": (np.arange(len(problem)), {"long_name": "example", "units": "1"}),
+        },
+        variables=_variables(with_accuracy=problem.correct is not None),
+        walk=("t",),
+        measure=partial(_measure, lines, t),
+        watch="loss",
+        finish=_finish,
+        tell=_tell,
+    )
+
+
+def _variables(*, with_accuracy: bool) -> dict[str, tuple[tuple[str, ...], dict[str, str]]]:
+    curves = {"loss": "nat", "excess_loss": "nat"} | ({"accuracy": "1"} if with_accuracy else {})
+    names = {"excess_loss": "loss above the straight line between the ends"}
+    declared: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {}
+    for name, units in curves.items():
+        for suffix, before in (("", ""), ("_stderr", "standard error of the ")):
+            label = before + names.get(name, name)
+            declared[name + suffix] = (("t", "part"), {"long_name": label, "units": units})
+    dims = ("part",)
+    return declared | {
+        "barrier": (dims, {"long_name": "barrier", "units": "nat"}),
+        "barrier_stderr": (dims, {"long_name": "standard error of the barrier", "units": "nat"}),
+        "barrier_at": (dims, {"long_name": "where the barrier is highest", "units": "1"}),
+        "example_loss": (
+            ("t", "part", "example"), {"long_name": "loss of one example", "units": "nat"}
+        ),
+    }  # fmt: skip
+
+
+def _point(origin: Tensors, end: Tensors, t: float) -> Tensors:
+    along = directions.difference(end, origin)
+    if t < 0.5:
+        return directions.displaced(origin, [along], [t])
+    return directions.displaced(end, [along], [t - 1])
+
+
+def _measure(
+    lines: Sequence[tuple[Weights, Tensors]], t: NDArray[np.float64], cells: Sequence[Cell]
+) -> Values:
+    rows: list[dict[str, Any]] = []
+    for cell in cells:
+        found = [
+            space.evaluate(_point(space.origin, end, float(t[cell["t"]]))) for space, end in lines
+        ]
+        summaries = [evaluation.summary() for evaluation in found]
+        row: dict[str, Any] = {name: [s[name] for s in summaries] for name in summaries[0]}
+        rows.append(row | {"example_loss": [evaluation.losses for evaluation in found]})
+    return {name: np.array([row[name] for row in rows]) for name in rows[0]}
+
+
+def _finish(result: xr.Dataset) -> Values:
+    t = result["t"].values
+    inside = (t >= 0) & (t <= 1)
+    losses = result["example_loss"].transpose("part", "t", "example").values
+    excess, stderr = mean_and_stderr(np.stack([path_statistics.excess(each, t) for each in losses]))
+    within = np.flatnonzero(inside)
+    top = within[excess[:, inside].argmax(axis=1)]
+    each = np.arange(len(losses))
+    return {
+        "excess_loss": excess.T,
+        "excess_loss_stderr": stderr.T,
+        "barrier": excess[each, top],
+        "barrier_stderr": stderr[each, top],
+        "barrier_at": t[top],
+    }
+
+
+def _tell(result: xr.Dataset) -> list[str]:
+    return [
+        f"statistics {STATISTICS[int(one['part'])]}: barrier {float(one['barrier']):.4g} ± "
+        f"{float(one['barrier_stderr']):.2g} nat at t = {float(one['barrier_at']):.3g}"
+        for one in (result.isel(part=part) for part in range(result.sizes["part"]))
+    ]

@@ -1,0 +1,115 @@
+"""What is asked of a path."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from checkpoints.options import option
+from checkpoints.problem import Problem
+from landscape.interpolate import networks
+from landscape.interpolate.pairs import KINDS
+
+PAIRS, GALLERY = 64, 4
+
+
+MOST_BEYOND = 100  # of the way itself, on either side
+
+
+@dataclass(frozen=True)
+class Spec:
+    """Every number that changes an interpolation. What is None is decided by `resolved`."""
+
+    to: str | None = option(
+        None, "a second checkpoint: the line between the two networks' weights", "FILE"
+    )
+    statistics: tuple[str, ...] | None = option(
+        None,
+        "with --to, batch norm's statistics on the way: kept (the first network's), interpolated, "
+        "recomputed, or several of these (default: interpolated, and with --batch-norm recompute "
+        "recomputed as well)",
+        "NAME",
+    )
+    points: int = option(33, "points from one end to the other, both included")
+    beyond: float = option(0.0, "go on beyond both ends by this fraction of the way")
+    pairs: int | None = option(None, f"paths of each kind (default: {PAIRS})")
+    same_class: bool | None = option(
+        None, "lines between two samples of one class (default: measured)"
+    )
+    cross_class: bool | None = option(
+        None, "lines between samples of different classes (default: measured)"
+    )
+    controls: bool | None = option(
+        None,
+        "lines between images with their pixels shuffled, and circles through three samples "
+        "(default: measured)",
+    )
+    correct_only: bool | None = option(
+        None, "draw only from samples that the network classifies correctly (default: from all)"
+    )
+    jacobian: bool | None = option(
+        None, "the Jacobian at every point, most of the cost (default: measured)"
+    )
+    gallery: int | None = option(
+        None, f"store the images of this many paths (default: {GALLERY} where inputs are images)"
+    )
+    seed: int = option(0, "of the pairs, and of the shuffling")
+
+    @property
+    def derivatives(self) -> dict[str, int]:
+        """The highest derivative in each space; see `checkpoints.kernels`."""
+        return {"inputs": int(bool(self.jacobian))} if self.to is None else {"weights": 0}
+
+    def resolved(self, problem: Problem) -> Spec:
+        """This spec with every default decided.
+
+        Raises:
+            ValueError: options that contradict each other, or a grid that is none.
+        """
+        if self.points < 3:
+            raise ValueError(f"--points {self.points}; needed: at least 3, both ends among them.")
+        if not 0 <= self.beyond <= MOST_BEYOND:
+            raise ValueError(f"--beyond {self.beyond}; needed: 0 to {MOST_BEYOND}.")
+        if self.to == "":
+            raise ValueError("--to is empty; needed: a checkpoint file.")
+        if self.to is not None:
+            return self._between_networks(problem)
+        if self.statistics:
+            raise ValueError("--statistics is for a line between two networks; pass --to as well.")
+        images = [value for value in problem.inputs.values() if value.ndim == 4]
+        drawable = len(problem.inputs) == len(images) == 1
+        if self.gallery and not drawable:
+            raise ValueError(f"--gallery {self.gallery} needs one batch of images (N, C, H, W).")
+        chosen = replace(
+            self,
+            pairs=PAIRS if self.pairs is None else self.pairs,
+            correct_only=bool(self.correct_only),
+            gallery=GALLERY * drawable if self.gallery is None else self.gallery,
+            same_class=self.same_class is not False,
+            cross_class=self.cross_class is not False,
+            controls=self.controls is not False,
+            jacobian=self.jacobian is not False,
+        )
+        if min(chosen.pairs or 0, 1) < 1 or (chosen.gallery or 0) < 0 or self.seed < 0:
+            raise ValueError(
+                f"--pairs {chosen.pairs} --gallery {chosen.gallery} --seed {self.seed}; needed: at "
+                "least 1 pair, the others not negative."
+            )
+        if not chosen.kinds():
+            raise ValueError("no kind of path is left. Leave out one of the --no- options.")
+        return chosen
+
+    def _between_networks(self, problem: Problem) -> Spec:
+        between = ("pairs", "same_class", "cross_class", "controls", "correct_only", "jacobian")
+        for name in (*between, "gallery"):
+            if getattr(self, name) is not None:
+                raise ValueError(
+                    f"--{name.replace('_', '-')} is for paths between samples; --to is a line "
+                    "between networks. Pass one of them."
+                )
+        usual = ("interpolated", *(["recomputed"] if problem.calibration else []))
+        return replace(self, statistics=networks.checked(self.statistics or usual, problem))
+
+    def kinds(self) -> list[str]:
+        """The kinds of path that are measured, in the order of `pairs.KINDS`."""
+        wanted = (self.same_class, self.cross_class, self.controls, self.controls)
+        return [kind for kind, wants in zip(KINDS, wanted, strict=True) if wants]

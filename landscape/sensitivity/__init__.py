@@ -1,0 +1,105 @@
+"""How strongly a network reacts to small changes of each example: at it, and at a distance."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from checkpoints.problem import Problem
+from landscape.core.plan import Plan, Probe
+from landscape.core.spaces import Inputs
+from landscape.core.summary import declared, in_words
+from landscape.sensitivity.measure import ATTACK, Measurement, described
+from landscape.sensitivity.spec import Spec
+
+
+def sensitivity(problem: Problem, spec: Spec) -> Plan:
+    """Norms of each example's input gradient and Jacobian, and changes at finite radii around it.
+
+    Derivatives in the inputs say nothing of a finite distance: a ReLU network's own curvature is
+    zero almost everywhere, a multiplicative network's is not. So differences at finite radii, in
+    the same units for every network, are measured beside them. Distances and gradients are in
+    units of the [0, 1] pixel range, L2 unless named otherwise, whatever normalisation the network
+    has inside. Points outside [0, 1] are evaluated as they are.
+
+    Args:
+        problem: with its batch size decided; outputs (n, classes). Where `correct` is None,
+            margins and what stands on a softmax are left out.
+        spec: see `Spec`.
+
+    Returns:
+        A plan with the dim `example`: one value an example, no means; and over the examples of
+        each kind of direction (`part`), radius and sigma, means with `_stderr` and quantiles.
+        What is inf or NaN stays so: a direction along a zero gradient is NaN.
+
+    Raises:
+        ValueError: outputs that are not (n, classes), fewer examples than neighbours asked for,
+            or examples that coincide, which have no distance to measure radii by.
+
+    Cost: with the defaults about 100 gradients and 150 further forward passes of all examples, a
+    quarter of the gradients in float64; `--parts norms` takes two gradients.
+    Source: Novak et al. 2018, arXiv:1802.08760 (Jacobian norms); Moosavi-Dezfooli et al. 2019,
+    arXiv:1811.09716 (change of the gradient); Santurkar et al. 2018, arXiv:1805.11604 (bands).
+    """
+    space = Inputs(problem)
+    with torch.no_grad():
+        outputs = space.outputs(problem.inputs, slice(0, 1))
+    if not isinstance(outputs, Tensor) or outputs.ndim != 2:
+        raise ValueError("sensitivity needs a network whose outputs are (n, classes).")
+    spec = spec.resolved(outputs.shape[1])
+    probe = Measurement(space, spec, outputs.shape[1])
+    kinds = spec.directions_by_kind()
+    directions = [name for names in kinds.values() for name in names]
+    length, multiple = "pixel range", "multiple of the median nearest-neighbour distance"
+    coords: dict[str, tuple[Any, dict[str, str]]] = {
+        "example": (np.arange(len(problem)), described("example", "1")),
+        "direction": (np.array(directions, dtype=object), described("direction", "1")),
+        "part": (np.array(list(kinds), dtype=object), described("kind of direction", "1")),
+        "radius": (np.array(spec.radii), described("radius", multiple)),
+        "noise": (np.array(spec.sigmas), described("standard deviation of the noise", length)),
+    }
+    summary = declared(probe.variables, probe.summed, {"direction": "part", "example": ""})
+    variables = probe.variables | summary
+    if probe.near:
+        variables["median_distance"] = ((), described("median nearest-neighbour distance", length))
+    used = {dim for dims, _ in variables.values() for dim in dims}
+    return Plan(
+        probe="sensitivity",
+        spec=spec,
+        provenance=problem.fingerprints(),
+        coords={dim: value for dim, value in coords.items() if dim in used},
+        variables=variables,
+        walk=("example",),
+        measure=probe.measure,
+        block=problem.batch_size or len(problem),
+        watch="loss",
+        finish=probe.finish,
+        tell=_tell,
+    )
+
+
+def _tell(result: xr.Dataset) -> list[str]:
+    """A few lines of medians: the mean of a heavy tail tells of its largest values."""
+    names = ("gradient_l2", "margin_gradient_l2", "jacobian_frobenius")
+    lines = [in_words(result, name) for name in names if name in result]
+    if "second_difference" in result:
+        near = result.sel(radius=ATTACK, method="nearest")
+        pairs = zip(near["part"].values, near["second_difference_median"].values, strict=True)
+        lines.append(
+            f"second difference at {float(near['radius']):g} of the neighbours' distance "
+            f"{float(near['median_distance']):.3g} (nat / pixel range²): medians "
+            + ", ".join(f"{kind} {value:.3g}" for kind, value in pairs)
+            + f"; rounding {float(near['second_difference_floor'].median()):.1g}"
+        )
+    if "noise_accuracy" in result:
+        values = zip(result["noise"].values, result["noise_accuracy_mean"].values, strict=True)
+        shown = ", ".join(f"{accuracy:.3f} at {sigma:g}" for sigma, accuracy in values)
+        lines.append(f"accuracy under noise: {shown}")
+    return lines
+
+
+PROBE = Probe("sensitivity", Spec, sensitivity)

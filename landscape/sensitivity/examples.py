@@ -1,0 +1,79 @@
+"""A few examples and what is known of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from checkpoints.problem import Tensors
+from landscape.core.jacobian import gradient, shaped
+from landscape.core.spaces import Inputs
+
+
+@dataclass(frozen=True, eq=False)
+class Examples:
+    """Some examples in the precision of a space, and what the network makes of them.
+
+    Args:
+        space: the only caller of the network.
+        inputs: {name: (n, ...)}.
+        targets: (n, ...).
+        logits: (n, classes) float64.
+        losses: (n,) float64.
+        gradients: (n, d) float64, of the loss.
+    """
+
+    space: Inputs
+    inputs: Tensors
+    targets: Tensor
+    logits: Tensor
+    losses: Tensor
+    gradients: Tensor
+
+    @classmethod
+    def of(cls, space: Inputs, inputs: Tensors, targets: Tensor) -> Examples:
+        """Evaluate them: one forward and one backward pass.
+
+        Args:
+            space: the only caller of the network.
+            inputs: {name: (n, ...)}, in its precision.
+            targets: (n, ...).
+        """
+        problem = space.problem
+        logits, rows = gradient(space, inputs, lambda outputs: problem.losses(outputs, targets))
+        losses = problem.losses(logits, targets)
+        return cls(space, inputs, targets, logits.double(), losses, rows)
+
+    @classmethod
+    def numbered(cls, space: Inputs, numbers: list[int]) -> Examples:
+        """Evaluate the examples of the space's problem that have these numbers."""
+        inputs = {name: value[numbers] for name, value in space.problem.inputs.items()}
+        return cls.of(space, inputs, space.problem.targets[numbers])
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision that the network is evaluated in."""
+        return self.space.problem.dtype
+
+    def moved(self, steps: Tensor) -> Tensors:
+        """The inputs plus rows (n, d), added in float64 and rounded once; nothing is clipped."""
+        wide = {name: value.double() for name, value in self.inputs.items()}
+        parts = shaped(steps, wide)
+        return {n: (wide[n] + parts[n]).to(value) for n, value in self.inputs.items()}
+
+    def at(self, steps: Tensor) -> Examples:
+        """Evaluate them where they are moved to by rows (n, d)."""
+        return Examples.of(self.space, self.moved(steps), self.targets)
+
+    def outputs_at(self, steps: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (n, classes) and losses (n,) where they are moved to: one forward pass."""
+        with torch.no_grad():
+            logits = self.space.outputs(self.moved(steps))
+        return logits.double(), self.space.problem.losses(logits, self.targets)
+
+    def hits(self, logits: Tensor) -> Tensors:
+        """{"accuracy": (n,)}, 0 or 1, for these logits; empty where that is not defined."""
+        correct = self.space.problem.correct
+        return {} if correct is None else {"accuracy": correct(logits, self.targets).double()}

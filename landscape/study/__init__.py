@@ -1,0 +1,1 @@
+"""A study: every probe over every network of it, resumable."""

@@ -1,0 +1,359 @@
+"""A study file: its networks, its probes, and the endpoints that were fixed before measuring."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+import re
+import tomllib
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from checkpoints.options import built, checked
+from checkpoints.problem import load_problem
+from landscape.registry import probe_named
+
+SUFFIX = ".toml"
+
+
+NEXT = "{next}"  # in a probe's texts: the checkpoint of the arm's next seed
+
+
+# A study's own: the command line decides the batch size by a measurement, so by chance.
+DEFAULTS: dict[str, Any] = {"examples": 300, "batch_size": 100}
+
+
+OPTIONS = {
+    name: annotation
+    for name, annotation in typing.get_type_hints(load_problem).items()
+    if name not in ("name", "say", "return")
+} | {"dtype": Literal["float32", "float64"]}
+
+
+SHAPE: dict[str, Any] = {
+    "title": str,
+    "problem": Mapping[str, Any],
+    "arms": list[Mapping[str, Any]],
+    "probes": Mapping[str, Any],
+    "endpoints": list[Mapping[str, Any]],
+}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """Networks that differ by their seed alone.
+
+    Args:
+        name: as figures and verdicts call it.
+        role: what it is compared as.
+        seeds: one network each; seeds of equal number are a pair across arms.
+        checkpoints: their files, with `{seed}` in the name.
+        model: for role `negative`: what is initialised, but not trained.
+        options: of that model.
+        reference: a checkpoint whose data, normalisation and classes an untrained network takes.
+        problem: what replaces entries of `[problem]` for this arm.
+    """
+
+    name: str
+    role: Literal["baseline", "treatment", "control", "negative"]
+    seeds: tuple[int, ...]
+    checkpoints: str = ""
+    model: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    reference: str = ""
+    problem: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """One number that a claim is judged by, and what the claim says of it.
+
+    Args:
+        claim: which.
+        name: in words.
+        probe: a label in `[probes]`, or `checkpoint` for a metric stored in the checkpoint files.
+        variable: of that probe's result, or the metric.
+        predicts: what the claim says of the treatment against the baseline.
+        margin: the smallest effect that matters, in units of `compare`.
+        compare: of the two averages.
+        average: over the samples of one network; `fraction_below`: those below `level`.
+        primary: whether it decides the claim; exactly one does.
+        select: {dim, or variable along a dim: value}; a text selects what is named so or begins
+            with it, a number the nearest.
+        level: for `fraction_below`, in the variable's units.
+        test: of the paired differences.
+    """
+
+    claim: Literal["near", "between", "weights", "generalises"]
+    name: str
+    probe: str
+    variable: str
+    predicts: Literal["lower", "higher"]
+    margin: float
+    compare: Literal["log_ratio", "difference"]
+    average: Literal["mean", "log_mean", "median", "fraction_below"] = "mean"
+    primary: bool = False
+    select: Mapping[str, str | int | float] = field(default_factory=dict)
+    level: float | None = None
+    test: Literal["sign_flip"] = "sign_flip"
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study as its file says it, checked.
+
+    Args:
+        name: of the file, without its ending.
+        folder: of the file; where its checkpoints are looked for first.
+        sha256: of the file's bytes and its base's.
+        content: the file's tables, the base's among them, for the record.
+        title: in words.
+        problem: keyword arguments of `load_problem`, and `dtype`.
+        arms: the networks.
+        probes: {label: (probe, fields of its Spec)}.
+        endpoints: in the file's order.
+    """
+
+    name: str
+    folder: Path
+    sha256: str
+    content: Mapping[str, Any]
+    title: str
+    problem: Mapping[str, Any]
+    arms: tuple[Arm, ...]
+    probes: Mapping[str, tuple[str, Mapping[str, Any]]]
+    endpoints: tuple[Endpoint, ...]
+
+    def options(self, arm: Arm) -> dict[str, Any]:
+        """The problem of an arm's networks."""
+        return {**DEFAULTS, **self.problem, **arm.problem}
+
+    def checkpoint(self, template: str, seed: int) -> str:
+        """The name of a checkpoint: beside the study file, else as the command line finds it."""
+        name = template.replace("{seed}", str(seed))
+        beside = self.folder / name
+        return str(beside) if beside.is_file() else name
+
+
+def find(name: str) -> Path:
+    """The study called `name`: a path, else one that ships in `landscape/studies/`.
+
+    Raises:
+        ValueError: neither is there.
+    """
+    if (path := Path(name)).is_file():
+        return path
+    folder = Path(str(resources.files("landscape"))) / "studies"
+    shipped = folder / f"{name.removesuffix(SUFFIX)}{SUFFIX}"
+    if shipped.is_file():
+        return shipped
+    known = ", ".join(sorted(file.stem for file in folder.glob(f"*{SUFFIX}")))
+    raise ValueError(f"{name}: no such file, nor a study that ships (there are: {known}).")
+
+
+def read(name: str) -> Study:
+    """The study called `name`, every table of it checked.
+
+    Nothing but the file is looked at: neither that checkpoints are there, nor what only a network
+    or its data can tell.
+
+    Raises:
+        ValueError: one line, with the table and the key, and what was expected there.
+    """
+    path = find(name)
+    content, text = _loaded(path)
+    digest = hashlib.sha256(text).hexdigest()
+    return Study(path.stem, path.parent, digest, content, **_checked_study(content, path))
+
+
+def _loaded(path: Path, above: tuple[Path, ...] = ()) -> tuple[dict[str, Any], bytes]:
+    """A file's tables over those of the study that it is based on, and the bytes of both.
+
+    Args:
+        path: of the file.
+        above: the files that are based on it.
+    """
+    text = path.read_bytes()
+    try:
+        own = tomllib.loads(text.decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is no TOML file: {error}.") from error
+    if "base" not in own:
+        return own, text
+    chain = (*above, path.resolve())
+    try:
+        name = checked(own, "the file", SHAPE | {"base": str}).pop("base")
+        beside = path.parent / name
+        file = find(str(beside) if beside.is_file() else name).resolve()
+        if file in chain:
+            raise ValueError(f"base = {name!r} leads back to the file itself.")
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    base, below = _loaded(file, chain)
+    _checked_study(base, file)
+    try:
+        return _over(base, own), text + below
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _over(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """The tables of a file over those of its base, a study.
+
+    A key replaces the base's key, in `[problem]` and in each probe one by one, elsewhere the whole
+    list; a probe that is `false` is left out, and with it its endpoints.
+    """
+    merged = base | {key: value for key, value in own.items() if key != "base"}
+    merged["problem"] = base.get("problem", {}) | own.get("problem", {})
+    probes = dict(base["probes"])
+    for label, table in own.get("probes", {}).items():
+        both = isinstance(table, dict) and label in probes
+        probes[label] = probes[label] | table if both else table
+        if table is False and label not in base["probes"]:
+            raise ValueError(f"[probes] {label} = false; its base has no such probe.")
+    out = [label for label, table in probes.items() if table is False]
+    merged["probes"] = {label: table for label, table in probes.items() if label not in out}
+    if "endpoints" not in own:
+        merged["endpoints"] = [e for e in base["endpoints"] if e["probe"] not in out]
+        claims = [{e["claim"] for e in each["endpoints"]} for each in (base, merged)]
+        if lost := sorted(claims[0] - claims[1]):
+            raise ValueError(
+                f"[probes] false leaves claim {lost[0]!r} without an endpoint, and the others with "
+                "a weaker correction; needed: [[endpoints]] of your own."
+            )
+    return merged
+
+
+def _checked_study(content: dict[str, Any], path: Path) -> dict[str, Any]:
+    try:
+        return _study(content)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _study(content: dict[str, Any]) -> dict[str, Any]:
+    top = checked(content, "the file", SHAPE, required=("title", "arms", "probes", "endpoints"))
+    arms = tuple(built(Arm, table, f"arms {i + 1}") for i, table in enumerate(top["arms"]))
+    endpoints = tuple(
+        built(Endpoint, table, f"endpoints {i + 1}") for i, table in enumerate(top["endpoints"])
+    )
+    study = {
+        "title": top["title"],
+        "problem": checked(top.get("problem", {}), "problem", OPTIONS),
+        "arms": tuple(
+            dataclasses.replace(arm, problem=checked(arm.problem, f"arms {i + 1}.problem", OPTIONS))
+            for i, arm in enumerate(arms)
+        ),
+        "probes": {label: _probe(label, table) for label, table in top["probes"].items()},
+        "endpoints": endpoints,
+    }
+    _check_arms(arms)
+    _check_next(arms, study["probes"])
+    for number, endpoint in enumerate(endpoints):
+        _check_endpoint(endpoint, f"[endpoints {number + 1}]", study["probes"])
+    names = [endpoint.name for endpoint in endpoints]
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise ValueError(f"[endpoints]: {twice[0]!r} is the name of two; needed: one each.")
+    for claim in dict.fromkeys(endpoint.claim for endpoint in endpoints):
+        primary = sum(e.primary for e in endpoints if e.claim == claim)
+        if primary != 1:
+            raise ValueError(
+                f"[endpoints]: {primary} of claim {claim!r} are primary; needed: exactly one."
+            )
+    return study
+
+
+def _probe(label: str, table: Any) -> tuple[str, dict[str, Any]]:
+    where = f"probes.{label}"
+    if not re.fullmatch(r"[\w-]+", label) or label == "checkpoint":
+        raise ValueError(
+            f"[{where}]: needed: a label of letters, digits, - and _, other than checkpoint."
+        )
+    if not isinstance(table, dict) or not isinstance(table.get("probe"), str):
+        raise ValueError(f"[{where}] probe is missing; needed: the name of a probe.")
+    try:
+        spec = probe_named(table["probe"]).spec
+    except ValueError as error:
+        raise ValueError(f"[{where}] probe: {error}") from error
+    hints = typing.get_type_hints(spec)
+    names = [option.name for option in fields(spec) if "help" in option.metadata]
+    given = {key: value for key, value in table.items() if key != "probe"}
+    values = checked(given, where, {name: hints[name] for name in names})
+    try:
+        spec(**values)
+    except ValueError as error:
+        raise ValueError(f"[{where}]: {error}") from error
+    return table["probe"], values
+
+
+def _check_arms(arms: tuple[Arm, ...]) -> None:
+    for number, arm in enumerate(arms):
+        where = f"[arms {number + 1}]"
+        if not re.fullmatch(r"\w[\w .+-]*", arm.name):
+            raise ValueError(
+                f"{where} name = {arm.name!r}; needed: letters, digits, spaces and . + - _, since "
+                "files are named after it."
+            )
+        if not arm.seeds or len(set(arm.seeds)) < len(arm.seeds) or min(arm.seeds) < 0:
+            raise ValueError(
+                f"{where} seeds = {list(arm.seeds)}; needed: one or more, each once, none negative."
+            )
+        if bool(arm.checkpoints) == bool(arm.model):
+            raise ValueError(f"{where} needs either checkpoints, or a model that is not trained.")
+        if arm.model and (arm.role != "negative" or not arm.reference):
+            raise ValueError(
+                f"{where} model = {arm.model!r}; needed: role = 'negative', and as reference a "
+                "checkpoint that tells data and normalisation."
+            )
+        if arm.checkpoints and (arm.options or arm.reference):
+            raise ValueError(f"{where} options and reference are for a model that is not trained.")
+        if arm.checkpoints and len(arm.seeds) > 1 and "{seed}" not in arm.checkpoints:
+            raise ValueError(
+                f"{where} checkpoints = {arm.checkpoints!r}; needed: {{seed}} in it, since there "
+                f"are {len(arm.seeds)} seeds."
+            )
+    stems = [stem(arm.name) for arm in arms]
+    twice = {name for name in stems if stems.count(name) > 1}
+    if twice:
+        raise ValueError(f"[arms]: {sorted(twice)[0]} is the name of two; needed: one each.")
+    for role in ("baseline", "treatment"):
+        count = sum(arm.role == role for arm in arms)
+        if count != 1:
+            raise ValueError(f"[arms]: {count} have the role {role!r}; needed: exactly one.")
+
+
+def _check_next(arms: tuple[Arm, ...], probes: Mapping[str, Any]) -> None:
+    for label, (_, values) in probes.items():
+        single = [arm.name for arm in arms if len(arm.seeds) == 1]
+        if single and any(NEXT in value for value in values.values() if isinstance(value, str)):
+            raise ValueError(
+                f"[probes.{label}] {NEXT}; needed: two seeds or more in every arm, "
+                f"{single[0]!r} has one."
+            )
+
+
+def _check_endpoint(endpoint: Endpoint, where: str, probes: Mapping[str, Any]) -> None:
+    known = [*probes, "checkpoint"]
+    if endpoint.probe not in known:
+        raise ValueError(
+            f"{where} probe = {endpoint.probe!r}; needed: a label in [probes] or checkpoint "
+            f"({', '.join(known)})."
+        )
+    if not 0 < endpoint.margin < math.inf:
+        raise ValueError(f"{where} margin = {endpoint.margin}; needed: above 0 and finite.")
+    if (endpoint.average == "fraction_below") != (endpoint.level is not None):
+        raise ValueError(
+            f"{where} level goes with average = 'fraction_below', and only with it; "
+            f"average is {endpoint.average!r}."
+        )
+
+
+def stem(arm: str) -> str:
+    """An arm's name in names of files."""
+    return arm.replace(" ", "-")

@@ -1,0 +1,281 @@
+"""A folder of a study's results: its files, the commands that make them, and `study.json`."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import torch
+
+from checkpoints import checkpoint
+from landscape.study.file import NEXT, Arm, Study, stem
+
+SCHEMA_VERSION = 1
+
+
+MANIFEST = "study.json"
+
+
+# Names that differ between `load_problem` and the command line.
+FLAGS = {"root": "--data-root"}
+
+
+@dataclass(frozen=True)
+class Network:
+    """One network of a study: an arm and a seed.
+
+    Args:
+        arm: what differs from it by the seed alone.
+        seed: its own.
+        file: the checkpoint, as `--ckpt` takes it.
+        options: of its problem.
+    """
+
+    arm: Arm
+    seed: int
+    file: str
+    options: Mapping[str, Any]
+
+    def result(self, label: str) -> str:
+        """The name of a result file."""
+        return f"{stem(self.arm.name)}-seed{self.seed}.{label}.h5"
+
+    def __str__(self) -> str:
+        return f"{self.arm.name}, seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A study, and where and on what it is measured."""
+
+    study: Study
+    out: Path
+    device: torch.device
+
+    def networks(self) -> list[Network]:
+        """All networks, arm after arm."""
+        return [
+            Network(arm, seed, self._file(arm, seed), self.study.options(arm))
+            for arm in self.study.arms
+            for seed in arm.seeds
+        ]
+
+    def _file(self, arm: Arm, seed: int) -> str:
+        if arm.checkpoints:
+            return self.study.checkpoint(arm.checkpoints, seed)
+        return str(self.out / f"{stem(arm.name)}-seed{seed}.pt")
+
+    def spec(self, network: Network, label: str) -> dict[str, Any]:
+        """What the study asks of a probe, for one network."""
+        _, values = self.study.probes[label]
+        seeds = network.arm.seeds
+        following = self._file(network.arm, seeds[(seeds.index(network.seed) + 1) % len(seeds)])
+        return {
+            key: value.replace(NEXT, following) if isinstance(value, str) else value
+            for key, value in values.items()
+        }
+
+    def command(self, network: Network, label: str) -> str:
+        """The command that makes one result, from the folder in which the study is run."""
+        words = ["python", "-m", f"landscape.{self.study.probes[label][0]}"]
+        words += ["--ckpt", network.file, "--out", str(self.out / network.result(label))]
+        words += ["--no-figure", "--device", str(self.device)]
+        for key, value in network.options.items():
+            if key == "options":
+                for name, each in value.items():
+                    words += ["--option", f"{name}={json.dumps(each)}"]
+            else:
+                words += _flag(FLAGS.get(key, "--" + key.replace("_", "-")), value)
+        for key, value in self.spec(network, label).items():
+            words += _flag("--" + key.replace("_", "-"), value)
+        return shlex.join(words)
+
+
+def _flag(flag: str, value: Any) -> list[str]:
+    if isinstance(value, bool):
+        return [flag if value else flag.replace("--", "--no-", 1)]
+    if isinstance(value, tuple):
+        return [flag, *map(str, value)] if value else []
+    return [flag, str(value)]
+
+
+class Manifest:
+    """`study.json`: what a folder of results holds, written whole at every change.
+
+    Results are looked for on the disk at every writing, so several processes may share a folder.
+    A reason that one run has told stays until the result is measured or checked again.
+
+    Args:
+        task: the study.
+    """
+
+    def __init__(self, task: Run) -> None:
+        self.task, self.path = task, task.out / MANIFEST
+        self._checkpoints: list[dict[str, Any]] = []
+        self._amendments: list[dict[str, Any]] = []
+        self._told: dict[str, str] = {}  # why there is no result; "" where this run has seen one
+        self._seen: dict[Path, tuple[int, int]] = {}
+
+    def begin(self, *, amend: bool) -> None:
+        """Compare the study with the one that the folder was begun with.
+
+        Raises:
+            ValueError: it has changed, and `amend` does not say that it may.
+        """
+        content = json.loads(json.dumps(self.task.study.content, default=str))
+        stored = self._stored()
+        if (version := stored.get("schema_version", SCHEMA_VERSION)) != SCHEMA_VERSION:
+            raise ValueError(
+                f"{self.path} has schema version {version}; this version reads {SCHEMA_VERSION}. "
+                "Update cnn-landscape, or pass --out with a new folder."
+            )
+        self._amendments = stored.get("amendments", [])
+        changes = list(_changes(stored.get("study", content), content))
+        if self.path.is_file() and "study" not in stored:
+            changes = [f"{MANIFEST} was damaged: with which study it began is not known"]
+        if changes and not amend:
+            raise ValueError(
+                f"{self.task.out} was begun with another study, or may have been: "
+                f"{_short(changes[0])}. Pass --out with a new folder, or --amend to go on and have "
+                "the change recorded."
+            )
+        if changes:
+            was = stored.get("study_sha256", "")
+            self._amendments = [*self._amendments, {"study_sha256": was, "changes": changes}]
+            for network, label in self._all():
+                self._told[network.result(label)] = "not checked since the study was amended"
+
+    def describe(self, network: Network) -> None:
+        """Enter what a network's checkpoint says of itself.
+
+        Raises:
+            ValueError: there is none, or it is that of another seed: a copy is no other seed.
+        """
+        told = _described(network)
+        for other in self._checkpoints:
+            if (other["arm"], other["sha256"]) == (told["arm"], told["sha256"]):
+                raise ValueError(
+                    f"{network.file} is the checkpoint of seed {other['seed']} as well; needed: "
+                    "for each seed one that was trained with it."
+                )
+        self._checkpoints.append(told)
+
+    def tell(self, network: Network, label: str, reason: str) -> None:
+        """Enter why there is no result, or, with no reason, that there is one."""
+        self._told[network.result(label)] = reason
+
+    def write(self) -> None:
+        """Say what is there now."""
+        results: list[dict[str, Any]] = []
+        missing: list[dict[str, Any]] = []
+        unmeasured = "not measured yet"
+        stored = {row["file"]: row["reason"] for row in self._stored().get("missing", [])}
+        told = {k: v for k, v in stored.items() if v != unmeasured} | self._told
+        for network, label in self._all():
+            file = network.result(label)
+            row = {
+                "arm": network.arm.name, "seed": network.seed, "probe": label, "file": file,
+                "command": self.task.command(network, label),
+            }  # fmt: skip
+            if not told.get(file) and self._finished(self.task.out / file):
+                results.append(row)
+            else:
+                missing.append(row | {"reason": told.get(file) or unmeasured})
+        study = self.task.study
+        content = {
+            "schema_version": SCHEMA_VERSION,
+            "title": study.title,
+            "study": study.content,
+            "study_sha256": study.sha256,
+            "amendments": self._amendments,
+            "checkpoints": self._checkpoints,
+            "results": results,
+            "missing": missing,
+        }
+        partial = self.path.with_name(f".{MANIFEST}.{os.getpid()}.partial")
+        partial.write_text(json.dumps(content, indent=1, default=str) + "\n")
+        partial.replace(self.path)
+
+    def _all(self) -> Iterator[tuple[Network, str]]:
+        for network in self.task.networks():
+            yield from ((network, label) for label in self.task.study.probes)
+
+    def _finished(self, path: Path) -> bool:
+        """`finished`, remembered as long as the file stays as it is."""
+        if not path.is_file():
+            return False
+        told = path.stat()
+        signature = (told.st_mtime_ns, told.st_size)
+        if self._seen.get(path) != signature:
+            if not finished(path):
+                return False
+            self._seen[path] = signature
+        return True
+
+    def _stored(self) -> dict[str, Any]:
+        try:
+            content = json.loads(self.path.read_text())
+        except (OSError, ValueError):  # none yet, or damaged
+            return {}
+        return content if isinstance(content, dict) else {}
+
+
+def finished(path: Path) -> bool:
+    """Whether a result file is there, whole, with every cell measured."""
+    try:
+        with h5py.File(path) as file:
+            return bool((file["measured"][...] == 1).all())
+    except (OSError, KeyError):
+        return False
+
+
+def _described(network: Network) -> dict[str, Any]:
+    wanted = {k: network.options[k] for k in ("model", "options", "mean", "std", "data")
+              if k in network.options}  # fmt: skip
+    told = checkpoint.load(network.file, **wanted)
+    return {
+        "arm": network.arm.name,
+        "seed": network.seed,
+        "file": network.file,
+        "sha256": told.sha256,
+        "model": told.model,
+        "options": dict(told.options),
+        "recipe": dict(told.recipe),
+        "metrics": dict(told.metrics),
+        "parameters": sum(p.numel() for p in told.network().parameters()),
+    }
+
+
+def _changes(was: Any, now: Any, where: str = "") -> Iterator[str]:
+    """What differs between two studies, a line each."""
+    if isinstance(was, dict) and isinstance(now, dict):
+        for key in [*was, *(set(now) - set(was))]:
+            yield from _changes(was.get(key), now.get(key), f"{where}.{key}".lstrip("."))
+    elif _named(was) and _named(now):
+        pairs = [{table["name"]: table for table in tables} for tables in (was, now)]
+        yield from _changes(pairs[0], pairs[1], where)
+        order = [[name for name in each if name in other] for each, other in (pairs, pairs[::-1])]
+        if order[0] != order[1]:
+            yield f"{where} stand in another order"
+    elif was != now:
+        yield f"{where} was {_text(was)}, now {_text(now)}"
+
+
+def _named(tables: Any) -> bool:
+    return isinstance(tables, list) and all(
+        isinstance(table, dict) and "name" in table for table in tables
+    )
+
+
+def _text(value: Any) -> str:
+    return "not there" if value is None else json.dumps(value, default=str)
+
+
+def _short(text: str) -> str:
+    return text if len(text) < 200 else f"{text[:197]}..."

@@ -1,0 +1,202 @@
+"""Probes of the networks of a study, in one process or several."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from types import FrameType
+
+import h5py
+import torch
+
+from checkpoints import allocator, checkpoint
+from checkpoints.checkpoint import Checkpoint
+from checkpoints.problem import Problem, load_problem
+from landscape.core import batch_size, store
+from landscape.core.cli import DTYPES, interrupt, say
+from landscape.core.plan import Plan, run
+from landscape.registry import probe_named
+from landscape.study.file import Study
+from landscape.study.folder import Network, Run
+
+_ended = threading.Event()  # in a process of several: it was told to end
+
+
+def measured(
+    task: Run, network: Network, labels: Sequence[str], *, show_progress: bool
+) -> Iterator[tuple[str, str]]:
+    """Measure some probes of one network, one result file each.
+
+    What a file holds already is kept where it belongs to this measurement; a damaged file is
+    measured anew.
+
+    Args:
+        task: the study.
+        network: one of its networks.
+        labels: of the probes.
+        show_progress: a bar on stderr.
+
+    Yields:
+        Each label when it is done, and why there is no result, empty where there is one.
+    """
+    problem: Problem | None = None
+    for label in labels:
+        path = task.out / network.result(label)
+        try:
+            problem = problem or _problem(network, task.device)
+            _discard_damaged(path)
+            entry = probe_named(task.study.probes[label][0])
+            spec = entry.spec(**task.spec(network, label))
+            plan = entry.plan(batch_size.prepared(problem, spec.derivatives, path), spec)
+            _check_endpoints(task.study, label, plan)
+            run(plan, path, show_progress=show_progress)
+        except Exception as error:  # whatever it is, the other results do not depend on it
+            known = isinstance(error, ValueError | OSError)
+            reason = " ".join(str(error).split())
+            yield label, reason if known else f"{type(error).__name__}: {reason}"
+        else:
+            yield label, ""
+
+
+def _problem(network: Network, device: torch.device) -> Problem:
+    options = dict(network.options)
+    dtype = DTYPES[options.pop("dtype", "float32")]
+    return load_problem(network.file, **options).to(device, dtype)
+
+
+def _discard_damaged(path: Path) -> None:
+    """Remove a result that cannot be read. A file of something else stays, and is refused later."""
+    if not path.is_file():
+        return
+    try:
+        with h5py.File(path) as file:
+            if file.attrs.get("schema_version") != store.SCHEMA_VERSION:
+                return
+            for array in file.values():
+                array[...]
+    except (OSError, KeyError, ValueError):
+        say(f"{path} is damaged, and is measured again.")
+        path.unlink()
+
+
+def _check_endpoints(study: Study, label: str, plan: Plan) -> None:
+    for endpoint in study.endpoints:
+        if endpoint.probe != label:
+            continue
+        if endpoint.variable not in plan.variables:
+            raise ValueError(
+                f"endpoint {endpoint.name!r}: {label} measures no {endpoint.variable!r}. It "
+                f"measures {', '.join(plan.variables)}."
+            )
+        dims = plan.variables[endpoint.variable][0]
+        along = [name for name, (own, _) in plan.variables.items() if own in [(d,) for d in dims]]
+        other = [name for name in endpoint.select if name not in (*dims, *along)]
+        if other:
+            raise ValueError(
+                f"endpoint {endpoint.name!r}: {endpoint.variable} cannot be selected by "
+                f"{other[0]!r}; it has {', '.join(dims) or 'no dims'}."
+            )
+
+
+def make_untrained(task: Run, network: Network) -> None:
+    """Save the network that training would start from with this seed, unless it is there."""
+    arm, path = network.arm, Path(network.file)
+    told = checkpoint.load(task.study.checkpoint(arm.reference, network.seed))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(network.seed)
+        state = checkpoint.build(arm.model, arm.options).state_dict()
+    made = Checkpoint(
+        state, arm.model, arm.options, told.classes, told.input_shape, told.mean, told.std,
+        told.data, seed=network.seed,
+    )  # fmt: skip
+    if path.is_file():
+        try:
+            old = checkpoint.load(path)
+        except ValueError:  # damaged
+            old = Checkpoint({}, "")
+        if _same(old, made):
+            return
+    with tempfile.TemporaryDirectory(dir=task.out) as folder:  # others may be making it too
+        checkpoint.save(made, Path(folder) / path.name)
+        (Path(folder) / path.name).replace(path)
+
+
+def _same(old: Checkpoint, made: Checkpoint) -> bool:
+    described = ("model", "options", "mean", "std", "data", "seed")
+    return (
+        all(getattr(old, name) == getattr(made, name) for name in described)
+        and set(old.state_dict) == set(made.state_dict)
+        and all(torch.equal(old.state_dict[name], value) for name, value in made.state_dict.items())
+    )
+
+
+def _whole(task: Run, network: Network, labels: Sequence[str]) -> list[tuple[str, str]]:
+    """The results of `measured`; none where the process is told to end, which saves its own."""
+    if _ended.is_set():
+        return []
+    signal.signal(signal.SIGTERM, interrupt)
+    try:
+        return list(measured(task, network, labels, show_progress=False))
+    except KeyboardInterrupt:
+        _ended.set()
+        return []
+    finally:
+        signal.signal(signal.SIGTERM, _end)
+
+
+def _spread(
+    task: Run, networks: Sequence[Network], labels: Sequence[str], jobs: int
+) -> Iterator[tuple[Network, str, str]]:
+    """The results of `measured`, network by network, from several processes."""
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # read when a process starts
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin_worker) as pool:
+        futures = {pool.submit(_whole, task, network, labels): network for network in networks}
+        try:
+            for future in as_completed(futures):
+                try:
+                    rows = future.result()
+                except BrokenProcessPool:
+                    rows = [(label, "its process was killed") for label in labels]
+                yield from ((futures[future], *row) for row in rows)
+        except BaseException:  # the others must not go on alone
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in multiprocessing.active_children():
+                process.terminate()
+            raise
+
+
+def _begin_worker() -> None:
+    allocator.keep_freed_memory()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process hears it, and tells
+    signal.signal(signal.SIGTERM, _end)
+
+
+def _end(signal_number: int, frame: FrameType | None) -> None:
+    """Between two networks nothing is to be interrupted: the next is not begun."""
+    _ended.set()
+
+
+def results(
+    task: Run, asked: Sequence[Network], labels: Sequence[str], unusable: dict[str, str], jobs: int
+) -> Iterator[tuple[Network, str, str]]:
+    """Each result that was asked for, with the reason where there is none."""
+    usable = [network for network in asked if str(network) not in unusable]
+    for network in asked:
+        if str(network) in unusable:
+            yield from ((network, label, unusable[str(network)]) for label in labels)
+    if jobs > 1:
+        yield from _spread(task, usable, labels, jobs)
+        return
+    for network in usable:
+        rows = measured(task, network, labels, show_progress=sys.stderr.isatty())
+        yield from ((network, *row) for row in rows)

@@ -10,13 +10,15 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis import endpoints
-from analysis.endpoints import Arm, Endpoint, Missing, Samples
+from analysis import samples
+from analysis.samples import Samples
 from analysis.stats.bootstrap import Average, average, compare, interval
 from analysis.stats.multiplicity import holm
 from analysis.stats.permutation import divisions, permutation, unpaired_interval
 from analysis.stats.power import MOST, fewest_pairs, pairs_needed
 from analysis.stats.sign_flip import equivalence, sign_flip
+from analysis.study import Arm, Endpoint, Missing
+from analysis.study import read as read_study
 
 Floats = NDArray[np.float64]
 Word = Literal["supported", "contradicted", "no relevant difference", "undecided"]
@@ -153,8 +155,8 @@ def evaluate(folder: str | Path) -> Evaluation:
 
     Cost: each result file is read once; about 0.1 s a row.
     """
-    study = endpoints.read(folder)
-    found, missing = endpoints.gather(study)
+    study = read_study(folder)
+    found, missing = samples.gather(study)
     rows: list[_Compared] = []
     seedwise: list[Seedwise] = []
     (baseline,), (treatment,) = study.arms_of("baseline"), study.arms_of("treatment")

@@ -16,7 +16,8 @@ import torch
 
 from checkpoints import kernels
 from checkpoints.device import KERNELS
-from checkpoints.problem import Problem, load_problem
+from checkpoints.problem import Problem
+from checkpoints.source import load_problem
 from landscape.core.spaces import Weights
 from landscape.hessian.operator import Curvature
 

@@ -14,11 +14,12 @@ from pathlib import Path
 
 import torch
 
-from checkpoints import allocator
 from checkpoints.data.images import interleave
+from checkpoints.device import keep_freed_memory
 from checkpoints.models.merge import MERGES
 from checkpoints.registry import load_images
-from checkpoints.train import Recipe, train
+from checkpoints.train.loop import train
+from checkpoints.train.recipe import Recipe
 
 
 def main() -> None:
@@ -32,7 +33,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=0.1)
     parser.add_argument("--data-root", type=Path)
     chosen = parser.parse_args()
-    allocator.keep_freed_memory()
+    keep_freed_memory()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     recipe = Recipe(
         epochs=chosen.epochs, examples=chosen.examples, rate=chosen.rate, validation=1000

@@ -19,8 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from checkpoints import allocator
-from checkpoints.problem import Problem, load_problem
+from checkpoints import device
+from checkpoints.problem import Problem
+from checkpoints.source import load_problem
 from landscape.core import jacobian as jacobians
 from landscape.core.spaces import Inputs
 from landscape.sensitivity.examples import Examples
@@ -160,7 +161,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--clock", choices=list(CLOCKS), default="wall", help="what is measured")
     chosen = parser.parse_args()
-    allocator.keep_freed_memory()  # as the command does
+    device.keep_freed_memory()  # as the command does
     torch.set_num_threads(chosen.threads)
     count, size, clock = chosen.images, chosen.batch, CLOCKS[chosen.clock]
     problem = load_problem(chosen.ckpt, examples=count)

@@ -42,7 +42,7 @@ BATCHES = (25, 50, 100, 200)
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 ENVIRONMENTS = {
     "default": {},
-    # What `checkpoints.allocator.keep_freed_memory` sets.
+    # What `checkpoints.device.keep_freed_memory` sets.
     "keep": {
         "MALLOC_MMAP_MAX_": "0",
         "MALLOC_TRIM_THRESHOLD_": str(2**40),
@@ -108,12 +108,12 @@ class Job:
 
 def ours(task: Task, batch: int, *, keep: bool, save: bool) -> Job:
     import landscape
-    from checkpoints import allocator
+    from checkpoints.device import keep_freed_memory
     from checkpoints.problem import Normalization, Problem
     from landscape.core.batch_size import prepared
 
     if keep:
-        allocator.keep_freed_memory()
+        keep_freed_memory()
     normalization = Normalization(task.mean, task.std)
     problem = Problem(
         task.network(), {"input": task.images}, task.labels, normalization=normalization
@@ -302,7 +302,7 @@ class Worker:
 def make_task(model: str, width: int, images: int, points: int) -> Task:
     """A network trained for a few epochs on one half of the sample, and images of the other."""
     from checkpoints.registry import load_images
-    from checkpoints.train import Recipe, train
+    from checkpoints.train.recipe import Recipe, train
     from landscape.core import directions
 
     sample = load_images("fashion-mnist-sample", "test")

@@ -23,10 +23,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from checkpoints import allocator, checkpoint, train
+from checkpoints import checkpoint
 from checkpoints.data.images import Images
-from checkpoints.device import in_order
+from checkpoints.device import in_order, keep_freed_memory
 from checkpoints.registry import load_images
+from checkpoints.train import loop
+from checkpoints.train.batches import Batches, split, statistics
+from checkpoints.train.recipe import Recipe
 
 # CPU time is that of all threads together; on a busy machine, read it with one thread.
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
@@ -37,12 +40,12 @@ def epoch_seconds(
     model: str,
     images: Images,
     test: Images,
-    recipe: train.Recipe,
+    recipe: Recipe,
     device: torch.device,
 ) -> float:
     """An epoch of the real `train`: from the call that shuffles until the evaluation, left out."""
     moments: list[float] = []
-    augmented = train.Batches.augmented
+    augmented = Batches.augmented
 
     def begin(*arguments: Any, **options: Any) -> Iterator[tuple[Tensor, Tensor]]:
         moments.append(clock())
@@ -52,8 +55,8 @@ def epoch_seconds(
         moments.append(clock())
         return 0.0, 0.0
 
-    with patch.object(train.Batches, "augmented", begin), patch.object(train, "evaluate", end):
-        train.train(model, {}, images, test, recipe, seed=0, device=device)
+    with patch.object(Batches, "augmented", begin), patch.object(loop, "evaluate", end):
+        loop.train(model, {}, images, test, recipe, seed=0, device=device)
     return moments[1] - moments[0]
 
 
@@ -61,7 +64,7 @@ def bare_seconds(
     clock: Callable[[], float],
     network: nn.Module,
     batches: list[tuple[Tensor, Tensor]],
-    recipe: train.Recipe,
+    recipe: Recipe,
     optimizer: torch.optim.Optimizer | None,
 ) -> float:
     device = batches[0][0].device
@@ -79,15 +82,15 @@ def bare_seconds(
 
 
 def measure(
-    model: str, images: Images, test: Images, recipe: train.Recipe, chosen: argparse.Namespace
+    model: str, images: Images, test: Images, recipe: Recipe, chosen: argparse.Namespace
 ) -> None:
     device, clock = torch.device(chosen.device), CLOCKS[chosen.clock]
-    kept, _ = train.split(images, recipe.validation, recipe.examples)
-    mean, std = (torch.tensor(value, device=device) for value in train.statistics(kept))
+    kept, _ = split(images, recipe.validation, recipe.examples)
+    mean, std = (torch.tensor(value, device=device) for value in statistics(kept))
     pixels, labels = torch.from_numpy(kept.pixels), torch.from_numpy(kept.labels)
-    data = train.Batches(pixels.to(device), labels.to(device), mean, std)
+    data = Batches(pixels.to(device), labels.to(device), mean, std)
     options = {"channels": images.pixels.shape[1], "classes": len(images.classes)}
-    using = train.trusted_kernels(checkpoint.build(model, options).to(device), data, recipe)
+    using = loop.trusted_kernels(checkpoint.build(model, options).to(device), data, recipe)
     data = replace(data, kernels=using)
     generator = torch.Generator().manual_seed(0)
     batches = list(data.augmented(recipe.batch, recipe.shift, generator, flip=recipe.flip))
@@ -132,9 +135,9 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--clock", choices=list(CLOCKS), default="wall", help="what is measured")
     chosen = parser.parse_args()
-    allocator.keep_freed_memory()  # as the command does
+    keep_freed_memory()  # as the command does
     torch.set_num_threads(chosen.threads)
-    recipe = train.Recipe(epochs=1, batch=chosen.batch, validation=100, precision=chosen.precision)
+    recipe = Recipe(epochs=1, batch=chosen.batch, validation=100, precision=chosen.precision)
     recipe = recipe.resolved(torch.device(chosen.device))
     sample = load_images("fashion-mnist-sample", "test")
     # The same real images again and again, as many as the steps need.

@@ -1,12 +1,15 @@
-"""Code outside this package, imported because the user named it."""
+"""Functions of the user's own, by name."""
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
+from typing import Any
+
+from checkpoints.reader import reason
 
 
 def module_at(source: str) -> ModuleType:
@@ -24,3 +27,25 @@ def module_at(source: str) -> ModuleType:
     sys.modules[name] = module  # dataclasses look their module up there
     spec.loader.exec_module(module)
     return module
+
+
+def imported(name: str, what: str, known: Mapping[str, Any]) -> Callable[..., Any]:
+    """The function called `path/to/file.py:function` or `package.module:function`.
+
+    Raises:
+        ValueError: `name` has not that form, or there is no such function.
+    """
+    source, colon, function = name.rpartition(":")
+    if not colon:
+        raise ValueError(
+            f"{what} {name!r} is not known. Known: {', '.join(known)}; "
+            "or give path/to/file.py:function or package.module:function."
+        )
+    try:
+        module = module_at(source)
+    except Exception as error:  # the module is the user's own and may raise anything
+        raise ValueError(f"{what} {name} cannot be imported: {reason(error)}") from error
+    found = getattr(module, function, None)
+    if not callable(found):
+        raise ValueError(f"{what} {name}: {source} has no function {function!r}.")
+    return found  # type: ignore[no-any-return]

@@ -19,13 +19,7 @@ from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from checkpoints.batch_norm import NORMS
-from checkpoints.device import (
-    KERNELS,
-    Kernels,
-    exact_arithmetic,
-    in_default_order,
-    in_order,
-)
+from checkpoints.device import KERNELS, Kernels, exact_arithmetic, in_default_order, in_order
 
 if TYPE_CHECKING:
     from checkpoints.problem import Problem

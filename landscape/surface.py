@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from checkpoints import checkpoint
+from checkpoints import checkpoint, loading
 from checkpoints.options import option
 from checkpoints.problem import Problem, Tensors
 from landscape.core import direction_files, directions
@@ -214,7 +214,7 @@ def _directions(space: Space, spec: Spec) -> tuple[list[Tensors], dict[str, str]
 def _towards(space: Space, name: str) -> Tensors:
     """The direction to a second checkpoint of the same architecture and normalisation."""
     known = space.problem.provenance.get("checkpoint", {})
-    end = checkpoint.load_end(name, space.origin, known)
+    end = loading.load_end(name, space.origin, known)
     return directions.difference(end, space.origin)
 
 

@@ -15,10 +15,11 @@ from typing import Any, Literal
 
 import torch
 
-from checkpoints import allocator, kernels, options
-from checkpoints.device import device_named, memory_exhausted
+from checkpoints import kernels, options
+from checkpoints.device import device_named, keep_freed_memory, memory_exhausted
 from checkpoints.kernels import Derivatives
-from checkpoints.problem import Problem, load_problem
+from checkpoints.problem import Problem
+from checkpoints.source import load_problem
 from landscape.core import batch_size
 from landscape.core.plan import Probe, Workers, run
 from landscape.core.workers import workers_of_this_process
@@ -123,7 +124,7 @@ def _prepared(problem: Problem, derivatives: Derivatives, out: Path, workers: Wo
 def _measure(probe: Probe, chosen: argparse.Namespace) -> int:
     workers = workers_of_this_process()
     first = workers.rank == 0
-    allocator.keep_freed_memory()
+    keep_freed_memory()
     spec = options.from_flags(probe.spec, chosen)
     out = chosen.out or Path(f"{Path(chosen.ckpt).stem}.{probe.name}.h5")
     problem = load_problem(

@@ -23,13 +23,9 @@ from checkpoints.problem import Problem, Tensors
 from landscape.core.summary import mean_and_stderr
 
 log = logging.getLogger(__name__)
-
-
 # Forward passes of about this size were the fastest, or within a few per cent of it, on every CPU
 # and network tried; another size is taken only where it gains more than a tenth.
 USUAL_BATCH = 100
-
-
 EVERYTHING = slice(None)
 
 

@@ -24,8 +24,6 @@ from landscape.hessian.spec import Spec
 from landscape.hessian.variables import counted, eigenpair_variables, stream_seed, tell
 
 log = logging.getLogger(__name__)
-
-
 # With fewer products than this, counted in batches, tracing costs more than it saves.
 WORTH_TRACING = 50
 

@@ -11,15 +11,9 @@ import torch
 from torch import Tensor
 
 Multiply: TypeAlias = Callable[[Tensor], Tensor]
-
-
 Which: TypeAlias = Literal["magnitude", "largest", "smallest"]
-
-
 # A remainder below this share of the largest product is rounding: the Krylov space is exhausted.
 EXHAUSTED = {torch.float32: 1e-6, torch.float64: 1e-13}
-
-
 # Products without a better residual after which it is taken for rounding.
 PATIENCE = 10
 

@@ -20,22 +20,14 @@ from landscape.core.spaces import EVERYTHING, Inputs, Space, Weights
 from landscape.hessian import products, split_graph
 
 log = logging.getLogger(__name__)
-
-
 Matrix: TypeAlias = Literal["hessian", "gauss_newton", "difference"]
-
-
 PARTS: dict[str, tuple[products.Part, ...]] = {
     "hessian": ("hessian",),
     "gauss_newton": ("gauss_newton",),
     "difference": ("hessian", "gauss_newton"),
 }
-
-
 # Of the memory that is free when a product is first asked for, what kept activations may take.
 MEMORY_SHARE = 0.5
-
-
 # A product from a traced graph that differs by more than this from the plain one is not used.
 TRACE_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-8}
 

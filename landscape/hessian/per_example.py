@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from checkpoints.problem import Problem, cross_entropy
+from checkpoints.losses import cross_entropy
+from checkpoints.problem import Problem
 from landscape.core.jacobian import gauss_newton_top, jacobian, softmax_jacobian
 from landscape.core.plan import Cell, Plan, Values
 from landscape.core.spaces import Inputs

@@ -19,8 +19,6 @@ NO_SECOND = (
     "a layer has no second derivative: {}. Replace it by one that has, such as attention without a "
     "fused kernel."
 )
-
-
 Part: TypeAlias = Literal["hessian", "gauss_newton"]
 
 

@@ -8,8 +8,6 @@ from typing import Literal
 from checkpoints.options import option
 
 PARTS = ("eigenpairs", "density", "trace")
-
-
 ENDS = ("magnitude", "largest", "smallest")
 
 

@@ -21,11 +21,7 @@ from landscape.interpolate.path_statistics import Floats
 from landscape.interpolate.transitions import transitions
 
 PROBABILITY_SLOPE = "per L2 distance, pixel range 1"
-
-
 SLOPE = f"logits {PROBABILITY_SLOPE}"
-
-
 # One number a path: {name: (what it is, unit)}.
 STATISTICS = {
     "flips": ("changes of the decision", "1"),
@@ -38,8 +34,6 @@ STATISTICS = {
     "roughness": ("roughness of the logits", "logits squared"),
     "relative_roughness": ("roughness of the logits over the ends' squared margin", "1"),
 }
-
-
 JACOBIAN_STATISTICS = {
     "path_jacobian_norm": ("mean Jacobian norm of the logits", SLOPE),
     "relative_jacobian_norm": (
@@ -49,8 +43,6 @@ JACOBIAN_STATISTICS = {
         "mean Jacobian norm of the probabilities", PROBABILITY_SLOPE,
     ),
 }  # fmt: skip
-
-
 # Spread over decades: their means are taken of natural logarithms.
 LOGARITHMIC = (
     "tortuosity", "chord_deviation", "roughness", "relative_roughness", *JACOBIAN_STATISTICS

@@ -11,7 +11,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from checkpoints import checkpoint
+from checkpoints import checkpoint, loading
 from checkpoints.problem import BatchNorm, Problem, Tensors
 from landscape.core import direction_files, directions
 from landscape.core.plan import Cell, Plan, Values
@@ -78,7 +78,7 @@ def plan(
     for treatment in statistics:
         how: BatchNorm = "recompute" if treatment == "recomputed" else "running"
         space = Weights(replace(problem, batch_norm=how), statistics=treatment == "interpolated")
-        end = checkpoint.load_end(to, space.origin, known)
+        end = loading.load_end(to, space.origin, known)
         directions.check(end, space.origin)
         lines.append((space, {name: end[name].to(value) for name, value in space.origin.items()}))
     parts = np.array([STATISTICS.index(treatment) for treatment in statistics])

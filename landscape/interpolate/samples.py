@@ -20,8 +20,6 @@ from landscape.interpolate.path_statistics import Floats
 from landscape.interpolate.spec import Spec
 
 STEPS = np.linspace(0, 1, 7)  # where on its path the gallery has images
-
-
 GALLERY_VARIABLES = {
     "gallery_pair": (("draw",), {"long_name": "path between samples", "units": "1"}),
     "image": (

@@ -10,8 +10,6 @@ from landscape.interpolate import networks
 from landscape.interpolate.pairs import KINDS
 
 PAIRS, GALLERY = 64, 4
-
-
 MOST_BEYOND = 100  # of the way itself, on either side
 
 

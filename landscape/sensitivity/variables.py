@@ -9,30 +9,18 @@ from landscape.core.summary import Variables
 from landscape.sensitivity.gradients import ORDERS
 
 Table: TypeAlias = dict[str, tuple[tuple[str, ...], str, str]]
-
-
 SLOPE, BEND, INVERSE = "nat / pixel range", "nat / pixel range²", "1 / pixel range"
-
-
 NORMS = {"l2": "L2", "l1": "L1", "linf": "L-infinity"}
-
-
 AROUND, OVER_NOISE = ("direction", "radius"), ("noise",)
-
-
 # {part: {name: (dims besides the example, words, units)}}
 ITSELF: Table = {
     "loss": ((), "loss", "nat"),
     "correct": ((), "1 where classified correctly", "1"),
     "margin": ((), "true logit minus the best other", "nat"),
 }
-
-
 DISTANCES: Table = {
     "nearest_distance": ((), "L2 distance to the nearest other example", "pixel range"),
 }
-
-
 JACOBIAN: Table = {
     "jacobian_frobenius": ((), "Frobenius norm of the Jacobian of the logits", SLOPE),
     "relative_jacobian_frobenius": (
@@ -42,8 +30,6 @@ JACOBIAN: Table = {
     ),
     "softmax_jacobian_frobenius": ((), "Frobenius norm of the Jacobian of the softmax", INVERSE),
 }
-
-
 SPECTRAL: Table = {
     "jacobian_spectral": ((), "spectral norm of the Jacobian of the logits", SLOPE),
     "relative_jacobian_spectral": (
@@ -54,8 +40,6 @@ SPECTRAL: Table = {
     "softmax_jacobian_spectral": ((), "spectral norm of the Jacobian of the softmax", INVERSE),
     "gauss_newton_eigenvalue": ((), "top eigenvalue of the input Gauss-Newton matrix", BEND),
 }
-
-
 RADII: Table = {
     "difference": (AROUND, "change of the logits over r", SLOPE),
     "second_difference": (AROUND, "second difference of the logits over r²", BEND),
@@ -67,16 +51,12 @@ RADII: Table = {
     "moved_loss": (AROUND, "loss at distance r", "nat"),
     "moved_accuracy": (AROUND, "accuracy at distance r", "1"),
 }
-
-
 NOISE: Table = {
     "noise_loss": (OVER_NOISE, "loss under noise", "nat"),
     "noise_loss_stderr": (OVER_NOISE, "standard error of the loss under noise", "nat"),
     "noise_accuracy": (OVER_NOISE, "accuracy under noise", "1"),
     "noise_accuracy_stderr": (OVER_NOISE, "standard error of the accuracy under noise", "1"),
 }
-
-
 BANDS: Table = {
     "band_loss_min": ((), "smallest loss down the gradient", "nat"),
     "band_loss_max": ((), "largest loss down the gradient", "nat"),
@@ -84,8 +64,6 @@ BANDS: Table = {
     "band_gradient_max": ((), "largest change of the gradient down it", SLOPE),
     "band_smoothness": ((), "effective smoothness down the gradient", BEND),
 }
-
-
 # What there is only where outputs are the logits of classes; accuracies wherever they are defined.
 OF_CLASSES = ("correct", "margin", "relative", "softmax", "gauss_newton")
 

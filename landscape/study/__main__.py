@@ -6,8 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from checkpoints import allocator
-from checkpoints.device import device_named
+from checkpoints.device import device_named, keep_freed_memory
 from landscape.core import store
 from landscape.core.cli import guarded, say
 from landscape.study import file
@@ -23,7 +22,7 @@ def main(arguments: list[str] | None = None) -> int:
         stderr, 130 stopped with what was measured saved; argparse exits with 2 itself.
     """
     chosen = _parser().parse_args(arguments)
-    allocator.keep_freed_memory()
+    keep_freed_memory()
     return guarded(lambda: _measure(chosen))
 
 

@@ -15,26 +15,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 from checkpoints.options import built, checked
-from checkpoints.problem import load_problem
+from checkpoints.source import load_problem
 from landscape.registry import probe_named
 
 SUFFIX = ".toml"
-
-
 NEXT = "{next}"  # in a probe's texts: the checkpoint of the arm's next seed
-
-
 # A study's own: the command line decides the batch size by a measurement, so by chance.
 DEFAULTS: dict[str, Any] = {"examples": 300, "batch_size": 100}
-
-
 OPTIONS = {
     name: annotation
     for name, annotation in typing.get_type_hints(load_problem).items()
     if name not in ("name", "say", "return")
 } | {"dtype": Literal["float32", "float64"]}
-
-
 SHAPE: dict[str, Any] = {
     "title": str,
     "problem": Mapping[str, Any],

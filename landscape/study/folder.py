@@ -13,15 +13,11 @@ from typing import Any
 import h5py
 import torch
 
-from checkpoints import checkpoint
+from checkpoints import loading
 from landscape.study.file import NEXT, Arm, Study, stem
 
 SCHEMA_VERSION = 1
-
-
 MANIFEST = "study.json"
-
-
 # Names that differ between `load_problem` and the command line.
 FLAGS = {"root": "--data-root"}
 
@@ -238,7 +234,7 @@ def finished(path: Path) -> bool:
 def _described(network: Network) -> dict[str, Any]:
     wanted = {k: network.options[k] for k in ("model", "options", "mean", "std", "data")
               if k in network.options}  # fmt: skip
-    told = checkpoint.load(network.file, **wanted)
+    told = loading.load(network.file, **wanted)
     return {
         "arm": network.arm.name,
         "seed": network.seed,

@@ -17,9 +17,11 @@ from types import FrameType
 import h5py
 import torch
 
-from checkpoints import allocator, checkpoint
+from checkpoints import checkpoint, loading
 from checkpoints.checkpoint import Checkpoint
-from checkpoints.problem import Problem, load_problem
+from checkpoints.device import keep_freed_memory
+from checkpoints.problem import Problem
+from checkpoints.source import load_problem
 from landscape.core import batch_size, store
 from landscape.core.cli import DTYPES, interrupt, say
 from landscape.core.plan import Plan, run
@@ -109,7 +111,7 @@ def _check_endpoints(study: Study, label: str, plan: Plan) -> None:
 def make_untrained(task: Run, network: Network) -> None:
     """Save the network that training would start from with this seed, unless it is there."""
     arm, path = network.arm, Path(network.file)
-    told = checkpoint.load(task.study.checkpoint(arm.reference, network.seed))
+    told = loading.load(task.study.checkpoint(arm.reference, network.seed))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(network.seed)
         state = checkpoint.build(arm.model, arm.options).state_dict()
@@ -119,7 +121,7 @@ def make_untrained(task: Run, network: Network) -> None:
     )  # fmt: skip
     if path.is_file():
         try:
-            old = checkpoint.load(path)
+            old = loading.load(path)
         except ValueError:  # damaged
             old = Checkpoint({}, "")
         if _same(old, made):
@@ -176,7 +178,7 @@ def _spread(
 
 
 def _begin_worker() -> None:
-    allocator.keep_freed_memory()
+    keep_freed_memory()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process hears it, and tells
     signal.signal(signal.SIGTERM, _end)
 

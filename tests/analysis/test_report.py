@@ -15,10 +15,11 @@ import pytest
 import xarray as xr
 
 from analysis import claims
-from analysis.page import numbers, plots
-from analysis.page.effects import Row, effects
-from analysis.page.tables import Column, Table
-from analysis.report import Report, main, report
+from analysis.report import numbers, plots
+from analysis.report.__main__ import main
+from analysis.report.effects import Row, effects
+from analysis.report.sections import Report, report
+from analysis.report.tables import Column, Table
 from tests.analysis.planted import ARMS, EFFECT, planted
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from analysis.report import report
+from analysis.report.sections import report
 from tests.analysis.browser import Browser, found
 from tests.analysis.planted import planted
 

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from checkpoints import checkpoint, reader
-from checkpoints.checkpoint import Checkpoint, build, find, load, load_end, save
+from checkpoints.checkpoint import Checkpoint, build, find, save
+from checkpoints.loading import load, load_end
 from checkpoints.models.resnet import ResNet
 from checkpoints.registry import MODELS
 

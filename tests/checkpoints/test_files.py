@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from checkpoints import checkpoint
-from checkpoints.problem import load_problem
+from checkpoints import loading
 from checkpoints.registry import load_images
-from checkpoints.train import Batches, evaluate
+from checkpoints.source import load_problem
+from checkpoints.train.batches import Batches
+from checkpoints.train.loop import evaluate
 
 FILES = sorted(
     (Path(__file__).parents[2] / "checkpoints" / "files").glob("*.pt"), key=lambda path: path.name
@@ -25,7 +26,7 @@ def test_the_files_that_ship_are_there() -> None:
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_a_file_that_ships_describes_itself(path: Path) -> None:
     content = torch.load(path, weights_only=True)
-    loaded = checkpoint.load(path.name)
+    loaded = loading.load(path.name)
     assert loaded.model == path.stem == content["model"]
     assert loaded.data == "fashion-mnist"
     assert loaded.input_shape == (1, 28, 28)
@@ -44,7 +45,7 @@ def test_a_file_that_ships_has_the_loss_that_it_was_trained_to(path: Path) -> No
         images = load_images("fashion-mnist", "test")
     except ValueError as error:
         pytest.skip(f"needs the whole Fashion-MNIST: {error}")
-    loaded = checkpoint.load(path.name)
+    loaded = loading.load(path.name)
     batches = Batches(
         torch.from_numpy(images.pixels),
         torch.from_numpy(images.labels),
@@ -67,6 +68,6 @@ def test_a_file_that_ships_classifies_the_sample_as_well_as_its_test_split(path:
             for part in problem.inputs["input"].split(100)
         ]
     accuracy = float((torch.cat(hits) == problem.targets).double().mean())
-    told = checkpoint.load(path.name).metrics["test_accuracy_last"]
+    told = loading.load(path.name).metrics["test_accuracy_last"]
     # Four standard errors of a share over 2,000 images.
     assert abs(accuracy - told) < 4 * (told * (1 - told) / 2000) ** 0.5

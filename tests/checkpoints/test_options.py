@@ -10,7 +10,7 @@ from typing import Any, Literal, Optional
 
 import pytest
 
-from checkpoints import allocator
+from checkpoints import device
 from checkpoints.options import add_flags, from_flags, key_value, option
 
 
@@ -154,7 +154,7 @@ def test_an_option_needs_a_name_and_a_value(text: str) -> None:
 
 def test_memory_settings_may_be_made_twice() -> None:
     """In a process of its own, since they cannot be taken back."""
-    code = "from checkpoints.allocator import keep_freed_memory as f; print(f(), f(), sum([1] * 9))"
+    code = "from checkpoints.device import keep_freed_memory as f; print(f(), f(), sum([1] * 9))"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
     )
@@ -168,4 +168,4 @@ def test_memory_settings_may_be_made_twice() -> None:
 def test_without_glibc_nothing_is_set(monkeypatch: pytest.MonkeyPatch, library: Any) -> None:
     monkeypatch.setattr(ctypes.util, "find_library", lambda name: library)
     monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
-    assert allocator.keep_freed_memory() is False
+    assert device.keep_freed_memory() is False

@@ -14,11 +14,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
-from checkpoints import checkpoint, problem
+from checkpoints import checkpoint, loading, source
 from checkpoints.checkpoint import Checkpoint
 from checkpoints.data.images import Images, Split
+from checkpoints.losses import cross_entropy, top1
 from checkpoints.models.resnet import ResNet
-from checkpoints.problem import Normalization, Problem, cross_entropy, load_problem, top1
+from checkpoints.problem import Normalization, Problem
+from checkpoints.source import load_problem
 
 
 def refusal(call: Callable[[], object]) -> str:
@@ -340,7 +342,7 @@ def test_a_checkpoint_s_problem_is_its_network_on_its_images(file: Path) -> None
     assert said == []
     told = made.fingerprints()
     assert told["checkpoint"]["file"] == "net.pt"
-    assert told["checkpoint"]["sha256"] == checkpoint.load(file).sha256
+    assert told["checkpoint"]["sha256"] == loading.load(file).sha256
     assert (told["checkpoint"]["model"], told["checkpoint"]["seed"]) == ("resnet8", 4)
     assert (told["checkpoint"]["mean"], told["checkpoint"]["std"]) == ([0.25], [0.5])
     assert (told["data"]["split"], told["data"]["examples"]) == ("test", 40)
@@ -447,7 +449,7 @@ def test_its_training_split_is_the_whole_set_s(
         x, y = images(20, 0)
         return Images(x[:, None], y, tuple("abcde"), name, split)
 
-    monkeypatch.setattr(problem, "load_images", loaded)
+    monkeypatch.setattr(source, "load_images", loaded)
     load_problem(saved(tmp_path / "net.pt", data="fashion-mnist"), split="train")
     assert asked == [("fashion-mnist", "train")]
 

@@ -15,7 +15,7 @@ from scipy.special import logsumexp
 
 import landscape
 from checkpoints import temperature
-from checkpoints.problem import load_problem
+from checkpoints.source import load_problem
 from landscape.core.cli import main
 from landscape.core.spaces import Weights
 from landscape.registry import PROBES

@@ -17,12 +17,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from checkpoints import checkpoint, train
+from checkpoints import checkpoint, loading
 from checkpoints.checkpoint import Checkpoint
 from checkpoints.data.images import Images
 from checkpoints.models.merge import MERGES
 from checkpoints.models.resnet import ResNet
-from checkpoints.train import Batches, Recipe, evaluate, learning_rate, split, statistics, watched
+from checkpoints.train import loop, monitor
+from checkpoints.train import recipe as recipe_module
+from checkpoints.train.__main__ import main
+from checkpoints.train.batches import Batches, split, statistics
+from checkpoints.train.loop import evaluate
+from checkpoints.train.monitor import watched
+from checkpoints.train.recipe import Recipe, learning_rate
 
 CPU = torch.device("cpu")
 OPTIONS = {"width": 4}
@@ -52,7 +58,7 @@ def trained(recipe: Recipe = RECIPE, **changes: Any) -> Checkpoint:
         "model": "fmmnet8", "options": OPTIONS, "train_images": made_images(),
         "test_images": made_images(40, 1, "test"), "seed": 0, "device": CPU,
     }  # fmt: skip
-    return train.train(recipe=recipe, **(given | changes))
+    return loop.train(recipe=recipe, **(given | changes))
 
 
 @pytest.fixture(scope="module")
@@ -250,7 +256,7 @@ def test_the_held_out_images_are_the_same_for_every_seed(monkeypatch: pytest.Mon
         calls.append((len(batches.labels), batches.pixels.numpy().tobytes().hex()))
         return 1.0, 0.5
 
-    monkeypatch.setattr(train, "evaluate", noted)
+    monkeypatch.setattr(loop, "evaluate", noted)
     trained(replace(RECIPE, epochs=1), seed=0)
     first = list(calls)
     calls.clear()
@@ -363,7 +369,7 @@ def test_gradient_norms_are_those_of_each_block() -> None:
     network = small_network()
     loss = network(torch.rand(6, 1, 8, 8)).square().sum()
     torch.autograd.backward(loss)
-    found = train.gradient_norms(network, iter(["layer1.0", "layer3.0"]))
+    found = monitor.gradient_norms(network, iter(["layer1.0", "layer3.0"]))
     for block, norm in found.items():
         squares = [
             float(p.grad.double().square().sum())
@@ -441,7 +447,7 @@ def test_a_training_is_described_whole(straight: Checkpoint, tmp_path: Path) -> 
     kept, _ = split(made_images(), 20, 0)
     assert (straight.mean, straight.std) == statistics(kept)
     checkpoint.save(straight, tmp_path / "net.pt")
-    assert_same(checkpoint.load(tmp_path / "net.pt"), straight)
+    assert_same(loading.load(tmp_path / "net.pt"), straight)
 
 
 def test_metrics_follow_from_history_and_weights(straight: Checkpoint) -> None:
@@ -503,7 +509,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not(straight: Checkp
 
 def test_half_storage_keeps_the_loss(straight: Checkpoint, tmp_path: Path) -> None:
     checkpoint.save(straight, tmp_path / "net.pt", half=True)
-    network = checkpoint.load(tmp_path / "net.pt").network()
+    network = loading.load(tmp_path / "net.pt").network()
     batches = as_batches(made_images(40, 1), straight.mean[0], straight.std[0])
     assert evaluate(network, batches)[0] == pytest.approx(straight.metrics["test_loss"], abs=1e-3)
 
@@ -525,7 +531,7 @@ def test_a_stopped_training_continues_to_the_same_bits(
         return evaluate(network, batches, size)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train, "evaluate", stopping)
+        patch.setattr(loop, "evaluate", stopping)
         with pytest.raises(KeyboardInterrupt):
             trained(**given, state_file=state_file)
     assert state_file.is_file() == (whole_epochs > 0)
@@ -613,7 +619,7 @@ def test_what_cannot_be_trained_is_refused(change: dict[str, Any], line: str) ->
 
 def test_auto_precision_is_decided_and_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     for able, chosen in ((True, "bfloat16"), (False, "float32")):
-        monkeypatch.setattr(train, "_has_bfloat16", lambda device, able=able: able)
+        monkeypatch.setattr(recipe_module, "_has_bfloat16", lambda device, able=able: able)
         assert Recipe().resolved(CPU).precision == chosen
         assert Recipe(precision="float32").resolved(CPU).precision == "float32"
     recipe = replace(RECIPE, epochs=1, precision="auto")
@@ -649,7 +655,7 @@ FLAGS = (
 
 
 def command(*arguments: str | Path) -> int:
-    return train.main([*map(str, arguments)])
+    return main([*map(str, arguments)])
 
 
 def test_the_command_writes_a_checkpoint_and_tells_where(
@@ -668,7 +674,7 @@ def test_the_command_writes_a_checkpoint_and_tells_where(
         assert len(re.findall(r"^epoch \d/3  loss \d\.\d+  validation ", told.err, re.M)) == 3
         assert "\r" not in told.err  # no bar where stderr is no terminal
         assert f"test_accuracy_best {straight.metrics['test_accuracy_best']:.4f}" in told.err
-        written = checkpoint.load(out)
+        written = loading.load(out)
         assert_same(written, straight)
         assert written.data == data
         assert [p.name for p in Path(out).parent.glob("*.train.pt")] == []
@@ -689,7 +695,7 @@ def test_a_model_of_one_s_own_names_its_file(
     monkeypatch.chdir(tmp_path)
     model = f"{tmp_path / 'mine.py'}:net"
     assert command("--model", model, "--data", data, *FLAGS, "--epochs", "1") == 0
-    loaded = checkpoint.load("mine.py-net-seed0.pt", model=model)
+    loaded = loading.load("mine.py-net-seed0.pt", model=model)
     assert loaded.options == {"width": 4, "classes": 5, "channels": 1}
 
 
@@ -766,7 +772,7 @@ def test_a_command_that_is_interrupted_says_how_to_go_on(
     def stopping(network: nn.Module, batches: Batches) -> tuple[float, float]:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train, "evaluate", stopping)
+    monkeypatch.setattr(loop, "evaluate", stopping)
     given = ["--model", "fmmnet8", "--data", data, *FLAGS, "--out", str(tmp_path / "net.pt")]
     assert command(*given) == 130
     assert "Stopped. The same command continues" in capsys.readouterr().err
@@ -780,14 +786,14 @@ def test_a_killed_process_is_continued_to_the_same_bits(
     code = (
         "import os, signal, sys, torch\n"
         f"torch.set_num_threads({torch.get_num_threads()})\n"
-        "from checkpoints import train\n"
-        "evaluate, calls = train.evaluate, iter(range(9))\n"
+        "from checkpoints.train import __main__ as command, loop\n"
+        "evaluate, calls = loop.evaluate, iter(range(9))\n"
         "def kill(*arguments):\n"
         "    if next(calls) == 3:\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
         "    return evaluate(*arguments)\n"
-        "train.evaluate = kill\n"
-        f"train.main({json.dumps(arguments)})\n"
+        "loop.evaluate = kill\n"
+        f"command.main({json.dumps(arguments)})\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, env=os.environ, timeout=120
@@ -796,4 +802,4 @@ def test_a_killed_process_is_continued_to_the_same_bits(
     assert not out.exists()
     assert (tmp_path / "net.pt.train.pt").is_file()
     assert command(*arguments) == 0
-    assert_same(checkpoint.load(out), straight)
+    assert_same(loading.load(out), straight)

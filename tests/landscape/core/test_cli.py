@@ -14,11 +14,11 @@ import pytest
 import torch
 import xarray as xr
 
-from checkpoints import allocator, checkpoint
+from checkpoints import checkpoint
 from checkpoints.checkpoint import Checkpoint
 from checkpoints.models.resnet import ResNet
-from checkpoints.problem import load_problem
-from landscape.core import store
+from checkpoints.source import load_problem
+from landscape.core import cli, store
 from landscape.core.cli import main
 from landscape.registry import PROBES
 
@@ -183,7 +183,7 @@ def test_the_command_keeps_freed_memory(
     network: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[str] = []
-    monkeypatch.setattr(allocator, "keep_freed_memory", lambda: calls.append("kept"))
+    monkeypatch.setattr(cli, "keep_freed_memory", lambda: calls.append("kept"))
     out = str(tmp_path / "r.h5")
     small = ["--points", "1", "--examples", "20", "--no-figure", "--batch-size", "20"]
     assert main(PROBES["surface"], ["--ckpt", str(network), "--out", out, *small]) == 0

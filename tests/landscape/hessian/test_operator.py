@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from checkpoints.problem import Problem, cross_entropy
+from checkpoints.losses import cross_entropy
+from checkpoints.problem import Problem
 from landscape.core.spaces import Inputs, Space, Weights
 from landscape.hessian import lanczos, operator, quadrature, trace
 from landscape.hessian.operator import Curvature, filter_scale, matching

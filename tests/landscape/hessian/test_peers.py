@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import landscape
-from checkpoints.problem import Normalization, Problem, load_problem
+from checkpoints.problem import Normalization, Problem
 from checkpoints.registry import load_images
+from checkpoints.source import load_problem
 from landscape.core.spaces import Weights
 from landscape.hessian.operator import Curvature
 

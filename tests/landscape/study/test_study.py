@@ -15,7 +15,7 @@ import pytest
 import torch
 import xarray as xr
 
-from checkpoints import checkpoint
+from checkpoints import checkpoint, loading
 from checkpoints.checkpoint import Checkpoint
 from checkpoints.models.resnet import ResNet
 from landscape.core import cli, plan, store
@@ -160,7 +160,7 @@ def test_the_folder_holds_a_result_for_each_network_and_probe(whole: Path, file:
     rows = {(row["arm"], row["seed"]): row for row in told["checkpoints"]}
     first = rows["vanilla", 0]
     assert first["metrics"] == {"test_accuracy_validation_selected": 0.5}
-    assert first["sha256"] == checkpoint.load(file.parent / "resnet-seed0.pt").sha256
+    assert first["sha256"] == loading.load(file.parent / "resnet-seed0.pt").sha256
     assert first["model"] == "resnet8"
     network = ResNet(8, width=4, channels=1)
     assert first["parameters"] == sum(p.numel() for p in network.parameters())
@@ -182,7 +182,7 @@ def test_the_stored_command_makes_the_same_file_byte_for_byte(whole: Path, tmp_p
 
 
 def test_an_untrained_network_is_what_training_with_its_seed_begins_with(whole: Path) -> None:
-    made = checkpoint.load(whole / "untrained-vanilla-seed3.pt")
+    made = loading.load(whole / "untrained-vanilla-seed3.pt")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
         expected = ResNet(8, width=4, channels=1).state_dict()

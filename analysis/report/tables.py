@@ -20,8 +20,6 @@ _LATEX = {
     "\N{ALMOST EQUAL TO}": r"$\approx$", "\N{INFINITY}": r"$\infty$",
     "\N{CHECK MARK}": "+", "\N{BALLOT X}": "--",
 }  # fmt: skip
-
-
 SYMBOLS = {
     "supported": "\N{CHECK MARK}",
     "contradicted": "\N{BALLOT X}",

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 import html
 import json
-import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -16,14 +14,13 @@ import xarray as xr
 
 from analysis import claims, results
 from analysis.claims import CLAIMS, Evaluation, Verdict
-from analysis.endpoints import Endpoint, Missing
 from analysis.figures import save
-from analysis.page import render
-from analysis.page.effects import Row, effects
-from analysis.page.files import Folder
-from analysis.page.numbers import NONE, interval, many, number, p_value, times
-from analysis.page.plots import Drawing, drawings, turning
-from analysis.page.tables import Column, Table
+from analysis.report import render
+from analysis.report.effects import Row, effects
+from analysis.report.numbers import NONE, interval, many, number, p_value, times
+from analysis.report.plots import Drawing, drawings, turning
+from analysis.report.tables import Column, Table
+from analysis.study import Endpoint, Folder, Missing
 
 _MOST = 6  # networks in one figure: as many lines as differ in colour and dash
 UNITS = {"log_ratio": "log ratio", "difference": "difference"}
@@ -90,7 +87,7 @@ class Report:
         words = Counter(verdict.verdict for verdict in self.evaluation.primary())
         counts = ", ".join(f"{count} {word}" for word, count in words.items())
         planned = {record["file"] for record in self.folder.planned}
-        gaps = {gap.file for gap in _unusable(self.folder, self.evaluation)}
+        gaps = {gap.file for gap in unusable(self.folder, self.evaluation)}
         there = len(planned - gaps)
         summary = (
             f"{many(len(self.evaluation.primary()), 'claim')}: {counts}. "
@@ -142,7 +139,7 @@ def report(path: Path) -> Report:
     folder = Folder.open(path)
     evaluation = claims.evaluate(path)
     sections = [_verdicts(folder, evaluation)]
-    gaps = _unusable(folder, evaluation)
+    gaps = unusable(folder, evaluation)
     if gaps:
         sections.append(_missing(gaps))
     labels = folder.probes
@@ -432,7 +429,7 @@ def _study(folder: Folder) -> Section:
     return section
 
 
-def _unusable(folder: Folder, evaluation: Evaluation) -> list[Missing]:
+def unusable(folder: Folder, evaluation: Evaluation) -> list[Missing]:
     """What is missing of any probe, each file once."""
     found = {gap.file or str(gap): gap for gap in (*folder.missing, *evaluation.missing)}
     return list(found.values())
@@ -478,49 +475,3 @@ def _p(text: str, kind: str = "") -> str:
 
 def _t(text: str) -> str:
     return html.escape(text)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Make the report that the command line asks for; print the paths written, one a line.
-
-    Returns:
-        0 done, 1 refused with one line on stderr; argparse exits with 2 itself.
-    """
-    options = _parser().parse_args(arguments)
-    out = options.out or options.results / "report.html"
-    try:
-        made = report(options.results)
-        out.write_text(made.html(), encoding="utf-8")
-        print(out)
-        for path in made.paper(options.paper) if options.paper else []:
-            print(path)
-        missing = len(_unusable(made.folder, made.evaluation))
-        if missing:
-            told = many(missing, "result")
-            print(f"{told} missing or incomplete: {out} says which.", file=sys.stderr)
-    except (ValueError, OSError) as error:
-        print(" ".join(str(error).split()), file=sys.stderr)
-        return 1
-    return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m analysis.report",
-        description="Evaluate the results of a study, and show them on one web page.",
-    )
-    parser.add_argument(
-        "results", type=Path, metavar="RESULTS", help="folder that python -m landscape.study wrote"
-    )
-    parser.add_argument(
-        "--out", type=Path, metavar="FILE", help="the page (default: RESULTS/report.html)"
-    )
-    parser.add_argument(
-        "--paper", type=Path, metavar="DIR",
-        help="also write the figures as PDF, and the tables as LaTeX and CSV, into this folder",
-    )  # fmt: skip
-    return parser
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

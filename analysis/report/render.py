@@ -44,4 +44,4 @@ def _scripts() -> str:
 
 
 def _part(name: str) -> str:
-    return (resources.files("analysis.page") / name).read_text(encoding="utf-8")
+    return (resources.files("analysis.report") / name).read_text(encoding="utf-8")

@@ -1,1 +1,0 @@
-"""The parts of the report's web page: tables, figures, interactive surfaces, and the template."""

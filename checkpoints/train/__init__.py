@@ -1,0 +1,1 @@
+"""Training: python -m checkpoints.train --model fmmnet20 --data fashion-mnist."""

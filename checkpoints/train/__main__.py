@@ -1,0 +1,85 @@
+"""Train a registered model: python -m checkpoints.train --model fmmnet20 --data fashion-mnist."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from checkpoints import checkpoint, options
+from checkpoints.device import device_named, keep_freed_memory
+from checkpoints.registry import load_images
+from checkpoints.train.loop import train
+from checkpoints.train.recipe import Recipe
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m checkpoints.train",
+        description="Train a network and save it as one self-describing file. The same command "
+        "again continues a run that was stopped.",
+    )
+    parser.add_argument(
+        "--model", required=True, metavar="NAME",
+        help="a registered name such as fmmnet20, path/to/file.py:build or package.module:build",
+    )  # fmt: skip
+    parser.add_argument(
+        "--option", action="append", default=[], type=options.key_value, metavar="NAME=VALUE",
+        help="keyword argument of the model, such as width=16 or merge=sigmoid_shortcut",
+    )  # fmt: skip
+    parser.add_argument(
+        "--data", required=True, metavar="NAME",
+        help="fashion-mnist, cifar10, cifar100, npz:FILE, folder:DIR, or package.module:function",
+    )  # fmt: skip
+    parser.add_argument("--data-root", type=Path, metavar="DIR", help="folder of its files")
+    parser.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="resize a folder's")
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N",
+        help="of the weights, the order and the augmentation (default: 0)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE",
+        help="the checkpoint to write; .safetensors in that format (default: MODEL-seedN.pt)",
+    )  # fmt: skip
+    parser.add_argument("--half", action="store_true", help="store the weights as float16")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1 … (default: a GPU where there is one)")
+    options.add_flags(parser.add_argument_group("recipe"), Recipe)
+    chosen = parser.parse_args(arguments)
+    name = chosen.model.rpartition("/")[2].replace(":", "-")
+    out = chosen.out or Path(f"{name}-seed{chosen.seed}.pt")
+    size = chosen.size and tuple(chosen.size)
+    try:
+        keep_freed_memory()
+        recipe = options.from_flags(Recipe, chosen)
+        device = device_named(chosen.device)
+        if out.exists():
+            raise ValueError(f"{out} exists already. Delete it, or pass another --out.")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        trained = train(
+            chosen.model,
+            dict(chosen.option),
+            load_images(chosen.data, "train", chosen.data_root, size),
+            load_images(chosen.data, "test", chosen.data_root, size),
+            recipe,
+            seed=chosen.seed,
+            device=device,
+            state_file=out.with_name(out.name + ".train.pt"),
+            progress=True,
+        )
+        checkpoint.save(trained, out, half=chosen.half)
+        out.with_name(out.name + ".train.pt").unlink()
+    except (ValueError, OSError) as error:
+        print(" ".join(str(error).split("\n")), file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("Stopped. The same command continues after the last whole epoch.", file=sys.stderr)
+        return 130
+    for name, value in trained.metrics.items():
+        print(f"{name} {value:.4f}", file=sys.stderr)
+    print(out)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,305 @@
+"""Training: epochs, evaluation, and a state from which a killed run continues."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+from tqdm import tqdm
+
+from checkpoints import checkpoint, kernels
+from checkpoints.checkpoint import Checkpoint
+from checkpoints.data.images import Images
+from checkpoints.device import Kernels, exact_arithmetic, in_order
+from checkpoints.problem import Problem
+from checkpoints.reader import read
+from checkpoints.train.batches import Batches, split, statistics
+from checkpoints.train.monitor import gradient_norms, watched
+from checkpoints.train.recipe import Recipe, learning_rate
+
+STATE_VERSION = 1
+REMEDY = "Try a smaller --rate, a longer --warmup, or another merge."
+
+
+@torch.inference_mode()
+def evaluate(network: nn.Module, batches: Batches, size: int = 100) -> tuple[float, float]:
+    """Mean cross-entropy (nat) and accuracy (fraction), in eval mode and float32."""
+    training = network.training
+    network.eval()
+    loss, hits = 0.0, 0
+    with exact_arithmetic(batches.kernels):
+        for images, labels in batches.plain(size):
+            logits = network(images).double()
+            loss += functional.cross_entropy(logits, labels, reduction="sum").item()
+            hits += int((logits.argmax(1) == labels).sum())
+    network.train(training)
+    return loss / len(batches.labels), hits / len(batches.labels)
+
+
+def train(
+    model: str,
+    options: Mapping[str, Any],
+    train_images: Images,
+    test_images: Images,
+    recipe: Recipe,
+    *,
+    seed: int,
+    device: torch.device,
+    state_file: Path | None = None,
+    progress: bool = False,
+) -> Checkpoint:
+    """Train a network from its seed, continuing from `state_file` where there is one.
+
+    A continued run ends with the same weights as a straight one (on one machine, with one number
+    of threads): each epoch draws from its own generators, seeded by (seed, epoch).
+
+    Args:
+        model: a name in `MODELS`, or code as `checkpoint.build` takes it.
+        options: the builder's keyword arguments; `classes` and `channels` are added from the data.
+        train_images: its held-out part selects the epoch that `validation_selected` reports.
+        test_images: evaluated after every epoch, used for nothing but reporting.
+        recipe: every number besides.
+        seed: of the initial weights, the order and the augmentation.
+        device: where to train.
+        state_file: written after every epoch, whole or not at all.
+        progress: tell every epoch on stderr, with a bar where that is a terminal.
+
+    Returns:
+        The last epoch's weights, with metrics and history.
+
+    Raises:
+        ValueError: the loss stopped being finite; `state_file` belongs to another run; the data
+            are too few, or training and test images differ in kind.
+    """
+    recipe = recipe.resolved(device)
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"--seed {seed}; needed: 0 to {2**32 - 1}.")
+    for what, first, second in (
+        ("shape", train_images.pixels.shape[1:], test_images.pixels.shape[1:]),
+        ("number of classes", len(train_images.classes), len(test_images.classes)),
+    ):
+        if first != second:
+            raise ValueError(
+                f"{train_images.name}: the {what} is {first} in training and {second} in testing; "
+                "needed: the same."
+            )
+    kept, held = split(train_images, recipe.validation, recipe.examples)
+    if recipe.batch > len(kept):
+        raise ValueError(
+            f"--batch {recipe.batch} exceeds the {len(kept)} training images. Pass a smaller one."
+        )
+    mean, std = statistics(kept)
+
+    def batches(images: Images) -> Batches:
+        pixels, labels = torch.from_numpy(images.pixels), torch.from_numpy(images.labels)
+        scales = torch.tensor(mean, device=device), torch.tensor(std, device=device)
+        return Batches(pixels.to(device), labels.to(device), *scales)
+
+    options = dict(options)
+    options |= {"classes": len(train_images.classes), "channels": train_images.pixels.shape[1]}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = checkpoint.build(model, options)
+    network = network.to(device)
+    training, validation, test = batches(kept), batches(held), batches(test_images)
+
+    def say(line: str) -> None:
+        if progress:
+            tqdm.write(line, file=sys.stderr)
+
+    using = trusted_kernels(network, training, recipe, say)
+    network = in_order(network, using)
+    training, validation, test = (replace(b, kernels=using) for b in (training, validation, test))
+    optimizer = torch.optim.SGD(
+        [
+            {
+                "params": [p for p in network.parameters() if p.ndim > 1],
+                "weight_decay": recipe.decay,
+            },
+            {"params": [p for p in network.parameters() if p.ndim <= 1], "weight_decay": 0.0},
+        ],
+        lr=recipe.rate,
+        momentum=recipe.momentum,
+        nesterov=recipe.momentum > 0,
+    )
+    identity = {
+        "version": STATE_VERSION,
+        "model": model,
+        "options": options,
+        "recipe": asdict(recipe),
+        "seed": seed,
+        "data": train_images.fingerprint(),
+    }
+    history: list[dict[str, Any]] = []
+    if state_file is not None and state_file.is_file():
+        history = _restored(state_file, identity, network, optimizer)
+    for epoch in range(len(history), recipe.epochs):
+        # For dropout and its like: everything of ours has a generator of its own.
+        devices = [device] if device.type == "cuda" else []
+        with torch.random.fork_rng(devices), exact_arithmetic(using):
+            torch.manual_seed(-1 - _epoch_seed(seed, epoch))
+            row = _train_epoch(
+                network, optimizer, training, recipe, epoch=epoch, seed=seed, progress=progress
+            )
+        row["kernels"] = using
+        row["validation_loss"], row["validation_accuracy"] = evaluate(network, validation)
+        row["test_loss"], row["test_accuracy"] = evaluate(network, test)
+        history.append(row)
+        if progress:
+            tqdm.write(
+                f"epoch {epoch + 1}/{recipe.epochs}  loss {row['train_loss']:.4f}  "
+                f"validation {row['validation_accuracy']:.4f}  test {row['test_accuracy']:.4f}",
+                file=sys.stderr,
+            )
+        if state_file is not None:
+            state_file.parent.mkdir(parents=True, exist_ok=True)
+            partial = state_file.with_name(state_file.name + ".partial")
+            torch.save(
+                {
+                    "identity": identity,
+                    "network": network.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "history": history,
+                },
+                partial,
+            )
+            partial.replace(state_file)
+    network.eval()
+    final_loss, final_accuracy = evaluate(network, training)
+    if not math.isfinite(final_loss + history[-1]["test_loss"]):
+        raise ValueError(
+            f"{model}: after the last epoch the training loss is {final_loss}, the test loss "
+            f"{history[-1]['test_loss']}. {REMEDY}"
+        )
+    accuracies = [row["test_accuracy"] for row in history]
+    selected = max(range(len(history)), key=lambda i: history[i]["validation_accuracy"])
+    return Checkpoint(
+        state_dict={k: v.cpu().contiguous() for k, v in network.state_dict().items()},
+        model=model,
+        options=options,
+        classes=len(train_images.classes),
+        input_shape=train_images.pixels.shape[1:],
+        mean=mean,
+        std=std,
+        data=train_images.name,
+        recipe=asdict(recipe),
+        seed=seed,
+        metrics={
+            "test_accuracy_best": max(accuracies),
+            "test_accuracy_last": accuracies[-1],
+            "test_accuracy_validation_selected": accuracies[selected],
+            "test_loss": history[-1]["test_loss"],
+            "train_loss": final_loss,
+            "train_accuracy": final_accuracy,
+        },
+        history=tuple(history),
+    )
+
+
+def trusted_kernels(
+    network: nn.Module,
+    training: Batches,
+    recipe: Recipe,
+    say: Callable[[str], None] = lambda line: None,
+) -> Kernels:
+    """The fastest kernels whose gradients are right for this network; see `kernels.chosen`."""
+    images, labels = next(training.plain(2 * recipe.batch))
+    return kernels.chosen(
+        Problem(network, {"input": images}, labels),
+        {"weights": 1},
+        say=say,
+        mode=kernels.training_mode,
+        precision=torch.bfloat16 if recipe.precision == "bfloat16" else None,
+    ).kernels
+
+
+def _epoch_seed(seed: int, epoch: int) -> int:
+    return seed * 1_000_003 + epoch
+
+
+def _restored(
+    state_file: Path,
+    identity: Mapping[str, Any],
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+) -> list[dict[str, Any]]:
+    """Put network and optimizer where `state_file` left them; returns the history up to there."""
+    state = read(state_file)
+    if "identity" not in state:
+        raise ValueError(f"{state_file} is no state of a training. Delete it, or pass --out.")
+    was, now = (
+        {k: v for k, v in entries.items() if k != "recipe"} | entries["recipe"]
+        for entries in (state["identity"], identity)
+    )
+    for name, value in now.items():
+        if was.get(name) != value:
+            raise ValueError(
+                f"{state_file} belongs to a run with {name}={was.get(name)}, this one has "
+                f"{name}={value}. Finish that run, delete the file, or pass --out."
+            )
+    network.load_state_dict(state["network"])
+    optimizer.load_state_dict(state["optimizer"])
+    return list(state["history"])
+
+
+def _train_epoch(
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    training: Batches,
+    recipe: Recipe,
+    *,
+    epoch: int,
+    seed: int,
+    progress: bool,
+) -> dict[str, Any]:
+    """One pass over the training examples; returns its row of the history."""
+    network.train()
+    device = training.pixels.device
+    steps = len(training.labels) // recipe.batch
+    generator = torch.Generator().manual_seed(_epoch_seed(seed, epoch))
+    batches = training.augmented(recipe.batch, recipe.shift, generator, flip=recipe.flip)
+    total = torch.zeros((), dtype=torch.float64, device=device)
+    row: dict[str, Any] = {"epoch": epoch + 1}
+    autocast = torch.autocast(
+        device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16", cache_enabled=True
+    )
+    with tqdm(
+        batches, f"epoch {epoch + 1}/{recipe.epochs}", steps, disable=None if progress else True,
+        leave=False, unit="step", file=sys.stderr,
+    ) as bar:  # fmt: skip
+        for step, (images, labels) in enumerate(bar):
+            last = step == steps - 1
+            rate = learning_rate(recipe, epoch * steps + step, steps)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.zero_grad(set_to_none=True)
+            watching: AbstractContextManager[dict[str, dict[str, float]]]
+            watching = watched(network) if last else nullcontext({})
+            with watching as seen, autocast:
+                logits = network(images)
+            loss = functional.cross_entropy(
+                logits.float(), labels, label_smoothing=recipe.smoothing
+            )
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += loss.detach()
+            if last:
+                norms = gradient_norms(network, iter(seen))
+                row["blocks"] = {b: r | {"gradient_norm": norms[b]} for b, r in seen.items()}
+            optimizer.step()
+            if step % 20 == 19 or last:
+                running = (total / (step + 1)).item()
+                if not math.isfinite(running):
+                    raise ValueError(
+                        f"the loss became {running} by step {step + 1} of epoch {epoch + 1} "
+                        f"(learning rate {rate:.3g}). {REMEDY}"
+                    )
+                bar.set_postfix(loss=f"{running:.4f}")
+    return row | {"rate": rate, "train_loss": running}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from checkpoints import checkpoint, loading
 from checkpoints.options import option
 from checkpoints.problem import Problem, Tensors
-from landscape.core import direction_files, directions
+from landscape.core import direction_files, directions, store
 from landscape.core.plan import Cell, Plan, Probe, Values
 from landscape.core.spaces import Inputs, Space, Weights
 
@@ -138,8 +138,6 @@ def surface(problem: Problem, spec: Spec) -> Plan:
     else:
         space = Inputs(problem)
     axes, files = _directions(space, spec)
-    if spec.save_directions:
-        direction_files.save(axes, Path(spec.save_directions))
     dims = ("alpha", "beta")[: spec.dimensions]
     variables: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {
         "loss": (dims, {"long_name": "loss", "units": "nat"}),
@@ -166,7 +164,18 @@ def surface(problem: Problem, spec: Spec) -> Plan:
         walk=dims,
         measure=partial(_measure, space, axes, [coords[dim][0] for dim in dims], spec),
         watch="loss",
+        beside=(Path(spec.save_directions),) if spec.save_directions else (),
+        begin=partial(_save, axes, spec, provenance),
     )
+
+
+def _save(axes: Sequence[Tensors], spec: Spec, provenance: dict[str, Any]) -> None:
+    """Write the directions, if that is asked for."""
+    if spec.save_directions:
+        path = Path(spec.save_directions)
+        run = store.identity("surface", asdict(replace(spec, save_directions=None)), provenance)
+        direction_files.check_place(path, run)
+        direction_files.save(axes, path, run=run)
 
 
 def _measure(

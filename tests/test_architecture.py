@@ -98,11 +98,7 @@ def of_one_room(edges: dict[str, set[str]]) -> list[str]:
         module: {room(name) for name, targets in edges.items() if module in targets}
         for module in core
     }
-    return [
-        module
-        for module, rooms in users.items()
-        if len(rooms - {"core"}) < 2 - len(rooms & {"core"})
-    ]
+    return [module for module, rooms in users.items() if len(rooms) < 2 and rooms != {"core"}]
 
 
 def test_nothing_imports_in_a_circle() -> None:
@@ -128,7 +124,7 @@ def test_a_circle_and_a_lodger_would_be_seen(tmp_path: Path) -> None:
         tmp_path,
         {
             "landscape/a/__init__.py": "from landscape.core import lodger, shared, store",
-            "landscape/b.py": "from landscape.core.shared import x\nfrom landscape.core import store",
+            "landscape/b.py": "from landscape.core import shared, store",
             "landscape/core/lodger.py": "",
             "landscape/core/shared.py": "",
             "landscape/core/store.py": "def f():\n    from landscape.core.plan import g",

@@ -138,3 +138,47 @@ def test_float32_agrees_with_float64(probe: str, problem: Problem) -> None:
     for name in wide.data_vars:
         if str(name) in ("loss", "accuracy"):
             np.testing.assert_allclose(narrow[name], wide[name], rtol=1e-4)
+
+
+OPTIONS: dict[str, list[dict[str, Any]]] = {
+    "hessian": [{}, {"save_directions": "keep.h5"}, {"space": "inputs", "top": 1}],
+    "surface": [{}, {"save_directions": "keep.h5"}, {"space": "inputs"}],
+}
+
+
+def test_planning_writes_nothing(
+    probe: str, problem: Problem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "keep.h5").write_bytes(b"a finished result")
+    entry = PROBES[probe]
+    for options in OPTIONS.get(probe, [{}]):
+        small = {k: v for k, v in SMALL.get(probe, {}).items() if "space" not in options}
+        spec = entry.spec(**{**small, **options})
+        entry.plan(prepared(problem, spec.derivatives), spec)
+        assert [path.name for path in tmp_path.iterdir()] == ["keep.h5"]
+        assert (tmp_path / "keep.h5").read_bytes() == b"a finished result"
+
+
+@pytest.mark.parametrize("probe", ["hessian", "surface"], indirect=True)
+def test_what_is_written_next_to_a_result_replaces_nothing_of_another(
+    probe: str, problem: Problem, tmp_path: Path
+) -> None:
+    """Not a result, not the directions of another run; its own it continues."""
+    keep, out = tmp_path / "keep.h5", tmp_path / "out.h5"
+    small = SMALL[probe] | {"save_directions": str(keep)}
+    landscape.measure(probe, problem, out=keep, **SMALL[probe])
+    for place, line in ((out, "exists, and is not what this command wrote"), (keep, "Name two")):
+        before = keep.read_bytes()
+        with pytest.raises(ValueError, match=line):
+            landscape.measure(probe, problem, out=place, **small)
+        assert keep.read_bytes() == before
+        assert not out.exists()
+    keep.unlink()
+    landscape.measure(probe, problem, out=out, **small)
+    landscape.measure(probe, problem, out=out, **small)
+    written = keep.read_bytes()
+    for other in (out, tmp_path / "other.h5"):
+        with pytest.raises(ValueError, match=r"seed=0|exists, and is not"):
+            landscape.measure(probe, problem, out=other, **small, seed=1)
+        assert keep.read_bytes() == written

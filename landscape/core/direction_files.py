@@ -21,14 +21,19 @@ log = logging.getLogger(__name__)
 
 
 def save(
-    directions: Sequence[Tensors], path: Path, about: Mapping[str, NDArray[Any]] | None = None
+    directions: Sequence[Tensors],
+    path: Path,
+    about: Mapping[str, NDArray[Any]] | None = None,
+    *,
+    run: str = "",
 ) -> None:
     """Write directions as one HDF5 file: for each name an array (rank, ...) in `directions/`.
 
     Args:
         directions: at least one.
-        path: the file; replaced where it is there.
+        path: the file; replaced where it is there, so `check_place` comes first.
         about: attributes of the group, such as the eigenvalue of each direction.
+        run: what they belong to, from `store.identity`.
 
     Raises:
         ValueError: `path` cannot be written.
@@ -39,7 +44,7 @@ def save(
             group = file.create_group("directions")
             for name in directions[0]:
                 group[name] = np.stack([d[name].detach().cpu().numpy() for d in directions])
-            group.attrs.update(about or {})
+            group.attrs.update({"run": run, **(about or {})})
         partial.replace(path)
     except OSError as error:
         reason = error.strerror or str(error).split(" (")[0]
@@ -90,21 +95,22 @@ def load(path: Path, origin: Tensors) -> list[Tensors]:
     return [{n: direction[n].to(v) for n, v in origin.items()} for direction in read]
 
 
-def check_writable(path: Path) -> None:
-    """Refuse a place for directions that another file holds, or that cannot be written.
+def check_place(path: Path, run: str) -> None:
+    """Refuse a place for directions that holds anything but what the same run has written.
+
+    Args:
+        path: where they are to be written.
+        run: what they belong to, from `store.identity`.
 
     Raises:
         ValueError: with what is wrong, and what to choose.
     """
     store.check_writable(path)
-    if not path.is_file():
+    if not path.exists() or attributes(path).get("run") == run:
         return
-    if h5py.is_hdf5(path):
-        with h5py.File(path) as file:
-            if set(file) == {"directions"}:
-                return
     raise ValueError(
-        f"{path} is there, and is no file of directions. Choose another for --save-directions."
+        f"{path} exists, and is not what this command wrote. Delete it, or choose another file for "
+        "--save-directions."
     )
 
 

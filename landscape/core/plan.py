@@ -50,7 +50,9 @@ class Plan:
         finish: from the result with every cell measured to {variable: its whole array}: what is
             derived from all cells together, such as means over the examples with their errors.
         tell: what the result comes to, a few lines for the reader at the command line.
-        beside: files that `measure` and `finish` write besides the result.
+        beside: files that are written next to the result.
+        begin: checks these files, and writes what is known before the first cell. Called once,
+            after the result file has been accepted; planning itself writes nothing.
 
     Raises:
         ValueError: a dim that is not in `DIMS`.
@@ -68,6 +70,7 @@ class Plan:
     finish: Callable[[xr.Dataset], Values] | None = None
     tell: Callable[[xr.Dataset], Sequence[str]] | None = None
     beside: Sequence[Path] = ()
+    begin: Callable[[], None] | None = None
 
     def __post_init__(self) -> None:
         unknown = [dim for dim in self.coords if dim not in DIMS]
@@ -189,6 +192,8 @@ def run(
                 store.check_writable(path)
                 held.enter_context(store.locked(path))
                 result = store.resume(result, path)
+            if plan.begin is not None:
+                plan.begin()
             return list(result["measured"].values.tolist())
 
         mask = workers.share("measured", begin)

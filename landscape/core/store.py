@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import importlib.metadata
 import json
 import logging
@@ -50,6 +51,12 @@ def described(probe: str, spec: Mapping[str, Any], provenance: Mapping[str, Any]
         "spec": json.dumps(spec),
         "provenance": json.dumps({**provenance, "versions": versions}),
     }
+
+
+def identity(probe: str, spec: Mapping[str, Any], provenance: Mapping[str, Any]) -> str:
+    """What tells one run from another: SHA-256 of all that a result is bound to."""
+    bound = {path: _entry(provenance, path) for path in BOUND}
+    return hashlib.sha256(json.dumps([probe, spec, bound], sort_keys=True).encode()).hexdigest()
 
 
 def _version(package: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -15,7 +15,7 @@ import xarray as xr
 from torch import Tensor
 
 from checkpoints.problem import Problem
-from landscape.core import direction_files
+from landscape.core import direction_files, store
 from landscape.core.plan import Cell, Plan, Values
 from landscape.core.spaces import Weights
 from landscape.hessian import lanczos, quadrature, trace
@@ -31,8 +31,8 @@ WORTH_TRACING = 50
 class _Measurement:
     """The matrix in the weights, and its parts one after another; made when first needed."""
 
-    def __init__(self, space: Weights, names: list[str], spec: Spec, size: int) -> None:
-        self.space, self.names, self.spec, self.size = space, names, spec, size
+    def __init__(self, space: Weights, names: list[str], spec: Spec, size: int, run: str) -> None:
+        self.space, self.names, self.spec, self.size, self.run = space, names, spec, size, run
         self.top, self.steps = cast(int, spec.top), cast(int, spec.steps)
         assert spec.parts is not None  # resolved() has decided
         kinds = {
@@ -120,7 +120,12 @@ class _Measurement:
                 _PAIRS, (found.values, found.residuals, found.converged), strict=True
             )
         }
-        direction_files.save(vectors, Path(str(self.spec.save_directions)), about)
+        direction_files.save(vectors, Path(str(self.spec.save_directions)), about, run=self.run)
+
+    def begin(self) -> None:
+        """Refuse a place for the eigenvectors that something else has taken."""
+        if self.spec.save_directions:
+            direction_files.check_place(Path(self.spec.save_directions), self.run)
 
     def finish(self, result: xr.Dataset) -> Values:
         """Write the eigenvectors of eigenpairs that an earlier run has measured, if asked for."""
@@ -147,9 +152,10 @@ def plan(problem: Problem, spec: Spec) -> Plan:
     names = matching(list(space.origin), spec.layers)
     rows = sum(space.origin[name].numel() for name in names)
     spec = spec.resolved(rows)
-    measured = _Measurement(space, names, spec, rows)
-    if spec.save_directions:
-        direction_files.check_writable(Path(spec.save_directions))
+    stored = replace(spec, save_directions=None)
+    provenance = problem.fingerprints() | {"files": {}, "parameters": rows}
+    run = store.identity("hessian", asdict(stored), provenance)
+    measured = _Measurement(space, names, spec, rows, run)
     parts, top, steps = spec.parts or (), measured.top, measured.steps
     units = "nat" if spec.scale == "filter" else "nat / weight^2"
     variables: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {}
@@ -173,17 +179,14 @@ def plan(problem: Problem, spec: Spec) -> Plan:
             variables[name] = ((), {"long_name": label, "units": units})
             about = {"long_name": f"standard error of the {label}", "units": units}
             variables[f"{name}_stderr"] = ((), about)
-    provenance = problem.fingerprints() | {
-        "files": {},
-        "parameters": measured.size,
-    }
     return Plan(
         probe="hessian",
-        spec=replace(spec, save_directions=None),
+        spec=stored,
         provenance=provenance,
         coords=coords,
         variables=variables,
         beside=(Path(spec.save_directions),) if spec.save_directions else (),
+        begin=measured.begin,
         walk=("part",),
         measure=measured.measure,
         finish=measured.finish,

@@ -198,7 +198,7 @@ def test_a_result_that_cannot_be_written_is_refused_before_it_is_measured(
     for arguments, line in (
         (["--out", str(tmp_path)], "is a folder; needed: a file"),
         (["--out", str(tmp_path / "file" / "r.h5")], "cannot be written"),
-        (["--save-directions", str(tmp_path / "none" / "d.h5")], "cannot be written"),
+        (["--save-directions", str(tmp_path / "file" / "d.h5")], "cannot be written"),
     ):
         assert main(PROBES["surface"], [*start, "--out", str(tmp_path / "r.h5"), *arguments]) == 1
         assert line in capsys.readouterr().err.splitlines()[-1]

@@ -161,14 +161,14 @@ def test_a_place_for_directions_that_cannot_be_written_is_refused_at_once(tmp_pa
 def test_no_other_file_is_lost_to_directions(tmp_path: Path) -> None:
     other = tmp_path / "network.pt"
     other.write_bytes(b"weights")
-    with pytest.raises(ValueError, match=r"network.pt is there, and is no file of directions"):
+    with pytest.raises(ValueError, match=r"network.pt exists, and is not what this command wrote"):
         measured(small(), parts=("eigenpairs",), save_directions=str(other))
     assert other.read_bytes() == b"weights"
     file, result = tmp_path / "a.h5", tmp_path / "b.h5"
     asked: dict[str, Any] = {"parts": ("eigenpairs",), "top": 1}
     for _ in range(2):  # directions may be written again
         measured(small(), save_directions=str(file), out=result, **asked)
-    with pytest.raises(ValueError, match=r"b.h5 is there, and is no file of directions"):
+    with pytest.raises(ValueError, match=r"b.h5 exists, and is not what this command wrote"):
         measured(small(), save_directions=str(result), **asked)
     third = tmp_path / "c.h5"
     with pytest.raises(ValueError, match="c.h5 is to hold the result and something else"):

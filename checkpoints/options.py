@@ -1,24 +1,98 @@
-"""Options as dataclasses: their flags on a command line, their tables in a TOML file."""
+"""Options as dataclasses: checked and converted in one place, whoever gives them.
+
+On a command line they are flags, in a TOML file keys, in Python arguments.
+"""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
 import json
+import numbers
+import os
+import re
 import types
 import typing
-from collections.abc import Iterator, Mapping
-from dataclasses import fields
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, fields
+from functools import wraps
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, ParamSpec, TypeVar, dataclass_transform
 
 D = TypeVar("D")
 T = TypeVar("T")
+P = ParamSpec("P")
+
+# Whether options were given as flags; else errors name them as arguments.
+_flags: ContextVar[bool] = ContextVar("flags", default=False)
 
 
 def option(default: Any, help: str, metavar: str = "") -> Any:
     """A dataclass field that becomes the flag `--its-name`, explained by `help`."""
     return dataclasses.field(default=default, metadata={"help": help, "metavar": metavar})
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(option, dataclasses.field))
+def spec(cls: type[D]) -> type[D]:
+    """A frozen dataclass of options that converts what it is given.
+
+    A single value becomes a tuple of one where a tuple is asked for, a whole number a float, a path
+    a text. Then the class's own `__post_init__` checks the values.
+
+    Raises:
+        ValueError: by the class, one line: a value of another type, with the option's name.
+    """
+    own = cls.__dict__.get("__post_init__")
+
+    @in_callers_words
+    def convert(self: Any) -> None:
+        for name, annotation in typing.get_type_hints(type(self)).items():
+            value = getattr(self, name)
+            found = list(_converted(value, annotation))
+            if not found:
+                shown = " ".join(map(str, value)) if isinstance(value, tuple | list) else value
+                flag = "--" + name.replace("_", "-")
+                raise ValueError(f"{flag} {shown!s}; expected {_described(annotation)}.")
+            object.__setattr__(self, name, found[0])
+        if own is not None:
+            own(self)
+
+    cls.__post_init__ = convert  # type: ignore[attr-defined]
+    return dataclass(frozen=True)(cls)
+
+
+@contextmanager
+def given_as_flags() -> Iterator[None]:
+    """Stand in it where options come from a command line."""
+    token = _flags.set(True)
+    try:
+        yield
+    finally:
+        _flags.reset(token)
+
+
+def in_callers_words(function: Callable[P, T]) -> Callable[P, T]:
+    """`function`, whose errors name options as its caller knows them: `--top`, or `top`."""
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return function(*args, **kwargs)
+        except ValueError as error:
+            if _flags.get():
+                raise
+            raise ValueError(as_arguments(str(error))) from error
+
+    return call
+
+
+def as_arguments(message: str) -> str:
+    """A message that speaks of flags, as one that speaks of arguments or keys."""
+    return re.sub(
+        r"(?<![\w-])--(?:no-)?([a-z][a-z-]*[a-z])", lambda m: m[1].replace("-", "_"), message
+    )
 
 
 def add_flags(parser: argparse._ActionsContainer, dataclass: type) -> None:
@@ -135,7 +209,7 @@ def _converted(value: Any, annotation: Any) -> Iterator[Any]:
     elif origin is Literal:
         yield from (each for each in arguments if each == value and type(each) is type(value))
     elif origin is tuple:
-        items = value if isinstance(value, list) else [value]
+        items = value if isinstance(value, list | tuple) else [value]
         kinds = [arguments[0]] * len(items) if arguments[-1] is ... else list(arguments)
         if len(kinds) == len(items):
             rows = [list(_converted(v, kind)) for v, kind in zip(items, kinds, strict=True)]
@@ -153,9 +227,13 @@ def _converted(value: Any, annotation: Any) -> Iterator[Any]:
         yield value
     elif annotation is Path and type(value) is str:
         yield Path(value)
-    elif annotation is float and type(value) in (int, float):
+    elif annotation is float and isinstance(value, numbers.Real) and not isinstance(value, bool):
         yield float(value)
-    elif annotation in (int, str, bool) and type(value) is annotation:
+    elif annotation is int and isinstance(value, numbers.Integral) and not isinstance(value, bool):
+        yield int(value)
+    elif annotation is str and isinstance(value, str | os.PathLike):
+        yield os.fspath(value)
+    elif annotation in (bool, types.NoneType) and type(value) is annotation:
         yield value
 
 

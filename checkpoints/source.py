@@ -18,6 +18,7 @@ from checkpoints.batch_norm import recompute_statistics
 from checkpoints.checkpoint import Checkpoint
 from checkpoints.data.images import Images, interleave
 from checkpoints.device import exact_arithmetic
+from checkpoints.options import in_callers_words
 from checkpoints.problem import BatchNorm, Normalization, Problem, Tensors, is_real
 from checkpoints.registry import load_images
 
@@ -25,6 +26,7 @@ from checkpoints.registry import load_images
 SAMPLES = {"fashion-mnist": "fashion-mnist-sample"}
 
 
+@in_callers_words
 def load_problem(
     name: str | Path,
     *,

@@ -36,6 +36,7 @@ def measure(
         ValueError: an unknown probe, a spec that cannot be measured, a file of another run.
     """
     # Imported late, so that `python -m landscape.surface` finds its own module not yet imported.
+    from checkpoints.options import in_callers_words
     from landscape.core.batch_size import prepared
     from landscape.core.plan import run
     from landscape.registry import probe_named
@@ -46,6 +47,11 @@ def measure(
     if unknown:
         raise ValueError(f"{probe} has no option {unknown[0]}. Known: {', '.join(known)}.")
     path = Path(out) if out is not None else None
-    chosen = entry.spec(**spec)
-    problem = prepared(problem, chosen.derivatives, path)
-    return run(entry.plan(problem, chosen), path)
+
+    @in_callers_words
+    def measured() -> xr.Dataset:
+        chosen = entry.spec(**spec)
+        ready = prepared(problem, chosen.derivatives, path)
+        return run(entry.plan(ready, chosen), path)
+
+    return measured()

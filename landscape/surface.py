@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from checkpoints import checkpoint, loading
+from checkpoints import checkpoint, loading, options
 from checkpoints.options import option
 from checkpoints.problem import Problem, Tensors
 from landscape.core import direction_files, directions, store
@@ -25,7 +25,7 @@ EXTENT = {"weights": 1.0, "inputs": 4.0}
 NORMALIZE: dict[str, directions.Normalization] = {"weights": "filter", "inputs": "unit"}
 
 
-@dataclass(frozen=True)
+@options.spec
 class Spec:
     """Every number that changes a surface. What is None is decided by `resolved`."""
 
@@ -58,17 +58,12 @@ class Spec:
     )
     seed: int = option(0, "of the random directions")
 
-    def __post_init__(self) -> None:
-        for name in ("points", "extent"):  # a plain number serves every axis
-            value = getattr(self, name)
-            if isinstance(value, int | float):
-                object.__setattr__(self, name, (value,))
-
     @property
     def derivatives(self) -> dict[str, int]:
         """The highest derivative in each space; see `checkpoints.kernels`."""
         return {self.space: 0}
 
+    @options.in_callers_words
     def resolved(self) -> Spec:
         """This spec with every default decided.
 

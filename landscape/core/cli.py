@@ -54,7 +54,8 @@ def guarded(action: Callable[[], int]) -> int:
     log.setLevel(logging.INFO)
     signal.signal(signal.SIGTERM, interrupt)
     try:
-        return action()
+        with options.given_as_flags():
+            return action()
     except (ValueError, OSError) as error:
         say(" ".join(str(error).split("\n")))
         return 1

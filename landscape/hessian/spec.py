@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Literal
 
+from checkpoints import options
 from checkpoints.options import option
 
 PARTS = ("eigenpairs", "density", "trace")
 ENDS = ("magnitude", "largest", "smallest")
 
 
-@dataclass(frozen=True)
+@options.spec
 class Spec:
     """Every number that changes the answer. What is None is decided by `resolved`."""
 
@@ -71,6 +72,7 @@ class Spec:
         """The highest derivative in each space; see `checkpoints.kernels`."""
         return {self.space: 2}
 
+    @options.in_callers_words
     def resolved(self, rows: int) -> Spec:
         """This spec with every default decided, for a matrix of so many rows.
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
+from checkpoints import options
 from checkpoints.options import option
 from checkpoints.problem import Problem
 from landscape.interpolate import networks
@@ -13,7 +14,7 @@ PAIRS, GALLERY = 64, 4
 MOST_BEYOND = 100  # of the way itself, on either side
 
 
-@dataclass(frozen=True)
+@options.spec
 class Spec:
     """Every number that changes an interpolation. What is None is decided by `resolved`."""
 
@@ -57,6 +58,7 @@ class Spec:
         """The highest derivative in each space; see `checkpoints.kernels`."""
         return {"inputs": int(bool(self.jacobian))} if self.to is None else {"weights": 0}
 
+    @options.in_callers_words
     def resolved(self, problem: Problem) -> Spec:
         """This spec with every default decided.
 

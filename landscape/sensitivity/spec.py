@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Literal
 
+from checkpoints import options
 from checkpoints.options import option
 
 PARTS = ("norms", "jacobian", "radii", "noise", "bands")
 
 
-@dataclass(frozen=True)
+@options.spec
 class Spec:
     """Every number that changes a sensitivity. Radii and steps are in neighbour distances."""
 
@@ -68,6 +69,7 @@ class Spec:
         """The highest derivative in each space; see `checkpoints.kernels`."""
         return {"inputs": 1}
 
+    @options.in_callers_words
     def resolved(self, classes: int) -> Spec:
         """This spec with every default decided, its lists in order, for so many classes."""
         few = self.jacobian == "auto" and classes <= self.exact_classes

@@ -14,7 +14,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-from checkpoints.options import built, checked
+from checkpoints.options import as_arguments, built, checked
 from checkpoints.source import load_problem
 from landscape.registry import probe_named
 
@@ -280,7 +280,7 @@ def _probe(label: str, table: Any) -> tuple[str, dict[str, Any]]:
     try:
         spec(**values)
     except ValueError as error:
-        raise ValueError(f"[{where}]: {error}") from error
+        raise ValueError(f"[{where}]: {as_arguments(str(error))}") from error
     return table["probe"], values
 
 

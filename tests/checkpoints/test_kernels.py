@@ -171,7 +171,7 @@ def test_a_kernel_that_is_wrong_here_is_left(
 
 def test_what_no_kernel_computes_is_refused_with_the_way_out() -> None:
     problem = problem_of(nn.Conv2d(3, 8, 3), Layer(1, lambda x: True))
-    with pytest.raises(ValueError, match="disagree with float64.*Pass --dtype float64") as told:
+    with pytest.raises(ValueError, match="disagree with float64.*Pass dtype float64") as told:
         landscape.measure("hessian", problem, parts=("trace",), trace_products=6)
     assert len(str(told.value).splitlines()) == 1
     wide = problem.to("cpu", torch.float64)

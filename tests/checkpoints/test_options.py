@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Optional
 
+import numpy as np
 import pytest
 
 from checkpoints import device
@@ -169,3 +170,49 @@ def test_without_glibc_nothing_is_set(monkeypatch: pytest.MonkeyPatch, library: 
     monkeypatch.setattr(ctypes.util, "find_library", lambda name: library)
     monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
     assert device.keep_freed_memory() is False
+
+
+@pytest.mark.parametrize(
+    ("given", "stored"),
+    [
+        ({"layers": "fc.*"}, ("layers", ("fc.*",))),
+        ({"which": "largest"}, ("which", ("largest",))),
+        ({"layers": ["a.*", "b"]}, ("layers", ("a.*", "b"))),
+        ({"tol": 0.1}, ("tol", 0.1)),
+        ({"top": np.int64(3)}, ("top", 3)),
+        ({"save_directions": Path("d.h5")}, ("save_directions", "d.h5")),
+    ],
+)
+def test_python_callers_may_write_one_value_for_a_list_and_their_own_types(
+    given: dict[str, Any], stored: tuple[str, Any]
+) -> None:
+    from landscape.hessian.spec import Spec
+
+    value = getattr(Spec(**given), stored[0])
+    assert value == stored[1]
+    assert type(value) is type(stored[1])
+
+
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        ({"top": "five"}, "top five; expected a whole number."),
+        ({"top": True}, "top True; expected a whole number."),
+        ({"max_products": 2.5}, "max_products 2.5; expected a whole number."),
+        ({"space": "pixels"}, "space pixels; expected 'weights' or 'inputs'."),
+        ({"multiple": 1}, "multiple 1; expected true or false."),
+        ({"layers": 3}, "layers 3; expected a list, each of it a text."),
+    ],
+)
+def test_a_value_of_another_type_is_refused_by_the_name_of_the_argument(
+    given: dict[str, Any], line: str
+) -> None:
+    from checkpoints.options import given_as_flags
+    from landscape.hessian.spec import Spec
+
+    with pytest.raises(ValueError) as told:
+        Spec(**given)
+    assert str(told.value) == line
+    with pytest.raises(ValueError) as told, given_as_flags():
+        Spec(**given)
+    assert str(told.value) == "--" + line.replace("_", "-")

@@ -353,18 +353,18 @@ def test_fewer_examples_are_balanced_and_zero_means_all(file: Path) -> None:
     assert len(load_problem(file, examples=0)) == len(load_problem(file, examples=40)) == 40
     assert len(load_problem(file, split="train")) == 60
     line = refusal(lambda: load_problem(file, examples=41))
-    assert line.startswith("--examples 41 exceeds the 40 of npz:")
+    assert line.startswith("examples 41 exceeds the 40 of npz:")
     assert line.endswith(" (test). Ask for fewer, or pass 0 for all.")
     line = refusal(lambda: load_problem(file, examples=-1))
-    assert line == "--examples -1; needed: 1 or more, or 0 for all."
+    assert line == "examples -1; needed: 1 or more, or 0 for all."
 
 
 def test_a_file_that_does_not_say_asks_for_what_is_missing(tmp_path: Path, data: str) -> None:
     torch.save(network().state_dict(), tmp_path / "net.pth")
     line = refusal(lambda: load_problem(tmp_path / "net.pth"))
-    assert "Pass --mean and --std and --data (--mean 0 --std 1 for inputs in [0, 1]" in line
+    assert "Pass mean and std and data (mean 0 std 1 for inputs in [0, 1]" in line
     line = refusal(lambda: load_problem(tmp_path / "net.pth", mean=(0.0,), data=data))
-    assert "Pass --std (" in line
+    assert "Pass std (" in line
     made = load_problem(tmp_path / "net.pth", mean=(0.0,), std=(1.0,), data=data)
     with torch.no_grad():
         wanted = network()(made.inputs["input"])
@@ -379,7 +379,7 @@ def test_one_mean_serves_all_channels_and_a_wrong_number_is_refused(tmp_path: Pa
     assert made.normalization == Normalization((0.5,) * 3, (0.5,) * 3)
     assert made.fingerprints()["checkpoint"]["mean"] == [0.5] * 3
     line = refusal(lambda: load_problem(file, mean=(0.1, 0.2)))
-    assert "has 3 channels; mean has 2 values, std 3. Pass --mean and --std" in line
+    assert "has 3 channels; mean has 2 values, std 3. Pass mean and std" in line
 
 
 def test_images_that_the_network_does_not_take_are_refused(tmp_path: Path, data: str) -> None:
@@ -391,7 +391,7 @@ def test_images_that_the_network_does_not_take_are_refused(tmp_path: Path, data:
     seven = saved(tmp_path / "seven.pt", classes=7, data=data)
     line = refusal(lambda: load_problem(seven))
     assert "seven.pt has 7 classes, npz:" in line
-    assert "has 5. Pass the --data that it was trained on" in line
+    assert "has 5. Pass the data that it was trained on" in line
 
 
 def test_a_network_that_returns_no_logits_is_refused(tmp_path: Path, data: str) -> None:
@@ -425,7 +425,7 @@ def test_a_file_does_not_decide_what_code_makes_the_data(tmp_path: Path) -> None
     file = saved(tmp_path / "net.pt", data=f"{tmp_path / 'evil.py'}:images")
     line = refusal(lambda: load_problem(file))
     assert "is code outside this package" in line
-    assert "pass it as --data if you trust it" in line
+    assert "pass it as data if you trust it" in line
     assert not trap.exists()
     unknown = saved(tmp_path / "unknown.pt", data="no-such-data")
     assert "'no-such-data' is no known data set" in refusal(lambda: load_problem(unknown))
@@ -489,7 +489,7 @@ def test_without_a_training_split_they_are_those_that_are_not_measured(
             )
         )
         assert f"has no training split and {left} examples that are not measured" in line
-        assert "--calibration 25 needs as many. Pass a smaller --examples" in line
+        assert "calibration 25 needs as many. Pass a smaller examples" in line
 
 
 def test_the_sample_s_unmeasured_images_are_balanced(tmp_path: Path) -> None:
@@ -522,7 +522,7 @@ def test_a_calibration_needs_two_examples_and_no_more_than_there_are(
     file: Path, count: int
 ) -> None:
     line = refusal(lambda: load_problem(file, batch_norm="recompute", calibration=count))
-    assert line == f"--calibration {count}; needed: 2 to 60 examples."
+    assert line == f"calibration {count}; needed: 2 to 60 examples."
 
 
 def test_measuring_the_training_split_calibrates_on_it(file: Path) -> None:

@@ -284,7 +284,7 @@ def test_a_network_with_other_weights_or_other_data_is_refused(
         ({"extent": (-1.0,)}, "not negative"),
         ({"extent": (float("nan"),)}, "finite extent"),
         ({"dimensions": 1, "orthogonal": True}, "a line has no second direction"),
-        ({"space": "inputs", "to": "resnet18.pt"}, "are for --space weights"),
+        ({"space": "inputs", "to": "resnet18.pt"}, "are for space weights"),
         ({"to": "a.pt", "directions": "b.h5"}, "pass one of them"),
         ({"to": "missing.pt"}, "missing.pt: no such file"),
         ({"directions": "missing.h5"}, "missing.h5: no such file"),

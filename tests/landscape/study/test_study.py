@@ -431,7 +431,7 @@ def test_comments_may_change(whole: Path, file: Path, tmp_path: Path) -> None:
         ('probe = "sensitivity"', 'probe = "sense"', "[probes.near] probe: there is no probe"),
         ('probe = "sensitivity"', "", "[probes.near] probe is missing"),
         ('parts = ["norms"]', 'part = ["norms"]', "[probes.near] has no key 'part'. Known: parts"),
-        ('parts = ["norms"]', 'parts = ["norm"]', "[probes.near]: --parts norm: needed: some of"),
+        ('parts = ["norms"]', 'parts = ["norm"]', "[probes.near]: parts norm: needed: some of"),
         ('parts = ["norms"]', "parts = [1]", "needed: a list, each of it a text."),
         ("orthogonal = true", "orthogonal = 1", "[probes.weights] orthogonal = 1; needed: true"),
         ("orthogonal = true", 'to = "{next}"', ""),

@@ -12,9 +12,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from checkpoints.checkpoint import SCHEMA_VERSION, Checkpoint, build, find, spelled
-from checkpoints.models.resnet import ARCHITECTURES, candidates, canonical_key, options_from
+from checkpoints.models.family import Family
 from checkpoints.reader import FORMAT, one_line, read
-from checkpoints.registry import MODELS
+from checkpoints.registry import FAMILIES, MODELS
 from checkpoints.state_dict import differences, state_dict_in, tensors_of, told_of, unwrapped
 
 
@@ -95,7 +95,7 @@ def load_end(
         best = dict(own.state_dict)
     else:
         spellings = unwrapped(state_dict_in(content, path))
-        spellings.append({canonical_key(key): value for key, value in spellings[-1].items()})
+        spellings += [_spelled_by(family, spellings[-1]) for family in FAMILIES]
         best = min(spellings, key=lambda state: len(set(origin) - set(state)))
     misfits = differences(origin, {key: value for key, value in best.items() if key in origin})
     if misfits:
@@ -166,22 +166,21 @@ def _foreign(
     if model is not None and model not in MODELS:
         network = build(model, options)
         return _fitted(network, unwrapped(state), path, model, options)
-    spellings = [{canonical_key(k): v for k, v in s.items()} for s in unwrapped(state)]
-    bare = spellings[-1]
-    told = options_from({key: tuple(value.shape) for key, value in bare.items()})
-    if told is not None:
-        options = told | options
+    spellings = unwrapped(state)
     if model is not None:
-        return _fitted(build(model, options), spellings, path, model, options)
-    plausible = candidates(bare)
-    fits = [
-        name
-        for name in MODELS
-        if (name in plausible or name not in ARCHITECTURES) and _fits(name, options, bare)
-    ]
+        family = next(f for f in _families() if model in f.builders)
+        named = [_spelled_by(family, spelling) for spelling in spellings]
+        options = _options_of(family, named[-1]) | options
+        return _fitted(build(model, options), named, path, model, options)
+    fits = []
+    for family in _families():
+        bare = _spelled_by(family, spellings[-1])
+        asked = _options_of(family, bare) | options
+        plausible = family.candidates(bare) if family.candidates else family.builders
+        fits += [(name, asked, bare) for name in plausible if _fits(name, asked, bare)]
     if len(fits) != 1:
         what = (
-            f"{len(fits)} registered models fit ({', '.join(fits)})"
+            f"{len(fits)} registered models fit ({', '.join(name for name, _, _ in fits)})"
             if fits
             else "no registered model fits"
         )
@@ -189,8 +188,25 @@ def _foreign(
             f"{path}: {what}. Say which it is: --model NAME, --model path/to/file.py:function or "
             "--model package.module:function."
         )
-    say(f"{path.name}: taken for {fits[0]} with {spelled(options)}, the only one that fits.")
-    return _fitted(build(fits[0], options), [bare], path, fits[0], options)
+    name, options, bare = fits[0]
+    say(f"{path.name}: taken for {name} with {spelled(options)}, the only one that fits.")
+    return _fitted(build(name, options), [bare], path, name, options)
+
+
+def _families() -> list[Family]:
+    """All families; models that were registered without one make one of their own."""
+    known = {name for family in FAMILIES for name in family.builders}
+    others = {name: builder for name, builder in MODELS.items() if name not in known}
+    return [*FAMILIES, *([Family(others)] if others else [])]
+
+
+def _spelled_by(family: Family, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict under the names that the family gives its parameters."""
+    return {family.canonical_key(key): value for key, value in state.items()}
+
+
+def _options_of(family: Family, state: Mapping[str, Tensor]) -> dict[str, Any]:
+    return family.options_from({key: tuple(value.shape) for key, value in state.items()}) or {}
 
 
 def _fits(name: str, options: Mapping[str, Any], state: Mapping[str, Tensor]) -> bool:

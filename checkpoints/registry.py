@@ -11,9 +11,14 @@ from torch import nn
 from checkpoints.data import cifar, fashion_mnist, folder, function, npz, sample
 from checkpoints.data.images import Images, Split
 from checkpoints.models import resnet
+from checkpoints.models.family import Family
+
+FAMILIES: list[Family] = [
+    resnet.FAMILY,
+]
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
-    **resnet.ARCHITECTURES,
+    name: builder for family in FAMILIES for name, builder in family.builders.items()
 }
 
 DATASETS: dict[str, Callable[[Split, Path | None], Images]] = {
@@ -22,6 +27,19 @@ DATASETS: dict[str, Callable[[Split, Path | None], Images]] = {
     "cifar10": cifar.load10,
     "cifar100": cifar.load100,
 }
+
+
+def register(family: Family) -> None:
+    """Add a family of your own, for this process.
+
+    Raises:
+        ValueError: a name is taken.
+    """
+    taken = sorted(set(family.builders) & set(MODELS))
+    if taken:
+        raise ValueError(f"{', '.join(taken)}: a model of that name is registered already.")
+    FAMILIES.append(family)
+    MODELS.update(family.builders)
 
 
 def load_images(

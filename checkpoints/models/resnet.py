@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from checkpoints.models.family import Family
 from checkpoints.models.merge import MERGES
 from checkpoints.models.se import SqueezeExcitation
 
@@ -190,3 +191,5 @@ def _named(prefix: str, **options: Any) -> dict[str, Callable[..., nn.Module]]:
 ARCHITECTURES = (
     _named("resnet") | _named("fmmnet", merge=DEFAULT_PRODUCT) | _named("se_resnet", attention="se")
 )
+
+FAMILY = Family(ARCHITECTURES, canonical_key, options_from, candidates)

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from checkpoints import checkpoint, reader
+from checkpoints import checkpoint, loading, reader
 from checkpoints.checkpoint import Checkpoint, build, find, save
 from checkpoints.loading import load, load_end
-from checkpoints.models.resnet import ResNet
+from checkpoints.models.resnet import FAMILY, ResNet
 from checkpoints.registry import MODELS
 
 LEGACY = {"_use_new_zipfile_serialization": False}
@@ -586,6 +586,8 @@ def test_a_file_that_fits_several_models_asks_which(
     def strict() -> nn.Module:
         return nn.Linear(2, 2)
 
+    alike = replace(FAMILY, builders={"other8": other}, candidates=None)
+    monkeypatch.setattr(loading, "FAMILIES", [FAMILY, alike])
     monkeypatch.setitem(MODELS, "other8", other)
     monkeypatch.setitem(MODELS, "takes-no-options", strict)
     torch.save(prefixed(prefix, network().state_dict()), tmp_path / "net.pth")

@@ -237,3 +237,10 @@ def test_no_import_changes_how_memory_is_kept() -> None:
         "landscape/study/measure.py",
     ]
     assert sorted(set(callers)) == commands
+
+
+def test_nothing_shuts_out_an_operating_system() -> None:
+    """Modules that Python has on some systems only are imported nowhere at the top of a module."""
+    for path in SOURCES:
+        for name in imports(path, at_top=True):
+            assert name not in ("fcntl", "resource", "pwd", "grp", "msvcrt", "winreg"), f"{path}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import importlib.metadata
 import json
@@ -11,12 +10,13 @@ import os
 import platform
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xarray as xr
+from filelock import FileLock, Timeout
 
 log = logging.getLogger(__name__)
 
@@ -91,20 +91,18 @@ def locked(path: Path) -> Iterator[None]:
     Raises:
         ValueError: another one does.
     """
-    lock = path.with_name(f".{path.name}.lock")
-    with lock.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.fstat(file.fileno()).st_nlink == 0:  # one who ends took the name away before
-                raise BlockingIOError
-        except BlockingIOError as error:
-            raise ValueError(
-                f"{path}: {BUSY}. Wait for it, or pass --out with a new name."
-            ) from error
-        try:
-            yield
-        finally:
-            lock.unlink(missing_ok=True)
+    name = path.with_name(f".{path.name}.lock")
+    lock = FileLock(name)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise ValueError(f"{path}: {BUSY}. Wait for it, or pass --out with a new name.") from error
+    try:
+        yield
+    finally:
+        with suppress(PermissionError):  # Windows removes no file that is open
+            name.unlink(missing_ok=True)
+        lock.release()
 
 
 def save(result: xr.Dataset, path: Path) -> None:

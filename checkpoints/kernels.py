@@ -8,6 +8,7 @@ few examples' losses, gradient and Hessian product are compared with contiguous 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -34,8 +35,11 @@ EXAMPLES = 4
 TIES = 0.01
 # How far rounding moves the operands, in units of the precision, and the error it may cause: four
 # times what moving them so does to the float64 result, plus this share of that result.
-MOVED = {torch.float64: 16.0, torch.float32: 16.0, torch.bfloat16: 2.0}
-SHARE = {torch.float64: 1e-11, torch.float32: 1e-5, torch.bfloat16: 0.1}
+MOVED = {torch.float64: 16.0, torch.float32: 16.0, torch.bfloat16: 2.0, torch.float16: 2.0}
+SHARE = {torch.float64: 1e-11, torch.float32: 1e-5, torch.bfloat16: 0.1, torch.float16: 0.02}
+# Where a result cancels or underflows (a bias before a batch norm, the loss of a certain example),
+# as much as torch's own kernels are off, up to this many roundings of the result's natural size.
+NATURAL, LIKE_NATIVE = 64.0, 10.0
 DRAWS, TRIES = 2, 3
 
 
@@ -222,39 +226,125 @@ def _tried(
     precision: torch.dtype | None,
     attempt: int,
 ) -> tuple[dict[str, float], str]:
-    """The same as `_compared`, on one set of examples."""
+    """The same as `_compared`, on one set of examples.
+
+    Tensor by tensor, and where the loss or the inputs are concerned example by example, so that
+    nothing large hides what is small.
+    """
     dtype = precision or _narrowest(problem)
-    point = _Point.of(problem, attempt, mode)
-    found = point.evaluated(derivatives, kernels, None, precision)
     wide: tuple[Kernels, torch.dtype | None] = ("contiguous", torch.float64)
-    try:
-        right = point.evaluated(derivatives, *wide, None)
-    except RuntimeError:  # a network with a precision of its own inside
+    if any(value.is_complex() for value in problem.model.parameters()):
         wide = ("native", None)
-        right = point.evaluated(derivatives, *wide, None)
-    errors = {name: _apart(value, right[name], 1.0) for name, value in found.items()}
-    sizes = {name: _apart(value, right[name], 0.0) for name, value in found.items()}
+    point, right = _reference(problem, derivatives, mode, attempt, wide)
+    if right is None:  # a network with a precision of its own inside
+        wide = ("native", None)
+        point, right = _reference(problem, derivatives, mode, attempt, wide)
+    assert right is not None  # the last reference raises
+    found = point.evaluated(derivatives, kernels, None, precision)
+    errors, sizes = _apart(found, right), {name: part.norm for name, part in right.items()}
     suspect = [name for name, error in errors.items() if error > SHARE[dtype] * sizes[name]]
     worst = ""
     if suspect:
-        others = [
-            point.moved(MOVED[dtype] * torch.finfo(dtype).eps, draw, wide[1]).evaluated(
-                derivatives, *wide, None
-            )
-            for draw in range(DRAWS)
-        ]
+        native = _apart(point.evaluated(derivatives, "native", None, precision), right)
+        noise = _noise(point, right, derivatives, wide, dtype)
+        eps = torch.finfo(dtype).eps
         for name in suspect:
-            noise = max(_apart(other[name], right[name], 1.0) for other in others)
-            if errors[name] > 4 * noise + SHARE[dtype] * sizes[name] and not worst:
-                worst = f"{name} off by {errors[name] / (sizes[name] or 1.0):.0e}"
-    return {name: error / (sizes[name] or 1.0) for name, error in errors.items()}, worst
+            excused = min(LIKE_NATIVE * native[name], NATURAL * eps * right[name].natural)
+            allowed = 4 * noise[name] + SHARE[dtype] * sizes[name] + excused
+            overflows = math.isinf(native[name]) and kernels != "native"
+            if errors[name] > allowed and not overflows:
+                share = errors[name] / (sizes[name] or 1.0)
+                worst = worst or f"{right[name].of} off by {share:.0e}"
+    return _summed(errors, right), worst
 
 
-def _apart(value: Tensor, reference: Tensor, share: float) -> float:
-    """|share * value - reference|, over the entries that are finite in both."""
-    one, two = value.double(), reference.double()
-    there = one.isfinite() & two.isfinite()
-    return float((share * one - two).where(there, 0.0).norm())
+def _reference(
+    problem: Problem,
+    derivatives: Derivatives,
+    mode: Callable[[nn.Module], nn.Module],
+    attempt: int,
+    wide: tuple[Kernels, torch.dtype | None],
+) -> tuple[_Point, dict[str, _Part] | None]:
+    """Where kernels are compared, and what is right there; None where float64 cannot be had.
+
+    A little beside the examples, so that no values are tied; at them, where the network is not
+    finite beside them, or refuses what is there.
+    """
+    for share in (TIES, 0.0):
+        point = _Point.of(problem, attempt, mode, share)
+        try:
+            right = point.evaluated(derivatives, *wide, None)
+        except Exception:  # the network may be the user's own and raise anything
+            if not share and wide[1] is None:
+                raise
+            continue
+        if not share or all(bool(part.values.isfinite().all()) for part in right.values()):
+            return point, right
+    return point, None
+
+
+def _noise(
+    point: _Point,
+    right: Mapping[str, _Part],
+    derivatives: Derivatives,
+    wide: tuple[Kernels, torch.dtype | None],
+    dtype: torch.dtype,
+) -> dict[str, float]:
+    """What moving the operands as rounding does changes of each part."""
+    share = MOVED[dtype] * torch.finfo(dtype).eps
+    moved = [
+        _apart(point.moved(share, draw, wide[1]).evaluated(derivatives, *wide, None), right)
+        for draw in range(DRAWS)
+    ]
+    return {name: max(_finite(other[name]) for other in moved) for name in right}
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """One tensor of a result, or one example's.
+
+    Attributes:
+        of: which result, in words.
+        values: of any shape, in float64.
+        natural: the norm that it would have, were the loss as steep as its outputs.
+    """
+
+    of: str
+    values: Tensor
+    natural: float
+
+    @property
+    def norm(self) -> float:
+        """Of the finite values."""
+        return float(self.values.where(self.values.isfinite(), 0.0).norm())
+
+
+def _apart(found: Mapping[str, _Part], right: Mapping[str, _Part]) -> dict[str, float]:
+    """The distance of each part; infinite where one is not finite and the reference is.
+
+    Where the reference is not finite there is nothing to compare.
+    """
+    apart = {}
+    for name, reference in right.items():
+        there = reference.values.isfinite()
+        difference = (found[name].values - reference.values).where(there, 0.0)
+        apart[name] = float(difference.norm()) if bool(difference.isfinite().all()) else math.inf
+    return apart
+
+
+def _summed(errors: Mapping[str, float], right: Mapping[str, _Part]) -> dict[str, float]:
+    """The relative error of each result as a whole; none of what could not be compared."""
+    told = {}
+    for of in dict.fromkeys(part.of for part in right.values()):
+        names = [name for name, part in right.items() if part.of == of]
+        if any(bool(right[name].values.isfinite().any()) for name in names):
+            size = math.hypot(*(right[name].norm for name in names))
+            told[of] = math.hypot(*(errors[name] for name in names)) / (size or 1.0)
+    return told
+
+
+def _finite(value: float) -> float:
+    return value if math.isfinite(value) else 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -267,15 +357,17 @@ class _Point:
     targets: Tensor
 
     @classmethod
-    def of(cls, problem: Problem, attempt: int, mode: Callable[[nn.Module], nn.Module]) -> _Point:
-        """The examples of one attempt, each a little beside itself, so that no values are tied."""
+    def of(
+        cls, problem: Problem, attempt: int, mode: Callable[[nn.Module], nn.Module], share: float
+    ) -> _Point:
+        """The examples of one attempt, each moved by noise within the range of its values."""
         count = len(problem)
         rows = torch.arange(EXAMPLES * attempt, EXAMPLES * (attempt + 1)) % count
         rows = rows[: min(EXAMPLES, count)].to(problem.device)
         network = mode(copy.deepcopy(problem.model)).requires_grad_(requires_grad=False)
         generator = torch.Generator().manual_seed(attempt)
         inputs = {
-            name: _noisy(value[rows].double(), TIES, generator)
+            name: _noisy(value[rows].double(), share, generator)
             if value.is_floating_point()
             else value[rows]
             for name, value in problem.inputs.items()
@@ -301,7 +393,7 @@ class _Point:
         kernels: Kernels,
         dtype: torch.dtype | None,
         precision: torch.dtype | None,
-    ) -> dict[str, Tensor]:
+    ) -> dict[str, _Part]:
         """Losses, gradients and Hessian products by name, as asked for; None is the problem's."""
         network = copy.deepcopy(self.network)
         network = in_order(network.to(dtype) if dtype else network, kernels)
@@ -313,24 +405,39 @@ class _Point:
                 self.inputs.items(), self.problem.inputs.values(), strict=True
             )
         }
-        found: dict[str, Tensor] = {}
-        device = self.problem.device.type
+        found: dict[str, _Part] = {}
+        where = self.problem.device
+        devices = [where] if where.type == "cuda" else []
         for space, order in derivatives.items():
             own = dict(network.named_parameters()) if space == "weights" else inputs
             leaves = {
                 name: value.detach().clone().requires_grad_()
                 for name, value in own.items()
-                if value.is_floating_point()
+                if value.is_floating_point() or value.is_complex()
             }
             call = partial(_called, network, leaves if space == "weights" else {})
             given = inputs if space == "weights" else inputs | leaves
-            with torch.set_grad_enabled(order > 0), exact_arithmetic(kernels):
-                with torch.autocast(device, precision, enabled=precision is not None):
+            with (
+                torch.random.fork_rng(devices),
+                torch.set_grad_enabled(order > 0),
+                exact_arithmetic(kernels),
+            ):
+                torch.manual_seed(0)  # for a network that draws, the same numbers every time
+                with torch.autocast(where.type, precision, enabled=precision is not None):
                     outputs = self.problem.outputs(call, given)
                 losses = self.problem.losses(outputs, self.targets)
-                values = [losses, *_derived(losses.sum(), list(leaves.values()), order)]
-            names = (f"{name} in the {space}" for name in NAMES)
-            found |= {name: value.detach() for name, value in zip(names, values, strict=False)}
+                results = [
+                    [(loss, 1.0) for loss in losses],
+                    *_derived(losses.sum(), outputs, list(leaves.values()), order),
+                ]
+            for name, rows in zip(NAMES, results, strict=False):
+                of = f"{name} in the {space}"
+                for number, (value, natural) in enumerate(rows):
+                    real = torch.view_as_real(value) if value.is_complex() else value
+                    real = real.detach().double()
+                    rows_of = real if space == "inputs" and real.ndim else real[None]
+                    for row, values in enumerate(rows_of):
+                        found[f"{of} {number} {row}"] = _Part(of, values, natural)
         return found
 
 
@@ -338,24 +445,50 @@ def _called(network: nn.Module, state: dict[str, Tensor], *args: Tensor, **kwarg
     return functional_call(network, state, args, kwargs)
 
 
-def _derived(loss: Tensor, leaves: list[Tensor], order: int) -> Iterator[Tensor]:
-    """The gradient, and the product of the Hessian with a fixed vector, as far as there are any."""
+Results: TypeAlias = list[tuple[Tensor, float]]
+
+
+def _derived(loss: Tensor, outputs: Any, leaves: list[Tensor], order: int) -> Iterator[Results]:
+    """The gradient, and the product of the Hessian with a fixed vector, as far as there are any.
+
+    Each tensor comes with the natural size of the whole: that of a loss whose slope in every output
+    is about 1.
+    """
     if not order or not loss.requires_grad:
         return
-    gradient = torch.autograd.grad(loss, leaves, create_graph=order > 1, materialize_grads=True)
-    yield _flat(gradient)
+    slopes = _slopes(outputs, leaves)
+    gradient = torch.autograd.grad(
+        loss, leaves, create_graph=order > 1, retain_graph=True, materialize_grads=True
+    )
+    steep = math.hypot(*(float(slope.norm()) for slope in slopes))
+    yield [(g, steep) for g in gradient]
     if order < 2:
         return
     generator = torch.Generator().manual_seed(0)
-    vector = [torch.randn(leaf.shape, generator=generator).to(leaf) for leaf in leaves]
+    vector = [
+        torch.randn(leaf.shape, generator=generator, dtype=torch.float64).to(leaf)
+        for leaf in leaves
+    ]
     along = sum((g * v).sum() for g, v in zip(gradient, vector, strict=True))
+    bend = sum(float((s * v).abs().sum()) for s, v in zip(slopes, vector, strict=True))
     try:
         if cast(Tensor, along).requires_grad:
-            yield _flat(torch.autograd.grad(cast(Tensor, along), leaves, materialize_grads=True))
+            product = torch.autograd.grad(cast(Tensor, along).real, leaves, materialize_grads=True)
+            yield [(p, steep * bend) for p in product]
     except (RuntimeError, NotImplementedError) as error:
         # A layer without a second derivative: the probe that needs it says which.
         if "derivative" not in str(error) and "not implemented" not in str(error):
             raise
+
+
+def _slopes(outputs: Any, leaves: list[Tensor]) -> list[Tensor]:
+    """The gradient of a random sum of the outputs; zero where outputs are no real tensor."""
+    if not (isinstance(outputs, Tensor) and outputs.is_floating_point() and outputs.requires_grad):
+        return [torch.zeros_like(leaf) for leaf in leaves]
+    generator = torch.Generator().manual_seed(1)
+    seeds = torch.randn(outputs.shape, generator=generator, dtype=torch.float64).to(outputs)
+    found = torch.autograd.grad(outputs, leaves, seeds, retain_graph=True, materialize_grads=True)
+    return [slope.detach() for slope in found]
 
 
 def _narrowest(problem: Problem) -> torch.dtype:
@@ -365,13 +498,12 @@ def _narrowest(problem: Problem) -> torch.dtype:
     return max(types, key=lambda dtype: torch.finfo(dtype).eps, default=torch.float64)
 
 
-def _flat(tensors: tuple[Tensor, ...]) -> Tensor:
-    return torch.cat([tensor.flatten() for tensor in tensors])
-
-
 def _noisy(value: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    if not share or not value.numel():
+        return value
     noise = torch.randn(value.shape, generator=generator, dtype=torch.float64).to(value)
-    return value + share * value.abs().amax() * noise
+    moved = value + share * value.abs().amax() * noise
+    return moved.clamp(value.amin(), value.amax()) if value.amin() < value.amax() else moved
 
 
 def training_mode(network: nn.Module) -> nn.Module:

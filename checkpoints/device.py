@@ -126,6 +126,29 @@ def in_default_order(value: Tensor) -> bool:
     return value.stride() == tuple(reversed(expected))
 
 
+def channels_come_last(value: Tensor) -> bool:
+    """Whether torch takes a tensor for channels-last: the order in which its convolution runs.
+
+    `is_contiguous` does not tell: strides of axes of length 1 do not count for it, and do here. A
+    view, such as a crop of contiguous images, is neither contiguous nor channels-last; it is
+    copied before it is convolved. A sequence (N, C, L) is an image of one row. What has other axes
+    is taken for channels-last unless it is in the default order.
+    """
+    if value.ndim == 3:
+        value = value.unsqueeze(2)
+    if value.ndim != 4:
+        return not in_default_order(value)
+    least, strides = 0, value.stride()
+    if strides[1] == 0:
+        return False
+    for axis in (1, 3, 2, 0):
+        size, step = value.shape[axis], strides[axis]
+        if size == 0 or step < least or (axis == 0 and least == strides[1]):
+            return False
+        least = step * max(size, 1)
+    return True
+
+
 def memory_exhausted(error: BaseException) -> bool:
     """Whether an error says that memory was not to be had, on a GPU or on the CPU."""
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

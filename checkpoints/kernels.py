@@ -20,7 +20,7 @@ from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from checkpoints.batch_norm import NORMS
-from checkpoints.device import KERNELS, Kernels, exact_arithmetic, in_default_order, in_order
+from checkpoints.device import KERNELS, Kernels, channels_come_last, exact_arithmetic, in_order
 
 if TYPE_CHECKING:
     from checkpoints.problem import Problem
@@ -64,7 +64,7 @@ class Convolution:
         channels: in each group, of the input of the convolution whose weight gradient this one has.
         kernel: its size along each axis.
         stride: along each axis.
-        contiguous: whether input and weight both are, in the default order.
+        contiguous: whether torch takes neither input nor weight for channels-last.
         narrow: float32 or narrower, which oneDNN computes; float64 it does not.
     """
 
@@ -113,7 +113,7 @@ class _Convolutions(TorchDispatchMode):  # type: ignore[no-untyped-call]
                     channels=weight.shape[1],
                     kernel=tuple(weight.shape[2:]),
                     stride=tuple(stride),
-                    contiguous=in_default_order(inputs) and in_default_order(weight),
+                    contiguous=not (channels_come_last(inputs) or channels_come_last(weight)),
                     narrow=inputs.dtype != torch.float64,
                 )
             )
@@ -126,12 +126,13 @@ def convolutions(problem: Problem, kernels: Kernels) -> list[Convolution]:
     Backward passes, second ones too, differentiate in the operands of these calls: what a double
     backward pass adds are forward convolutions, of other shapes, which have no known fault.
 
-    Cost: one forward pass of one example.
+    Cost: one forward pass of two examples; of one alone, the strides do not tell the order.
     """
     network = in_order(copy.deepcopy(problem.model).eval(), kernels)
-    inputs = {name: in_order(value[:1], kernels) for name, value in problem.inputs.items()}
+    inputs = {name: in_order(value[:2], kernels) for name, value in problem.inputs.items()}
     recorded = _Convolutions()
-    with torch.no_grad(), exact_arithmetic(kernels), recorded:
+    devices = [problem.device] if problem.device.type == "cuda" else []
+    with torch.random.fork_rng(devices), torch.no_grad(), exact_arithmetic(kernels), recorded:
         problem.outputs(network, inputs)
     return recorded.seen
 
@@ -139,7 +140,7 @@ def convolutions(problem: Problem, kernels: Kernels) -> list[Convolution]:
 def without_known_faults(problem: Problem) -> Kernels:
     """The fastest kernels among which none is known to be wrong for this network.
 
-    Cost: one forward pass of one example; two more for a network that fails the rule.
+    Cost: one forward pass of two examples; one more for a network that fails the rule.
     """
     first = convolutions(problem, KERNELS[0])
     if problem.device.type != "cpu" or not any(call.wrong_gradient for call in first):
@@ -157,6 +158,7 @@ def chosen(
     say: Callable[[str], None] = lambda line: None,
     mode: Callable[[nn.Module], nn.Module] = nn.Module.eval,
     precision: torch.dtype | None = None,
+    remedy: str = "Pass --dtype float64.",
 ) -> Choice:
     """The fastest kernels that are right for this network on this machine.
 
@@ -167,6 +169,7 @@ def chosen(
         say: is handed a line where a faster choice is given up.
         mode: puts the network into the mode in which it will run.
         precision: of autocast; None computes in the network's own.
+        remedy: what a refusal advises.
 
     Returns:
         The choice and its errors. An error is held to four times what rounding of the operands
@@ -192,8 +195,8 @@ def chosen(
             say(f"kernels: {failed[-1]} against float64 on this machine; trying {following}.")
     raise ValueError(
         f"the network's results in {str(precision or _narrowest(problem)).removeprefix('torch.')} "
-        f"disagree with float64, whichever kernels compute them ({'; '.join(failed)}). Pass "
-        "--dtype float64."
+        f"disagree with float64, whichever kernels compute them ({'; '.join(failed)}). "
+        f"{remedy}"
     )
 
 
@@ -250,7 +253,8 @@ def _tried(
         eps = torch.finfo(dtype).eps
         for name in suspect:
             excused = min(LIKE_NATIVE * native[name], NATURAL * eps * right[name].natural)
-            allowed = 4 * noise[name] + SHARE[dtype] * sizes[name] + excused
+            tiny = torch.finfo(dtype).tiny * right[name].values.numel()  # what is smaller is 0
+            allowed = 4 * noise[name] + SHARE[dtype] * sizes[name] + excused + tiny
             overflows = math.isinf(native[name]) and kernels != "native"
             if errors[name] > allowed and not overflows:
                 share = errors[name] / (sizes[name] or 1.0)

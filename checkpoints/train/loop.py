@@ -18,7 +18,7 @@ from tqdm import tqdm
 from checkpoints import checkpoint, kernels
 from checkpoints.checkpoint import Checkpoint
 from checkpoints.data.images import Images
-from checkpoints.device import Kernels, exact_arithmetic, in_order
+from checkpoints.device import KERNELS, Kernels, exact_arithmetic, in_order
 from checkpoints.problem import Problem
 from checkpoints.reader import read
 from checkpoints.train.batches import Batches, split, statistics
@@ -115,7 +115,7 @@ def train(
         if progress:
             tqdm.write(line, file=sys.stderr)
 
-    using = trusted_kernels(network, training, recipe, say)
+    using = trusted_kernels(network, training, recipe, say, _kernels_so_far(state_file))
     network = in_order(network, using)
     training, validation, test = (replace(b, kernels=using) for b in (training, validation, test))
     optimizer = torch.optim.SGD(
@@ -209,6 +209,7 @@ def trusted_kernels(
     training: Batches,
     recipe: Recipe,
     say: Callable[[str], None] = lambda line: None,
+    first: Kernels | None = None,
 ) -> Kernels:
     """The fastest kernels whose gradients are right for this network; see `kernels.chosen`."""
     images, labels = next(training.plain(2 * recipe.batch))
@@ -218,7 +219,20 @@ def trusted_kernels(
         say=say,
         mode=kernels.training_mode,
         precision=torch.bfloat16 if recipe.precision == "bfloat16" else None,
+        first=first,
+        remedy="Pass --precision float32."
+        if recipe.precision == "bfloat16"
+        else "This network cannot be trained in float32.",
     ).kernels
+
+
+def _kernels_so_far(state_file: Path | None) -> Kernels | None:
+    """The kernels of the last epoch that a state holds, with which it goes on."""
+    if state_file is None or not state_file.is_file():
+        return None
+    history = read(state_file).get("history") or [{}]
+    last = history[-1].get("kernels")
+    return last if last in KERNELS else None
 
 
 def _epoch_seed(seed: int, epoch: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -18,7 +19,13 @@ from torch.nn import functional
 
 import landscape
 from checkpoints import kernels
-from checkpoints.device import KERNELS, exact_arithmetic, in_default_order, in_order
+from checkpoints.device import (
+    KERNELS,
+    channels_come_last,
+    exact_arithmetic,
+    in_default_order,
+    in_order,
+)
 from checkpoints.problem import Problem
 from landscape.core import store
 from landscape.core.batch_size import prepared
@@ -58,6 +65,14 @@ def in_its_own_order(inputs: Tensor, weight: Tensor) -> Tensor:
     return functional.conv2d(ordered, weight, stride=2)
 
 
+def of_a_view(inputs: Tensor, weight: Tensor) -> Tensor:
+    return functional.conv2d(inputs.repeat(1, 2, 1, 1).chunk(3, 1)[0], weight, stride=2)
+
+
+def of_a_crop(inputs: Tensor, weight: Tensor) -> Tensor:
+    return functional.conv2d(inputs[:, :, 1:-1, 1:-1], weight, stride=2)
+
+
 def along_rows(inputs: Tensor, weight: Tensor) -> Tensor:
     rows = inputs.flatten(2).mT.contiguous().mT
     return functional.conv1d(rows, weight, stride=2)[..., None]
@@ -78,6 +93,8 @@ def along_rows(inputs: Tensor, weight: Tensor) -> Tensor:
         (Called(lambda x, w: functional.conv2d(x, w, stride=2), 8, 3, 1, 1), "contiguous"),
         (Called(in_its_own_order, 8, 3, 1, 1), "native"),
         (Called(along_rows, 8, 3, 1), "native"),
+        (Called(of_a_view, 8, 2, 1, 1), "contiguous"),
+        (Called(of_a_crop, 8, 3, 1, 1), "contiguous"),
     ],
 )
 def test_a_convolution_that_is_wrong_channels_last_is_seen_however_it_is_called(
@@ -138,10 +155,6 @@ class Layer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         here = x.dtype == torch.float32 and self.wrong(x)
         return torch.tanh(Faulty.apply(x, self.factor, self.order, here))
-
-
-def channels_come_last(x: Tensor) -> bool:
-    return not in_default_order(x)
 
 
 def onednn_is_on(x: Tensor) -> bool:
@@ -268,6 +281,110 @@ def test_a_users_own_precision_does_not_become_that_of_a_result() -> None:
         torch.set_float32_matmul_precision(before)
     np.testing.assert_array_equal(found, expected)
     assert torch.backends.mkldnn.enabled
+
+
+class Scaled(nn.Module):
+    """x * w, whose gradient in w is `factor` times the truth where channels come last."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.weight, self.factor = nn.Parameter(torch.tensor(1.5)), factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        here = x.dtype == torch.float32 and channels_come_last(x)
+        wrong = self.weight + (self.factor - 1) * (self.weight - self.weight.detach())
+        return x * (wrong if here else self.weight)
+
+
+class Root(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.sqrt()
+
+
+class WithASmallTerm(nn.Module):
+    """A network to which a term adds a hundred-thousandth, with a weight of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.large = nn.Sequential(
+            nn.Conv2d(3, 8, 3), nn.Tanh(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3)
+        )
+        self.small = Scaled(-7.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = torch.tensor([1.0, 0.0, 0.0]).to(x)
+        return self.large(x) + 1e-5 * self.small(x).mean((1, 2, 3))[:, None] * first
+
+
+@pytest.mark.parametrize("factor", [-7.0, 1.001, math.nan, math.inf])
+def test_a_kernel_that_is_wrong_in_one_small_tensor_or_not_finite_is_left(factor: float) -> None:
+    problem = problem_of(nn.Conv2d(3, 8, 3), Scaled(factor), nn.Tanh())
+    assert kernels.chosen(problem, {"weights": 1}).kernels == "contiguous"
+    batch = (images(), torch.arange(20) % 3)
+    assert kernels.chosen(Problem.of(WithASmallTerm(), [batch]), {"weights": 1}).kernels == (
+        "contiguous"
+    )
+
+
+def test_noise_leaves_no_network_s_domain() -> None:
+    """Roots of what is 0 or more, and numbers of tokens that are stored as float."""
+    network = nn.Sequential(
+        Root(), nn.Conv2d(3, 8, 3), Scaled(-7.0), nn.Tanh(), nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(), nn.Linear(8, 3),
+    )  # fmt: skip
+    black = images() * (images() > 0.5)
+    choice = kernels.chosen(Problem.of(network, [(black, torch.arange(20) % 3)]), {"weights": 1})
+    assert choice.kernels == "contiguous"
+    assert max(choice.errors.values()) > 0
+
+    class Tokens(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding, self.head = nn.Embedding(50, 8), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.embedding(x.long()).mean(1))
+
+    tokens = torch.arange(120).reshape(20, 6).remainder(50).float()
+    problem = Problem.of(Tokens(), [(tokens, torch.arange(20) % 3)])
+    assert kernels.chosen(problem, {"weights": 2}).kernels == "channels_last"
+
+
+@pytest.mark.parametrize("margin", [17.0, 25.0, 60.0, 200.0])
+@pytest.mark.parametrize("derivatives", [{"weights": 0}, {"weights": 2}, {"inputs": 2}])
+def test_what_float32_rounds_away_is_no_fault_of_a_kernel(
+    margin: float, derivatives: dict[str, int]
+) -> None:
+    """Examples so certain that their loss, or its slope, is smaller than a rounding of 1."""
+    network = nn.Sequential(nn.Flatten(), nn.Linear(192, 3))
+    with torch.no_grad():
+        network[1].weight.mul_(0.1)
+        network[1].bias.copy_(torch.tensor([margin, 0.0, 0.0]))
+    labels = torch.zeros(20, dtype=torch.long)
+    likely = nn.Sequential(network, nn.LogSoftmax(1))
+
+    def likelihood(outputs: Tensor, targets: Tensor) -> Tensor:
+        return functional.nll_loss(outputs, targets, reduction="none")
+
+    for problem in (
+        Problem.of(network, [(images(), labels)]),
+        Problem.of(likely, [(images(), labels)], loss=likelihood),
+    ):
+        assert kernels.chosen(problem, derivatives).kernels == "channels_last"
+
+
+def test_half_precision_and_networks_that_draw_are_compared() -> None:
+    half = problem_of(nn.Conv2d(3, 8, 3), nn.Tanh()).to("cpu", torch.float16)
+    assert kernels.chosen(half, {"weights": 1}).kernels == "channels_last"
+
+    class Drawing(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return functional.dropout(x, 0.5, training=True)
+
+    drawn = problem_of(nn.Conv2d(3, 8, 3), Scaled(-1.0), Drawing(), nn.Tanh())
+    state = torch.random.get_rng_state()
+    assert kernels.chosen(drawn, {"weights": 1}).kernels != "channels_last"
+    assert torch.equal(torch.random.get_rng_state(), state)
 
 
 # In a process of their own: these kernels are chosen when torch is first used.

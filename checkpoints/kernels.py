@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 Derivatives: TypeAlias = Mapping[str, int]
 NAMES = ("losses", "gradient", "Hessian product")
 BLOCK = 8  # channels in a block of the kernels that oneDNN has for AVX2
-EXAMPLES = 4
+EXAMPLES, POOL = 4, 32  # those compared, and among how many they are chosen
 # Exact ties, of max pooling on a constant background say, are broken by noise of this share of an
 # input's size: which of two equal values is passed on is for no kernel to decide.
 TIES = 0.01
@@ -365,9 +365,7 @@ class _Point:
         cls, problem: Problem, attempt: int, mode: Callable[[nn.Module], nn.Module], share: float
     ) -> _Point:
         """The examples of one attempt, each moved by noise within the range of its values."""
-        count = len(problem)
-        rows = torch.arange(EXAMPLES * attempt, EXAMPLES * (attempt + 1)) % count
-        rows = rows[: min(EXAMPLES, count)].to(problem.device)
+        rows = _spread(problem, attempt).to(problem.device)
         network = mode(copy.deepcopy(problem.model)).requires_grad_(requires_grad=False)
         generator = torch.Generator().manual_seed(attempt)
         inputs = {
@@ -443,6 +441,22 @@ class _Point:
                     for row, values in enumerate(rows_of):
                         found[f"{of} {number} {row}"] = _Part(of, values, natural)
         return found
+
+
+def _spread(problem: Problem, attempt: int) -> Tensor:
+    """Which examples, from the largest loss among the first to the smallest.
+
+    Of certain examples alone, whose slopes are smaller than a rounding of 1, float32 tells nothing.
+    """
+    pool = min(len(problem), POOL)
+    inputs = {name: value[:pool] for name, value in problem.inputs.items()}
+    devices = [problem.device] if problem.device.type == "cuda" else []
+    with torch.random.fork_rng(devices), torch.no_grad(), exact_arithmetic("native"):
+        network = in_order(copy.deepcopy(problem.model).eval(), "native")
+        losses = problem.losses(problem.outputs(network, inputs), problem.targets[:pool])
+    order = losses.nan_to_num(0.0, 0.0, 0.0).cpu().argsort(descending=True, stable=True)
+    count = min(EXAMPLES, pool)
+    return order[(attempt + torch.arange(count) * pool // count) % pool]
 
 
 def _called(network: nn.Module, state: dict[str, Tensor], *args: Tensor, **kwargs: Tensor) -> Any:

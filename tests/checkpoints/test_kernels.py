@@ -373,6 +373,20 @@ def test_what_float32_rounds_away_is_no_fault_of_a_kernel(
         assert kernels.chosen(problem, derivatives).kernels == "channels_last"
 
 
+@pytest.mark.parametrize("derivatives", [{"weights": 2}, {"inputs": 2}])
+def test_examples_that_say_nothing_in_float32_do_not_speak_for_the_others(
+    derivatives: dict[str, int],
+) -> None:
+    """Of a probability that rounds to 1 nothing is left; the first examples all have such."""
+    network = nn.Sequential(nn.Flatten(), nn.Linear(192, 3), nn.Softmax(1))
+    with torch.no_grad():
+        network[1].weight[0] += 25 / 192
+    pixels = images() / images().mean()
+    pixels[-6:] *= 0.02  # dark, and undecided
+    problem = Problem.of(network, [(pixels, torch.tensor([0] * 14 + [0, 1, 2] * 2))])
+    assert kernels.chosen(problem, derivatives).kernels == "channels_last"
+
+
 def test_half_precision_and_networks_that_draw_are_compared() -> None:
     half = problem_of(nn.Conv2d(3, 8, 3), nn.Tanh()).to("cpu", torch.float16)
     assert kernels.chosen(half, {"weights": 1}).kernels == "channels_last"

@@ -94,16 +94,26 @@ class Convolution:
         )
 
 
+# What autocast, also one of the network's own, computes in a narrower type.
+_MULTIPLYING = {
+    getattr(torch.ops.aten, name)
+    for name in ("convolution", "mm", "addmm", "bmm", "baddbmm", "linear", "matmul")
+}
+
+
 class _Convolutions(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Records every convolution, whatever module or function calls it."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.seen = list[Convolution]()
+        self.types: set[torch.dtype] = set()
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
+        if func.overloadpacket in _MULTIPLYING:
+            self.types |= {a.dtype for a in args if isinstance(a, Tensor) and a.is_floating_point()}
         if func.overloadpacket is torch.ops.aten.convolution:
             inputs, weight, _, stride = args[:4]
             self.seen.append(
@@ -120,7 +130,9 @@ class _Convolutions(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return func(*args, **(kwargs or {}))
 
 
-def convolutions(problem: Problem, kernels: Kernels) -> list[Convolution]:
+def convolutions(
+    problem: Problem, kernels: Kernels, mode: Callable[[nn.Module], nn.Module] = nn.Module.eval
+) -> list[Convolution]:
     """Every convolution that the network calls for an example, in the order of these kernels.
 
     Backward passes, second ones too, differentiate in the operands of these calls: what a double
@@ -128,25 +140,37 @@ def convolutions(problem: Problem, kernels: Kernels) -> list[Convolution]:
 
     Cost: one forward pass of two examples; of one alone, the strides do not tell the order.
     """
-    network = in_order(copy.deepcopy(problem.model).eval(), kernels)
+    return _recorded(problem, kernels, mode).seen
+
+
+def _recorded(
+    problem: Problem, kernels: Kernels, mode: Callable[[nn.Module], nn.Module]
+) -> _Convolutions:
+    network = in_order(mode(copy.deepcopy(problem.model)), kernels)
     inputs = {name: in_order(value[:2], kernels) for name, value in problem.inputs.items()}
     recorded = _Convolutions()
     devices = [problem.device] if problem.device.type == "cuda" else []
     with torch.random.fork_rng(devices), torch.no_grad(), exact_arithmetic(kernels), recorded:
         problem.outputs(network, inputs)
-    return recorded.seen
+    return recorded
 
 
-def without_known_faults(problem: Problem) -> Kernels:
+def without_known_faults(
+    problem: Problem, mode: Callable[[nn.Module], nn.Module] = nn.Module.eval
+) -> Kernels:
     """The fastest kernels among which none is known to be wrong for this network.
+
+    Args:
+        problem: its own kernels are not looked at.
+        mode: `eval`, or `train` for a network whose branches differ in training.
 
     Cost: one forward pass of two examples; one more for a network that fails the rule.
     """
-    first = convolutions(problem, KERNELS[0])
+    first = convolutions(problem, KERNELS[0], mode)
     if problem.device.type != "cpu" or not any(call.wrong_gradient for call in first):
         return KERNELS[0]
     # A network may order its own feature maps, so that contiguous inputs are not enough.
-    wrong = any(call.wrong_gradient for call in convolutions(problem, "contiguous"))
+    wrong = any(call.wrong_gradient for call in convolutions(problem, "contiguous", mode))
     return "native" if wrong else "contiguous"
 
 
@@ -182,8 +206,9 @@ def chosen(
     Cost: two gradients of four examples, and two products where asked for, half of them in
         float64; three times as much where the two differ by more than a hundred roundings.
     """
-    rule = without_known_faults(problem)
-    start = max(KERNELS.index(rule), KERNELS.index(first or KERNELS[0]))
+    modes = [nn.Module.eval] if mode is nn.Module.eval else [nn.Module.eval, nn.Module.train]
+    rules = [without_known_faults(problem, each) for each in modes]
+    start = max(KERNELS.index(name) for name in (*rules, first or KERNELS[0]))
     failed: list[str] = []
     for kernels in KERNELS[start:]:
         errors, worst = _compared(problem, derivatives, kernels, mode, precision)
@@ -510,9 +535,11 @@ def _slopes(outputs: Any, leaves: list[Tensor]) -> list[Tensor]:
 
 
 def _narrowest(problem: Problem) -> torch.dtype:
-    """The least precise of the floating-point types of weights and inputs."""
+    """The least precise type of weights and inputs, and of what is multiplied inside."""
     tensors = (*problem.model.parameters(), *problem.inputs.values())
     types = {value.dtype for value in tensors if value.is_floating_point()}
+    types |= {value.real.dtype for value in tensors if value.is_complex()}
+    types |= _recorded(problem, "contiguous", nn.Module.eval).types
     return max(types, key=lambda dtype: torch.finfo(dtype).eps, default=torch.float64)
 
 
@@ -524,10 +551,32 @@ def _noisy(value: Tensor, share: float, generator: torch.Generator) -> Tensor:
     return moved.clamp(value.amin(), value.amax()) if value.amin() < value.amax() else moved
 
 
-def training_mode(network: nn.Module) -> nn.Module:
-    """As in training, but for what is random: batch norms take the batch's statistics."""
-    network.eval()
-    for module in network.modules():
-        if isinstance(module, NORMS):
-            module.train()
-    return network
+def training_mode(problem: Problem) -> Callable[[nn.Module], nn.Module]:
+    """The mode in which a training's kernels are compared: training, but for what is random.
+
+    Dropout is off. Where something else in the network draws random numbers, only its batch norms
+    are in training: two evaluations would not be of one function.
+    """
+
+    def quiet(network: nn.Module) -> nn.Module:
+        network.train()
+        for module in network.modules():
+            if isinstance(module, nn.modules.dropout._DropoutNd):
+                module.eval()
+        return network
+
+    def norms_alone(network: nn.Module) -> nn.Module:
+        network.eval()
+        for module in network.modules():
+            if isinstance(module, NORMS):
+                module.train()
+        return network
+
+    inputs = {name: value[:EXAMPLES] for name, value in problem.inputs.items()}
+    drawn = []
+    for seed in (0, 1):
+        devices = [problem.device] if problem.device.type == "cuda" else []
+        with torch.random.fork_rng(devices), torch.no_grad():
+            torch.manual_seed(seed)
+            drawn.append(problem.outputs(quiet(copy.deepcopy(problem.model)), inputs))
+    return quiet if torch.equal(*drawn) else norms_alone

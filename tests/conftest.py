@@ -24,6 +24,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device", default="cpu", help="where the networks run: cpu or cuda")
 
 
+def pytest_testnodedown(node: Any, error: object) -> None:
+    """End the whole run where a worker has died: the others would first do all of their work."""
+    if error:
+        session = node.config.pluginmanager.getplugin("dsession")
+        session.shouldstop = f"a worker died: {error}"
+        for other in session._active_nodes - {node}:
+            other.gateway._io.kill()  # it would not end before its work does
+
+
 @pytest.fixture(scope="session")
 def device(request: pytest.FixtureRequest) -> torch.device:
     return torch.device(request.config.getoption("--device"))

@@ -213,11 +213,12 @@ def trusted_kernels(
 ) -> Kernels:
     """The fastest kernels whose gradients are right for this network; see `kernels.chosen`."""
     images, labels = next(training.plain(2 * recipe.batch))
+    problem = Problem(network, {"input": images}, labels)
     return kernels.chosen(
-        Problem(network, {"input": images}, labels),
+        problem,
         {"weights": 1},
         say=say,
-        mode=kernels.training_mode,
+        mode=kernels.training_mode(problem),
         precision=torch.bfloat16 if recipe.precision == "bfloat16" else None,
         first=first,
         remedy="Pass --precision float32."

@@ -22,6 +22,8 @@ from analysis.report.sections import Report, report
 from analysis.report.tables import Column, Table
 from tests.analysis.planted import ARMS, EFFECT, planted
 
+pytestmark = pytest.mark.timeout(240)
+
 
 @pytest.fixture(scope="module")
 def folder(surface, tmp_path_factory) -> Path:

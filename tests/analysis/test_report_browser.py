@@ -12,7 +12,7 @@ from analysis.report.sections import report
 from tests.analysis.browser import Browser, found
 from tests.analysis.planted import planted
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 NEEDED = "LANDSCAPE_REQUIRE_BROWSER"
 
 

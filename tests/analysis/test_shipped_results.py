@@ -15,6 +15,8 @@ import pytest
 
 from analysis.claims import Evaluation, evaluate
 
+pytestmark = pytest.mark.timeout(240)
+
 RESULTS = Path(__file__).parents[2] / "results"
 FILES = Path(__file__).parents[2] / "checkpoints" / "files"
 SEEDS = range(8)

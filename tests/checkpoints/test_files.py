@@ -13,6 +13,8 @@ from checkpoints.source import load_problem
 from checkpoints.train.batches import Batches
 from checkpoints.train.loop import evaluate
 
+pytestmark = pytest.mark.timeout(240)
+
 FILES = sorted(
     (Path(__file__).parents[2] / "checkpoints" / "files").glob("*.pt"), key=lambda path: path.name
 )

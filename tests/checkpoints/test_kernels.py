@@ -32,7 +32,7 @@ from landscape.core.batch_size import prepared
 from landscape.core.spaces import Weights
 from tests.oracles import make_problem
 
-pytestmark = pytest.mark.second_derivative
+pytestmark = [pytest.mark.second_derivative, pytest.mark.timeout(240)]
 AVX2 = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
 
 
@@ -385,6 +385,30 @@ def test_examples_that_say_nothing_in_float32_do_not_speak_for_the_others(
     pixels[-6:] *= 0.02  # dark, and undecided
     problem = Problem.of(network, [(pixels, torch.tensor([0] * 14 + [0, 1, 2] * 2))])
     assert kernels.chosen(problem, derivatives).kernels == "channels_last"
+
+
+def test_a_network_with_a_precision_of_its_own_is_held_to_that() -> None:
+    class Narrower(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.Sequential(nn.Flatten(), nn.Linear(192, 3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.autocast("cpu", torch.bfloat16):
+                return self.layers(x)
+
+    class Complex(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.phases = nn.Parameter(torch.polar(torch.ones(192), torch.arange(192.0)))
+            self.head = nn.Linear(192, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head((x.flatten(1) * self.phases + 0.5).abs())
+
+    for network, order in ((Narrower(), 1), (Complex(), 1), (Complex(), 0)):
+        problem = Problem.of(network, [(images(), torch.arange(20) % 3)])
+        assert kernels.chosen(problem, {"weights": order}).kernels == "channels_last"
 
 
 def test_half_precision_and_networks_that_draw_are_compared() -> None:

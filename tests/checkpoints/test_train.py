@@ -80,6 +80,37 @@ def test_a_wrong_kernel_trains_nothing(tmp_path: Path) -> None:
         assert trained(recipe).history[0]["kernels"] in ("channels_last", "contiguous")
 
 
+def test_a_branch_that_runs_in_training_alone_decides_the_kernels_too(tmp_path: Path) -> None:
+    (tmp_path / "auxiliary.py").write_text(AUXILIARY)
+    recipe = replace(RECIPE, epochs=1)
+    made = trained(recipe, model=f"{tmp_path / 'auxiliary.py'}:build", options={})
+    assert [row["kernels"] for row in made.history] == ["contiguous"]
+
+
+AUXILIARY = """
+from torch import nn
+
+
+class Network(nn.Module):
+    def __init__(self, classes, channels):
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(channels, 4, 3, padding=1), nn.Linear(4, classes)
+        self.auxiliary = nn.Sequential(
+            nn.Dropout(0.5), nn.Conv2d(4, 8, 1, stride=2), nn.ReLU(), nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(), nn.Linear(8, classes),
+        )
+
+    def forward(self, x):
+        x = self.stem(x).relu()
+        outputs = self.head(x.mean((2, 3)))
+        return outputs + 0.3 * self.auxiliary(x) if self.training else outputs
+
+
+def build(classes, channels):
+    return Network(classes, channels)
+"""
+
+
 FAULTY = """
 import torch
 from torch import nn

@@ -26,7 +26,7 @@ from checkpoints.source import load_problem
 from landscape.core.spaces import Weights
 from landscape.hessian.operator import Curvature
 
-pytestmark = pytest.mark.second_derivative
+pytestmark = [pytest.mark.second_derivative, pytest.mark.timeout(240)]
 
 
 def peer(name: str, package: str) -> ModuleType:

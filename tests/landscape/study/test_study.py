@@ -24,6 +24,8 @@ from landscape.study.__main__ import main
 from landscape.study.file import read as read_study
 from landscape.study.folder import Run
 
+pytestmark = pytest.mark.timeout(240)
+
 OPTIONS = {"width": 4, "channels": 1, "classes": 10}
 TEXT = """
 title = "Tiny"

@@ -14,10 +14,10 @@ import re
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, fields
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any, Literal, ParamSpec, TypeVar, dataclass_transform
 
@@ -29,9 +29,20 @@ P = ParamSpec("P")
 _flags: ContextVar[bool] = ContextVar("flags", default=False)
 
 
-def option(default: Any, help: str, metavar: str = "") -> Any:
-    """A dataclass field that becomes the flag `--its-name`, explained by `help`."""
-    return dataclasses.field(default=default, metadata={"help": help, "metavar": metavar})
+def option(default: Any, help: str, metavar: str = "", *, flag: str = "", group: str = "") -> Any:
+    """A dataclass field that is a flag on the command line.
+
+    Args:
+        default: of the field; where a class, the factory of its default.
+        help: one line for `--help`.
+        metavar: stands for the value there.
+        flag: where it is not `--its-name`.
+        group: the heading of `--help` that it stands under.
+    """
+    metadata = {"help": help, "metavar": metavar, "flag": flag, "group": group}
+    if isinstance(default, type):
+        return dataclasses.field(default_factory=default, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(option, dataclasses.field))
@@ -98,23 +109,68 @@ def as_arguments(message: str) -> str:
 def add_flags(parser: argparse._ActionsContainer, dataclass: type) -> None:
     """Add one flag to `parser` for every field of `dataclass` that has a help text."""
     annotations = typing.get_type_hints(dataclass)
-    for field in dataclasses.fields(dataclass):
-        if "help" in field.metadata:
-            parser.add_argument(
-                "--" + field.name.replace("_", "-"),
-                dest=field.name,
-                default=argparse.SUPPRESS,
-                **_argument(annotations[field.name], field.default, field.metadata),
-            )
+    groups: dict[str, argparse._ActionsContainer] = {"": parser}
+    for field in _options_of(dataclass):
+        heading = field.metadata["group"]
+        if heading not in groups:
+            groups[heading] = parser.add_argument_group(heading)
+        groups[heading].add_argument(
+            _flag(field),
+            dest=field.name,
+            default=argparse.SUPPRESS,
+            **_argument(annotations[field.name], field.default, field.metadata),
+        )
 
 
 def from_flags(dataclass: type[D], namespace: argparse.Namespace) -> D:
     """Build `dataclass` from the flags that were given; the others keep their defaults."""
-    names = {field.name for field in dataclasses.fields(dataclass)}  # type: ignore[arg-type]
-    given = vars(namespace).items()
-    return dataclass(
-        **{name: tuple(v) if isinstance(v, list) else v for name, v in given if name in names}
-    )
+    annotations = typing.get_type_hints(dataclass)
+    given = {}
+    for field in _options_of(dataclass):
+        if hasattr(namespace, field.name):
+            value = getattr(namespace, field.name)
+            if _is_table(annotations[field.name]):
+                value = dict(value)
+            elif isinstance(value, list):
+                value = tuple(value)
+            given[field.name] = value
+    return dataclass(**given)
+
+
+def as_flags(dataclass: type, values: Mapping[str, Any]) -> list[str]:
+    """The words of a command line that `from_flags` turns into these values.
+
+    Args:
+        dataclass: whose fields they are.
+        values: {name: value}; None and an empty tuple leave the flag out.
+    """
+    words: list[str] = []
+    known = {field.name: field for field in _options_of(dataclass)}
+    for name, value in values.items():
+        flag = _flag(known[name])
+        if isinstance(value, bool):
+            words += [flag if value else flag.replace("--", "--no-", 1)]
+        elif isinstance(value, Mapping):
+            for key, each in value.items():
+                words += [flag, f"{key}={json.dumps(each)}"]
+        elif isinstance(value, tuple):
+            words += [flag, *map(str, value)] if value else []
+        elif value is not None:
+            words += [flag, str(value)]
+    return words
+
+
+def _options_of(dataclass: type) -> list[dataclasses.Field[Any]]:
+    return [field for field in fields(dataclass) if "help" in field.metadata]
+
+
+def _flag(field: dataclasses.Field[Any]) -> str:
+    return field.metadata["flag"] or "--" + field.name.replace("_", "-")
+
+
+def _is_table(annotation: Any) -> bool:
+    origin = typing.get_origin(annotation)
+    return isinstance(origin, type) and issubclass(origin, Mapping)
 
 
 def key_value(text: str) -> tuple[str, Any]:
@@ -133,26 +189,79 @@ def key_value(text: str) -> tuple[str, Any]:
 
 def _argument(annotation: Any, default: Any, metadata: Mapping[str, str]) -> dict[str, Any]:
     text = metadata["help"]
-    if default is not None and default is not False and default != ():
+    if all(default is not none for none in (None, False, (), "", dataclasses.MISSING)):
         shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
         text = f"{text} (default: {shown})"
     text = text.replace("%", "%%")
+    kinds = [a for a in typing.get_args(annotation) if a is not type(None)]
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
-        annotation = next(a for a in typing.get_args(annotation) if a is not type(None))
+        if len(kinds) > 1:
+            parse = partial(_one_of, tuple(kinds))
+            return {"type": parse, "metavar": metadata["metavar"] or "VALUE", "help": text}
+        annotation = kinds[0]
     if annotation is bool:
         return {"action": argparse.BooleanOptionalAction, "help": text}
+    if _is_table(annotation):
+        metavar = metadata["metavar"] or "NAME=VALUE"
+        return {"action": "append", "type": key_value, "metavar": metavar, "help": text}
     if typing.get_origin(annotation) is Literal:
         choices = typing.get_args(annotation)
         return {"choices": choices, "type": type(choices[0]), "help": text}
     if typing.get_origin(annotation) is tuple:
         kind, *others = typing.get_args(annotation)
-        count = "+" if others == [...] else 1 + len(others)
-        return {"nargs": count, "type": kind, "metavar": _metavar(kind, metadata), "help": text}
+        metavar = _metavar(kind, metadata)
+        if others == [...]:
+            action = _Commas if kind in (int, float) else None
+            return {
+                "nargs": "+",
+                "type": partial(_separated, kind) if action else kind,
+                "metavar": metavar,
+                "help": text,
+            } | ({"action": action} if action else {})
+        metavars = tuple(metavar.split()) if " " in metavar else metavar
+        return {"nargs": 1 + len(others), "type": kind, "metavar": metavars, "help": text}
     return {"type": annotation, "metavar": _metavar(annotation, metadata), "help": text}
 
 
+def _one_of(kinds: tuple[Any, ...], text: str) -> Any:
+    """`text` as the first of several kinds that it fits: a word of a `Literal`, or a number."""
+    for kind in kinds:
+        if text in typing.get_args(kind):
+            return text
+    for kind in kinds:
+        if typing.get_origin(kind) is not Literal:
+            with suppress(ValueError):
+                return kind(text)
+    expected = " or ".join(_described(kind) for kind in kinds)
+    raise argparse.ArgumentTypeError(f"{text!r} is not {expected}")
+
+
+def _separated(kind: type[T], text: str) -> list[T]:
+    """`0.485,0.456,0.406`, or one number."""
+    try:
+        return [kind(part) for part in text.split(",")]  # type: ignore[call-arg]
+    except ValueError:
+        name = "a whole number" if kind is int else "a number"
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not {name}, nor several with commas"
+        ) from None
+
+
+class _Commas(argparse.Action):
+    """Joins the lists of numbers that were given with commas, with spaces, or with both."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        setattr(namespace, self.dest, [value for row in values for value in row])
+
+
 def _metavar(kind: type, metadata: Mapping[str, str]) -> str:
-    return metadata.get("metavar") or {int: "N", float: "X"}.get(kind, "TEXT")
+    return metadata["metavar"] or {int: "N", float: "X"}.get(kind, "TEXT")
 
 
 def built(kind: type[T], table: Mapping[str, Any], where: str) -> T:
@@ -225,7 +334,7 @@ def _converted(value: Any, annotation: Any) -> Iterator[Any]:
             yield value
     elif annotation is Any:
         yield value
-    elif annotation is Path and type(value) is str:
+    elif annotation is Path and isinstance(value, str | os.PathLike):
         yield Path(value)
     elif annotation is float and isinstance(value, numbers.Real) and not isinstance(value, bool):
         yield float(value)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -12,140 +14,242 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from checkpoints import loading
+from checkpoints import loading, options
 from checkpoints import temperature as temperature_of
 from checkpoints.batch_norm import recompute_statistics
 from checkpoints.checkpoint import Checkpoint
 from checkpoints.data.images import Images, interleave
-from checkpoints.device import exact_arithmetic
-from checkpoints.options import in_callers_words
+from checkpoints.device import device_named, exact_arithmetic
+from checkpoints.options import in_callers_words, option
 from checkpoints.problem import BatchNorm, Normalization, Problem, Tensors, is_real
 from checkpoints.registry import load_images
 
 # The real images that ship with the project, for networks trained on the data set they are from.
 SAMPLES = {"fashion-mnist": "fashion-mnist-sample"}
+DEFAULT = "resnet8.pt"  # the smallest network that ships: a first look takes seconds
+USUAL = 300  # examples
+# The headings of `--help`.
+EXAMPLES, UNSAID, HOW = "on which examples", "for a checkpoint that does not say", "how"
 
 
-@in_callers_words
-def load_problem(
-    name: str | Path,
-    *,
-    data: str | None = None,
-    root: Path | None = None,
-    size: tuple[int, int] | None = None,
-    split: Literal["train", "test"] = "test",
-    examples: int = 0,
-    model: str | None = None,
-    options: Mapping[str, Any] | None = None,
-    mean: tuple[float, ...] = (),
-    std: tuple[float, ...] = (),
-    batch_norm: BatchNorm = "running",
-    calibration: int = 500,
-    batch_size: int = 0,
-    temperature: float | Literal["fit"] = 1.0,
-    say: Callable[[str], None] = lambda line: None,
-) -> Problem:
-    """The problem of a checkpoint file on real images.
+@options.spec
+class Source:
+    """Where a problem comes from and how it is treated.
 
-    Args:
-        name: a path, or the name of a checkpoint that ships.
-        data: a data set's name, `npz:FILE`, `folder:DIR` or a function; by default the one the
-            checkpoint was trained on, or the sample of it that ships.
-        root: the folder that holds that data set's files.
-        size: (height, width) that a folder's images are resized to.
-        split: `train` or `test`.
-        examples: how many, balanced over the classes; 0 for all.
-        model: the architecture, for files that do not tell.
-        options: its keyword arguments.
-        mean: one value a channel, or one for all; for files that do not tell.
-        std: one value a channel, or one for all; for files that do not tell.
-        batch_norm: see `Problem`.
-        calibration: how many examples set the statistics for `recompute`: of the training split,
-            or, where the data have none, of those that are not measured.
-        batch_size: see `Problem`.
-        temperature: see `Problem`; `fit` takes the one that suits held-out test images best, none
-            of which is measured.
-        say: is handed a line for everything that was decided here.
-
-    Raises:
-        ValueError: one line: what is missing or does not fit, and what to pass.
+    The same fields are the flags of every probe, the keys of `[problem]` in a study file, the
+    arguments of `load_problem`, and the entry `source` of a result's provenance.
     """
-    source = loading.load(
-        name, model=model, options=options, mean=mean, std=std, data=data, say=say
+
+    ckpt: str = option(
+        DEFAULT, "the checkpoint: a path, or one that ships, such as resnet18.pt", "FILE"
     )
-    missing = [
-        flag
-        for flag, value in (("--mean", source.mean), ("--std", source.std), ("--data", source.data))
-        if not value
-    ]
-    if missing:
-        raise ValueError(
-            f"{name} does not say what it was trained on. Pass {' and '.join(missing)} "
-            "(--mean 0 --std 1 for inputs in [0, 1] as they are)."
+    data: str | None = option(
+        None,
+        "fashion-mnist, cifar10, cifar100, npz:FILE, folder:DIR, or package.module:function "
+        "(default: what the checkpoint was trained on, or the sample of it that ships)",
+        "NAME",
+        group=EXAMPLES,
+    )
+    data_root: Path | None = option(None, "folder that holds its files", "DIR", group=EXAMPLES)
+    split: Literal["train", "test"] = option("test", "of the data", group=EXAMPLES)
+    examples: int | None = option(
+        None,
+        f"how many, balanced over the classes; 0 for all (default: {USUAL}, or all where there are "
+        "fewer)",
+        group=EXAMPLES,
+    )
+    size: tuple[int, int] | None = option(
+        None, "resize the images of folder:DIR", "H W", group=EXAMPLES
+    )
+    model: str | None = option(
+        None,
+        "its architecture: resnet20, path/to/file.py:build or package.module:build",
+        "NAME",
+        group=UNSAID,
+    )
+    options: Mapping[str, Any] = option(
+        dict,
+        "a keyword argument of the architecture, such as num_classes=10",
+        flag="--option",
+        group=UNSAID,
+    )
+    mean: tuple[float, ...] = option(
+        (),
+        "of its normalisation, one value per channel or one for all, for inputs in [0, 1]",
+        group=UNSAID,
+    )
+    std: tuple[float, ...] = option((), "likewise", group=UNSAID)
+    batch_norm: BatchNorm = option(
+        "running", "use the running statistics, or recompute them at every point", group=HOW
+    )
+    calibration: int = option(
+        500,
+        "examples that statistics are recomputed from: of the training split, else of those that "
+        "are not measured",
+        group=HOW,
+    )
+    temperature: float | Literal["fit"] = option(
+        1.0,
+        "divide the logits by it; fit: by what suits held-out images best, so that networks are "
+        "compared at equal confidence",
+        "X|fit",
+        group=HOW,
+    )
+    device: str | None = option(
+        None, "cpu, cuda, cuda:1 … (default: a GPU where there is one)", group=HOW
+    )
+    dtype: Literal["float32", "float64"] = option("float32", "of weights and inputs", group=HOW)
+    batch_size: int = option(
+        0, "examples in a forward pass; 0 takes the fastest of a few, measured", group=HOW
+    )
+
+    def __post_init__(self) -> None:
+        if self.examples is not None and self.examples < 0:
+            raise ValueError(f"--examples {self.examples}; expected 1 or more, or 0 for all.")
+
+    @in_callers_words
+    def problem(self, say: Callable[[str], None] = lambda line: None) -> Problem:
+        """The network on its examples.
+
+        Args:
+            say: is handed a line for everything that was decided here.
+
+        Raises:
+            ValueError: one line: what is missing or does not fit, and what to pass.
+        """
+        checkpoint = self._checkpoint(say)
+        data = self._data(checkpoint, say)
+        images = self._images(data, self.split)
+        order = interleave(images.labels)
+        measured, others = np.split(order, [self._count(images)])
+        normalization = Normalization(*_for_channels(checkpoint.mean, checkpoint.std, images))
+        provenance = _provenance(checkpoint, normalization, images.take(measured))
+        provenance["source"] = self._record()
+        calibrating: Tensors = {}
+        if self.batch_norm == "recompute":
+            pool = self._calibration(data, images, others)
+            calibrating = _tensors(pool)["inputs"]
+            provenance["calibration"] = {"name": pool.name, "split": pool.split}
+            say(f"batch norm: statistics of {len(pool)} {pool.split} images of {pool.name}.")
+        problem = Problem(
+            model=checkpoint.network(),
+            **_tensors(images.take(measured)),
+            normalization=normalization,
+            batch_norm=self.batch_norm,
+            calibration=calibrating,
+            batch_size=self.batch_size,
+            temperature=1.0 if self.temperature == "fit" else self.temperature,
+            classes=images.classes,
+            provenance=provenance,
         )
-    if data is None and _is_code(source.data):
-        raise ValueError(
-            f"{name} was trained on {source.data}, which is code outside this package. A file does "
-            "not decide what code runs: pass it as --data if you trust it."
+        _check(problem, checkpoint, images)
+        if self.temperature == "fit":
+            held_out = self._held_out(data, checkpoint, images, others)
+            problem = _at_fitted_temperature(problem, held_out)
+            say(
+                f"temperature: {problem.temperature:.4f}, fitted on {len(held_out)} held-out "
+                f"{held_out.split} images of {held_out.name}."
+            )
+        rank = int(os.environ.get("LOCAL_RANK", "0"))
+        return problem.to(device_named(self.device, rank), getattr(torch, self.dtype))
+
+    def _checkpoint(self, say: Callable[[str], None]) -> Checkpoint:
+        checkpoint = loading.load(
+            self.ckpt,
+            model=self.model,
+            options=self.options,
+            mean=self.mean,
+            std=self.std,
+            data=self.data,
+            say=say,
         )
-    chosen = data or (SAMPLES.get(source.data) if split == "test" else None) or source.data
-    if chosen != source.data:
-        say(f"data: {chosen}; the whole test split is --data {source.data}.")
-    images = load_images(chosen, split, root, size)
-    order = interleave(images.labels)
-    if examples < 0:
-        raise ValueError(f"--examples {examples}; needed: 1 or more, or 0 for all.")
-    if examples > len(order):
-        raise ValueError(
-            f"--examples {examples} exceeds the {len(order)} of {chosen} ({split}). Ask for fewer, "
-            "or pass 0 for all."
-        )
-    measured, others = np.split(order, [examples or len(order)])
-    normalization = Normalization(*_for_channels(source.mean, source.std, images))
-    provenance = _provenance(source, normalization, images.take(measured))
-    calibrating: Tensors = {}
-    if batch_norm == "recompute":
-        if split == "train":
-            pool = images.take(order)
-        elif _has_training_split(chosen):
-            train = load_images(chosen, "train", root, size)
+        told = {"--mean": checkpoint.mean, "--std": checkpoint.std, "--data": checkpoint.data}
+        missing = [flag for flag, value in told.items() if not value]
+        if missing:
+            raise ValueError(
+                f"{self.ckpt} does not say what it was trained on. Pass {' and '.join(missing)} "
+                "(--mean 0 --std 1 for inputs in [0, 1] as they are)."
+            )
+        if self.data is None and _is_code(checkpoint.data):
+            raise ValueError(
+                f"{self.ckpt} was trained on {checkpoint.data}, which is code outside this "
+                "package. A file does not decide what code runs: pass it as --data if you trust it."
+            )
+        return checkpoint
+
+    def _data(self, checkpoint: Checkpoint, say: Callable[[str], None]) -> str:
+        sample = SAMPLES.get(checkpoint.data) if self.split == "test" else None
+        chosen = self.data or sample or checkpoint.data
+        if chosen != checkpoint.data:
+            say(f"data: {chosen}; the whole test split is --data {checkpoint.data}.")
+        return chosen
+
+    def _images(self, data: str, split: Literal["train", "test"]) -> Images:
+        return load_images(data, split, self.data_root, self.size)
+
+    def _count(self, images: Images) -> int:
+        there = len(images)
+        if self.examples is None:
+            return min(USUAL, there)
+        if self.examples > there:
+            raise ValueError(
+                f"--examples {self.examples} exceeds the {there} of {images.name} "
+                f"({images.split}). Ask for fewer, or pass 0 for all."
+            )
+        return self.examples or there
+
+    def _calibration(self, data: str, images: Images, others: NDArray[np.int64]) -> Images:
+        """The examples that batch-norm statistics are recomputed from."""
+        if self.split == "train":
+            pool = images.take(interleave(images.labels))
+        elif _has_training_split(data):
+            train = self._images(data, "train")
             pool = train.take(interleave(train.labels))
         else:
-            pool = _unmeasured(images, others, calibration)
-        if not 2 <= calibration <= len(pool):
-            raise ValueError(f"--calibration {calibration}; needed: 2 to {len(pool)} examples.")
-        pool = pool.take(slice(0, calibration))
-        calibrating = _tensors(pool)["inputs"]
-        provenance["calibration"] = {"name": pool.name, "split": pool.split}
-        say(f"batch norm: statistics of {calibration} {pool.split} images of {pool.name}.")
-    problem = Problem(
-        model=source.network(),
-        **_tensors(images.take(measured)),
-        normalization=normalization,
-        batch_norm=batch_norm,
-        calibration=calibrating,
-        batch_size=batch_size,
-        temperature=1.0 if temperature == "fit" else temperature,
-        classes=images.classes,
-        provenance=provenance,
-    )
-    _check(problem, source, images)
-    if temperature == "fit":
-        if split == "test" and not len(others):
+            pool = _unmeasured(images, others, self.calibration)
+        if not 2 <= self.calibration <= len(pool):
+            raise ValueError(
+                f"--calibration {self.calibration}; expected 2 to {len(pool)} examples."
+            )
+        return pool.take(slice(0, self.calibration))
+
+    def _held_out(
+        self, data: str, checkpoint: Checkpoint, images: Images, others: NDArray[np.int64]
+    ) -> Images:
+        """Test images that are not measured, for the temperature."""
+        if self.split == "train":
+            return self._images(SAMPLES.get(checkpoint.data, data), "test")
+        if not len(others):
             raise ValueError(
                 "--temperature fit needs images that are not measured, and all of them are. Pass "
                 "a smaller --examples, or a number."
             )
-        if split == "test":
-            held_out = images.take(others)
-        else:
-            held_out = load_images(SAMPLES.get(source.data, chosen), "test", root, size)
-        problem = _at_fitted_temperature(problem, held_out)
-        say(
-            f"temperature: {problem.temperature:.4f}, fitted on {len(held_out)} held-out "
-            f"{held_out.split} images of {held_out.name}."
-        )
-    return problem
+        return images.take(others)
+
+    def _record(self) -> dict[str, Any]:
+        """The options that were asked for, without this machine's folders and devices."""
+        asked = dataclasses.asdict(self) | {"ckpt": Path(self.ckpt).name}
+        return {name: v for name, v in asked.items() if name not in ("data_root", "device")}
+
+
+def load_problem(
+    ckpt: str | Path = DEFAULT, *, say: Callable[[str], None] = lambda line: None, **options: Any
+) -> Problem:
+    """The problem of a checkpoint file on real images.
+
+    Args:
+        ckpt: a path, or the name of a checkpoint that ships.
+        say: is handed a line for everything that was decided here.
+        **options: further fields of `Source`, such as `examples=100` or `dtype="float64"`.
+
+    Raises:
+        ValueError: one line: what is missing or does not fit, and what to pass.
+    """
+    known = [field.name for field in dataclasses.fields(Source)]
+    unknown = [name for name in options if name not in known]
+    if unknown:
+        raise ValueError(f"there is no option {unknown[0]}. Known: {', '.join(known)}.")
+    return Source(str(ckpt), **options).problem(say)
 
 
 def _at_fitted_temperature(problem: Problem, held_out: Images) -> Problem:

@@ -146,6 +146,37 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
 }
 
 
+@pytest.mark.parametrize("options", [{}, {"space": "inputs"}, {"jacobian": False}])
+def test_no_derivative_is_taken_that_the_spec_does_not_declare(
+    probe: str, problem: Problem, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    """The kernels are compared with float64 up to the declared derivative, not beyond it."""
+    entry = PROBES[probe]
+    fields = {field.name for field in dataclasses.fields(entry.spec)}
+    if not set(options) <= fields or (probe, "jacobian") == ("sensitivity", *options):
+        pytest.skip("the probe has no such option")
+    small = {k: v for k, v in SMALL.get(probe, {}).items() if "space" not in options}
+    spec = entry.spec(**{**small, **options, **({"top": 1} if "top" in fields else {})})
+    plan = entry.plan(prepared(problem, spec.derivatives), spec)
+    taken = 0
+    grad, recorded = torch.autograd.grad, torch.autograd.backward
+
+    def seen(*args: Any, **kwargs: Any) -> Any:
+        nonlocal taken
+        taken = max(taken, 2 if kwargs.get("create_graph") else 1)
+        return grad(*args, **kwargs)
+
+    def backward(*args: Any, **kwargs: Any) -> Any:
+        nonlocal taken
+        taken = max(taken, 2 if kwargs.get("create_graph") else 1)
+        return recorded(*args, **kwargs)
+
+    monkeypatch.setattr(torch.autograd, "grad", seen)
+    monkeypatch.setattr(torch.autograd, "backward", backward)
+    run(plan)
+    assert taken <= max(spec.derivatives.values())
+
+
 def test_planning_writes_nothing(
     probe: str, problem: Problem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

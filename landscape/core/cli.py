@@ -11,21 +11,16 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal
-
-import torch
+from typing import Any
 
 from checkpoints import kernels, options
-from checkpoints.device import device_named, keep_freed_memory, memory_exhausted
+from checkpoints.device import keep_freed_memory, memory_exhausted
 from checkpoints.kernels import Derivatives
 from checkpoints.problem import Problem
-from checkpoints.source import load_problem
+from checkpoints.source import Source
 from landscape.core import batch_size
 from landscape.core.plan import Probe, Workers, run
 from landscape.core.workers import workers_of_this_process
-
-EXAMPLES = 300
-DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
 def main(probe: Probe, arguments: list[str] | None = None) -> int:
@@ -80,23 +75,6 @@ def interrupt(signal_number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _numbers(text: str) -> tuple[float, ...]:
-    """`0.485,0.456,0.406`, or one number."""
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number") from None
-
-
-def _temperature(text: str) -> float | Literal["fit"]:
-    if text == "fit":
-        return "fit"
-    try:
-        return float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor fit") from None
-
-
 def _prepared(problem: Problem, derivatives: Derivatives, out: Path, workers: Workers) -> Problem:
     """The problem as rank 0 prepares it; the kernels must be right where this rank runs too."""
 
@@ -127,24 +105,11 @@ def _measure(probe: Probe, chosen: argparse.Namespace) -> int:
     first = workers.rank == 0
     keep_freed_memory()
     spec = options.from_flags(probe.spec, chosen)
-    out = chosen.out or Path(f"{Path(chosen.ckpt).stem}.{probe.name}.h5")
-    problem = load_problem(
-        chosen.ckpt,
-        data=chosen.data,
-        root=chosen.data_root,
-        size=chosen.size and tuple(chosen.size),
-        split=chosen.split,
-        examples=chosen.examples,
-        model=chosen.model,
-        options=dict(chosen.option),
-        mean=sum(chosen.mean, ()),
-        std=sum(chosen.std, ()),
-        batch_norm=chosen.batch_norm,
-        calibration=chosen.calibration,
-        batch_size=chosen.batch_size,
-        temperature=chosen.temperature,
-        say=say,
-    ).to(device_named(chosen.device, int(os.environ.get("LOCAL_RANK", "0"))), DTYPES[chosen.dtype])
+    source = options.from_flags(Source, chosen)
+    out = chosen.out or Path(f"{Path(source.ckpt).stem}.{probe.name}.h5")
+    if not hasattr(chosen, "ckpt"):
+        say(f"--ckpt was not given: {source.ckpt}, a network that ships.")
+    problem = source.problem(say)
     problem = _prepared(problem, spec.derivatives, out, workers)
     plan = probe.plan(problem, spec)
     _introduce(problem)
@@ -183,14 +148,10 @@ def _parser(probe: Probe) -> argparse.ArgumentParser:
     summary = (probe.plan.__doc__ or "").splitlines()[0]
     parser = argparse.ArgumentParser(
         prog=f"python -m landscape.{probe.name}",
-        usage=f"python -m landscape.{probe.name} --ckpt FILE [options]",
+        usage=f"python -m landscape.{probe.name} [--ckpt FILE] [options]",
         description=f"{summary} The same command again continues a run that was stopped; "
         f"torchrun --nproc-per-node N -m landscape.{probe.name} ... shares it among N processes.",
     )
-    parser.add_argument(
-        "--ckpt", required=True, metavar="FILE",
-        help="the checkpoint: a path, or one that ships, such as resnet18.pt",
-    )  # fmt: skip
     parser.add_argument(
         "--out", type=Path, metavar="FILE", help=f"result to write (default: CKPT.{probe.name}.h5)"
     )
@@ -199,68 +160,8 @@ def _parser(probe: Probe) -> argparse.ArgumentParser:
         help="draw the figures beside the result",
     )  # fmt: skip
     options.add_flags(parser.add_argument_group("what is measured"), probe.spec)
-    data = parser.add_argument_group("on which examples")
-    data.add_argument(
-        "--data", metavar="NAME",
-        help="fashion-mnist, cifar10, cifar100, npz:FILE, folder:DIR, or package.module:function "
-        "(default: what the checkpoint was trained on, or the sample of it that ships)",
-    )  # fmt: skip
-    data.add_argument("--data-root", type=Path, metavar="DIR", help="folder that holds its files")
-    data.add_argument(
-        "--split", choices=("train", "test"), default="test", help="of the data (default: test)"
-    )
-    data.add_argument(
-        "--examples", type=int, default=EXAMPLES, metavar="N",
-        help=f"how many, balanced over the classes; 0 for all (default: {EXAMPLES})",
-    )  # fmt: skip
-    data.add_argument(
-        "--size", type=int, nargs=2, metavar=("H", "W"), help="resize the images of folder:DIR"
-    )
-    foreign = parser.add_argument_group("for a checkpoint that does not say")
-    foreign.add_argument(
-        "--model", metavar="NAME",
-        help="its architecture: resnet20, path/to/file.py:build or package.module:build",
-    )  # fmt: skip
-    foreign.add_argument(
-        "--option", action="append", default=[], type=options.key_value, metavar="NAME=VALUE",
-        help="a keyword argument of the architecture, such as num_classes=10",
-    )  # fmt: skip
-    foreign.add_argument(
-        "--mean", type=_numbers, nargs="+", default=[], metavar="X",
-        help="of its normalisation, one value a channel or one for all, for inputs in [0, 1]",
-    )  # fmt: skip
-    foreign.add_argument(
-        "--std", type=_numbers, nargs="+", default=[], metavar="X", help="likewise"
-    )
-    how = parser.add_argument_group("how")
-    how.add_argument(
-        "--batch-norm", choices=("running", "recompute"), default="running",
-        help="use the running statistics, or recompute them at every point (default: running)",
-    )  # fmt: skip
-    how.add_argument(
-        "--calibration", type=int, default=500, metavar="N",
-        help="examples that statistics are recomputed from (default: 500)",
-    )  # fmt: skip
-    how.add_argument(
-        "--temperature", type=_temperature, default=1.0, metavar="X|fit",
-        help="divide the logits by it; fit: by what suits held-out images best, so that networks "
-        "are compared at equal confidence (default: 1)",
-    )  # fmt: skip
-    how.add_argument("--device", help="cpu, cuda, cuda:1 … (default: a GPU where there is one)")
-    how.add_argument(
-        "--dtype",
-        choices=DTYPES,
-        default="float32",
-        help="of weights and inputs (default: float32)",
-    )
-    how.add_argument(
-        "--batch-size",
-        type=int,
-        default=0,
-        metavar="N",
-        help="in a forward pass (default: measured)",
-    )
-    how.add_argument(
+    options.add_flags(parser, Source)
+    parser.add_argument(
         "--save-seconds", type=float, default=5.0, metavar="X",
         help="a killed run loses at most this much work (default: 5)",
     )  # fmt: skip

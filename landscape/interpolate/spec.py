@@ -56,7 +56,7 @@ class Spec:
     @property
     def derivatives(self) -> dict[str, int]:
         """The highest derivative in each space; see `checkpoints.kernels`."""
-        return {"inputs": int(bool(self.jacobian))} if self.to is None else {"weights": 0}
+        return {"inputs": int(self.jacobian is not False)} if self.to is None else {"weights": 0}
 
     @options.in_callers_words
     def resolved(self, problem: Problem) -> Spec:

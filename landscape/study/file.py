@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from checkpoints.options import as_arguments, built, checked
-from checkpoints.source import load_problem
+from checkpoints.source import Source
 from landscape.registry import probe_named
 
 SUFFIX = ".toml"
@@ -24,9 +24,9 @@ NEXT = "{next}"  # in a probe's texts: the checkpoint of the arm's next seed
 DEFAULTS: dict[str, Any] = {"examples": 300, "batch_size": 100}
 OPTIONS = {
     name: annotation
-    for name, annotation in typing.get_type_hints(load_problem).items()
-    if name not in ("name", "say", "return")
-} | {"dtype": Literal["float32", "float64"]}
+    for name, annotation in typing.get_type_hints(Source).items()
+    if name not in ("ckpt", "device")
+}
 SHAPE: dict[str, Any] = {
     "title": str,
     "problem": Mapping[str, Any],
@@ -105,7 +105,7 @@ class Study:
         sha256: of the file's bytes and its base's.
         content: the file's tables, the base's among them, for the record.
         title: in words.
-        problem: keyword arguments of `load_problem`, and `dtype`.
+        problem: fields of `Source`.
         arms: the networks.
         probes: {label: (probe, fields of its Spec)}.
         endpoints: in the file's order.

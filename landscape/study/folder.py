@@ -14,12 +14,13 @@ import h5py
 import torch
 
 from checkpoints import loading
+from checkpoints.options import as_flags
+from checkpoints.source import Source
+from landscape.registry import probe_named
 from landscape.study.file import NEXT, Arm, Study, stem
 
 SCHEMA_VERSION = 1
 MANIFEST = "study.json"
-# Names that differ between `load_problem` and the command line.
-FLAGS = {"root": "--data-root"}
 
 
 @dataclass(frozen=True)
@@ -82,23 +83,9 @@ class Run:
         words = ["python", "-m", f"landscape.{self.study.probes[label][0]}"]
         words += ["--ckpt", network.file, "--out", str(self.out / network.result(label))]
         words += ["--no-figure", "--device", str(self.device)]
-        for key, value in network.options.items():
-            if key == "options":
-                for name, each in value.items():
-                    words += ["--option", f"{name}={json.dumps(each)}"]
-            else:
-                words += _flag(FLAGS.get(key, "--" + key.replace("_", "-")), value)
-        for key, value in self.spec(network, label).items():
-            words += _flag("--" + key.replace("_", "-"), value)
+        words += as_flags(Source, network.options)
+        words += as_flags(probe_named(self.study.probes[label][0]).spec, self.spec(network, label))
         return shlex.join(words)
-
-
-def _flag(flag: str, value: Any) -> list[str]:
-    if isinstance(value, bool):
-        return [flag if value else flag.replace("--", "--no-", 1)]
-    if isinstance(value, tuple):
-        return [flag, *map(str, value)] if value else []
-    return [flag, str(value)]
 
 
 class Manifest:

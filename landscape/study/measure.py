@@ -21,9 +21,9 @@ from checkpoints import checkpoint, loading
 from checkpoints.checkpoint import Checkpoint
 from checkpoints.device import keep_freed_memory
 from checkpoints.problem import Problem
-from checkpoints.source import load_problem
+from checkpoints.source import Source
 from landscape.core import batch_size, store
-from landscape.core.cli import DTYPES, interrupt, say
+from landscape.core.cli import interrupt, say
 from landscape.core.plan import Plan, run
 from landscape.registry import probe_named
 from landscape.study.file import Study
@@ -69,9 +69,7 @@ def measured(
 
 
 def _problem(network: Network, device: torch.device) -> Problem:
-    options = dict(network.options)
-    dtype = DTYPES[options.pop("dtype", "float32")]
-    return load_problem(network.file, **options).to(device, dtype)
+    return Source(network.file, device=str(device), **network.options).problem()
 
 
 def _discard_damaged(path: Path) -> None:

@@ -62,7 +62,7 @@ def test_a_file_that_ships_has_the_loss_that_it_was_trained_to(path: Path) -> No
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_a_file_that_ships_classifies_the_sample_as_well_as_its_test_split(path: Path) -> None:
-    problem = load_problem(path.name)
+    problem = load_problem(path.name, examples=0)
     assert len(problem) == 2000
     with torch.inference_mode():
         hits = [

@@ -4,6 +4,7 @@ import argparse
 import ctypes.util
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Optional
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 from checkpoints import device
-from checkpoints.options import add_flags, from_flags, key_value, option
+from checkpoints.options import add_flags, as_flags, from_flags, key_value, option
 
 
 @dataclass(frozen=True)
@@ -34,12 +35,15 @@ class Spec:
     maybe_choice: Literal["a", "b"] | None = option(None, "likewise")
     maybe_sizes: tuple[int, ...] | None = option(None, "likewise")
     two_words: int = option(0, "with a dash")
+    either: float | Literal["fit"] = option(1.0, "a number or a word", "X|fit")
+    table: Mapping[str, Any] = option(dict, "a key and a value", flag="--entry")
+    pair: tuple[int, int] = option((1, 2), "two", "H W", group="another heading")
     no_flag: int = field(default=7)
 
 
 def parsed(*arguments: str) -> Spec:
     parser = argparse.ArgumentParser()
-    add_flags(parser.add_argument_group("what"), Spec)
+    add_flags(parser, Spec)
     parser.add_argument("--other", default=3)
     return from_flags(Spec, parser.parse_args(arguments))
 
@@ -71,6 +75,12 @@ def test_what_is_not_given_keeps_its_default() -> None:
         (["--maybe-choice", "b"], "maybe_choice", "b"),
         (["--maybe-sizes", "5"], "maybe_sizes", (5,)),
         (["--two-words", "5"], "two_words", 5),
+        (["--sizes", "1,2", "3"], "sizes", (1, 2, 3)),
+        (["--none", "0.5,1e-3"], "none", (0.5, 1e-3)),
+        (["--either", "fit"], "either", "fit"),
+        (["--either", "2"], "either", 2.0),
+        (["--entry", "a=1", "--entry", "b=x"], "table", {"a": 1, "b": "x"}),
+        (["--pair", "3", "4"], "pair", (3, 4)),
     ],
 )
 def test_a_flag_has_its_field_s_type(arguments: list[str], name: str, value: object) -> None:
@@ -91,6 +101,11 @@ def test_a_flag_has_its_field_s_type(arguments: list[str], name: str, value: obj
         ["--window", "1"],
         ["--window", "1", "2", "3"],
         ["--maybe-choice", "c"],
+        ["--sizes", "1,x"],
+        ["--sizes", "1,,2"],
+        ["--either", "warm"],
+        ["--entry", "a"],
+        ["--pair", "3"],
         ["--no-flag", "3"],
     ],
 )
@@ -120,6 +135,9 @@ def test_help_tells_meaning_default_and_choices(capsys: pytest.CaptureFixture[st
         "--two-words N with a dash (default: 0)",
     ):
         assert line in told
+    assert "another heading: --pair H W two (default: 1 2)" in told
+    assert "--entry NAME=VALUE a key and a value" in told
+    assert "--either X|fit a number or a word (default: 1.0)" in told
     assert "None" not in told
     assert "SUPPRESS" not in told
 
@@ -151,6 +169,19 @@ def test_an_option_s_value_is_json_or_text(text: str, value: object) -> None:
 def test_an_option_needs_a_name_and_a_value(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError, match="is not of the form name=value"):
         key_value(text)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"points": 7, "extent": -1e-3, "name": "a b", "flip": False, "quiet": True},
+        {"sizes": (5, 6), "window": (-1.0, 0.5), "maybe": 0, "maybe_flag": False},
+        {"either": "fit", "table": {"a": [1, 2], "b": "x", "c": None}, "pair": (3, 4)},
+        {"maybe": None, "none": (), "table": {}},
+    ],
+)
+def test_values_written_as_flags_are_read_back(values: dict[str, Any]) -> None:
+    assert parsed(*as_flags(Spec, values)) == Spec(**values)
 
 
 def test_memory_settings_may_be_made_twice() -> None:

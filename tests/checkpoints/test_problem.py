@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from decimal import Decimal, localcontext
@@ -20,7 +21,7 @@ from checkpoints.data.images import Images, Split
 from checkpoints.losses import cross_entropy, top1
 from checkpoints.models.resnet import ResNet
 from checkpoints.problem import Normalization, Problem
-from checkpoints.source import load_problem
+from checkpoints.source import Source, load_problem
 
 
 def refusal(call: Callable[[], object]) -> str:
@@ -356,7 +357,36 @@ def test_fewer_examples_are_balanced_and_zero_means_all(file: Path) -> None:
     assert line.startswith("examples 41 exceeds the 40 of npz:")
     assert line.endswith(" (test). Ask for fewer, or pass 0 for all.")
     line = refusal(lambda: load_problem(file, examples=-1))
-    assert line == "examples -1; needed: 1 or more, or 0 for all."
+    assert line == "examples -1; expected 1 or more, or 0 for all."
+
+
+def test_unless_asked_for_a_few_hundred_are_measured_or_all_where_there_are_fewer(
+    tmp_path: Path, file: Path
+) -> None:
+    assert len(load_problem(file)) == 40
+    x, y = images(310, 1)
+    np.savez(tmp_path / "many.npz", x_test=x, y_test=y)
+    assert len(load_problem(file, data=f"npz:{tmp_path / 'many.npz'}")) == source.USUAL == 300
+
+
+def test_a_problem_has_the_precision_that_is_asked_for(file: Path) -> None:
+    assert load_problem(file, dtype="float64").dtype == torch.float64
+    line = refusal(lambda: load_problem(file, dtype="float16"))
+    assert line == "dtype float16; expected 'float32' or 'float64'."
+
+
+def test_an_option_that_there_is_not_is_refused_with_those_that_there_are(file: Path) -> None:
+    line = refusal(lambda: load_problem(file, exmples=3))
+    assert line.startswith("there is no option exmples. Known: ckpt, data, data_root,")
+
+
+def test_what_was_asked_for_is_recorded_without_this_machine_s_folders(file: Path) -> None:
+    asked = Source(str(file), examples=15, data_root=file.parent, device="cpu")
+    told = asked.problem().fingerprints()["source"]
+    assert told["ckpt"] == "net.pt"
+    assert told["examples"] == 15
+    assert not {"data_root", "device"} & set(told)
+    assert json.loads(json.dumps(told)) == told | {"mean": [], "std": []}
 
 
 def test_a_file_that_does_not_say_asks_for_what_is_missing(tmp_path: Path, data: str) -> None:
@@ -522,7 +552,7 @@ def test_a_calibration_needs_two_examples_and_no_more_than_there_are(
     file: Path, count: int
 ) -> None:
     line = refusal(lambda: load_problem(file, batch_norm="recompute", calibration=count))
-    assert line == f"calibration {count}; needed: 2 to 60 examples."
+    assert line == f"calibration {count}; expected 2 to 60 examples."
 
 
 def test_measuring_the_training_split_calibrates_on_it(file: Path) -> None:

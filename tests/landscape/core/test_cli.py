@@ -139,8 +139,27 @@ def test_a_mistake_is_one_line_and_exit_code_1(
     assert list(tmp_path.glob("*.h5")) == []
 
 
+@pytest.mark.second_derivative
+@pytest.mark.parametrize("probe", PROBES)
+def test_without_a_checkpoint_a_network_that_ships_is_measured(
+    probe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    small = {
+        "surface": ["--points", "2"],
+        "hessian": ["--parts", "eigenpairs", "--top", "1"],
+        "sensitivity": ["--parts", "norms"],
+        "interpolate": ["--pairs", "1", "--points", "3"],
+    }
+    arguments = [*small[probe], "--examples", "20", "--batch-size", "20", "--no-figure"]
+    assert main(PROBES[probe], arguments) == 0
+    told = capsys.readouterr()
+    assert told.err.startswith("--ckpt was not given: resnet8.pt, a network that ships.")
+    assert told.out == f"resnet8.{probe}.h5\n"
+
+
 def test_wrong_usage_exits_with_2(capsys: pytest.CaptureFixture[str]) -> None:
-    for arguments in ([], ["--ckpt", "x", "--points", "many"], ["--ckpt", "x", "--space", "loss"]):
+    for arguments in (["--points", "many"], ["--space", "loss"], ["--temperature", "warm"]):
         with pytest.raises(SystemExit) as stopped:
             main(PROBES["surface"], arguments)
         assert stopped.value.code == 2

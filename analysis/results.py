@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-SCHEMA_VERSION = 1
+from analysis import upgrade
+from analysis.upgrade import SCHEMA_VERSION
+
 VARIABLES = {  # always there; accuracy only where it is defined
     "hessian": (),  # any of its parts
-    "interpolate": ("loss", "part"),
+    "interpolate": ("loss",),
     "sensitivity": ("loss",),
     "surface": ("loss", "loss_stderr"),
 }
@@ -26,7 +28,7 @@ def load(path: str | Path) -> xr.Dataset:
     with `measured` = 0.
 
     Raises:
-        ValueError: no such file, not HDF5, damaged or cut short, or `check` refuses it.
+        ValueError: no such file, not HDF5, damaged or cut short, or `checked` refuses it.
 
     Cost: the memory of the whole file.
     """
@@ -36,18 +38,17 @@ def load(path: str | Path) -> xr.Dataset:
     try:
         with xr.open_dataset(path, engine="h5netcdf") as result:
             result.load()
-    except Exception as error:  # what a damaged file raises is nobody's contract
+    except Exception as error:  # h5py documents no exception types for damaged files
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(
             f"{path}: is no result file, or a damaged one ({reason}). Give a file written by "
             "python -m landscape.<probe>; if this is a copy of one, copy it again."
         ) from error
-    check(result)
-    return result
+    return checked(result)
 
 
-def check(result: xr.Dataset) -> None:
-    """Refuse a data set that is no result of this toolkit, or of a newer version of it.
+def checked(result: xr.Dataset) -> xr.Dataset:
+    """A result in the current schema; refused where it is none, or of a newer version.
 
     Raises:
         ValueError: no `probe` attribute, schema version unknown, variables or coordinates missing.
@@ -80,6 +81,7 @@ def check(result: xr.Dataset) -> None:
         raise ValueError(
             f"{file}: {', '.join(missing)} missing, needed for a {probe} result. Measure it again."
         )
+    return upgrade.result(result)
 
 
 def source(result: xr.Dataset) -> str:

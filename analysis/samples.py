@@ -162,7 +162,7 @@ def _kept(
                 f"{file}: {endpoint.variable} cannot be selected by {name!r}; it has "
                 f"{', '.join(map(str, dims)) or 'no dims'}."
             )
-        entries = _names(result[name])
+        entries = np.asarray(result[name].values)
         if isinstance(wanted, str):
             texts = entries.astype(str)
             mask = texts == wanted
@@ -182,20 +182,10 @@ def _kept(
     return {dim: np.flatnonzero(mask) for dim, mask in masks.items()}, tuple(notes)
 
 
-def _names(labels: xr.DataArray) -> NDArray[Any]:
-    """The entries of a coordinate or a flag variable, flags by their meanings."""
-    if "flag_meanings" not in labels.attrs:
-        return np.asarray(labels.values)
-    meanings = str(labels.attrs["flag_meanings"]).split()
-    flags = np.atleast_1d(labels.attrs["flag_values"])
-    named = dict(zip(map(int, flags), meanings, strict=True))
-    return np.array([named.get(int(flag), str(flag)) for flag in labels.values])
-
-
 def _correct(chosen: xr.Dataset, dim: str) -> NDArray[np.bool_] | None:
     if dim in chosen.get("correct", xr.DataArray()).dims:
         return np.asarray(chosen["correct"].values == 1)
-    if "margin" in chosen and chosen["margin"].dims == (dim, "rank"):
+    if "margin" in chosen and chosen["margin"].dims == (dim, "path_sample"):
         # A path's samples: all that there are. A margin that overflowed is not correct.
         there = ~np.isnan(chosen["label"].values)
         return np.asarray(((chosen["margin"].values > 0) | ~there).all(axis=1))

@@ -12,11 +12,11 @@ from typing import Any, Literal
 import numpy as np
 import xarray as xr
 
-from analysis import results
+from analysis import results, upgrade
 from analysis.stats.bootstrap import Average, Compare
+from analysis.upgrade import SCHEMA_VERSION
 
 Role = Literal["baseline", "treatment", "control", "negative"]
-SCHEMA_VERSION = 1
 SAMPLES = ("example", "pair")  # dims whose entries are the samples of a seed
 CHECKPOINT = "checkpoint"  # the probe of endpoints that are metrics of the checkpoint files
 UNMEASURED = "not measured yet"
@@ -173,13 +173,13 @@ def read(folder: str | Path) -> Study:
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path}: damaged ({error}). {again}") from error
     version = content.get("schema_version") if isinstance(content, dict) else None
-    if version != SCHEMA_VERSION:
+    if version not in range(1, SCHEMA_VERSION + 1):
         raise ValueError(
-            f"{path}: schema version is {version}, this toolkit reads {SCHEMA_VERSION}. "
+            f"{path}: schema version is {version}, this toolkit reads 1 to {SCHEMA_VERSION}. "
             "Update the toolkit, or measure with this one."
         )
     try:
-        tables = content["study"]
+        tables = upgrade.study(content)["study"]
         arms = tuple(
             Arm(table["name"], table["role"], tuple(table["seeds"])) for table in tables["arms"]
         )

@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias, get_args
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from checkpoints.device import KERNELS, Kernels
@@ -67,6 +69,7 @@ class Problem:
         temperature: the outputs, logits, are divided by it, so that networks can be compared at
             equal confidence; see `checkpoints.temperature.fit`.
         classes: their names, in the order of the labels; may be left out.
+        indices: (N,) where each example stands in its data set; by default 0 to N - 1.
         provenance: what result files record of where all this came from.
     """
 
@@ -82,6 +85,7 @@ class Problem:
     kernels: Kernels | None = None
     temperature: float = 1.0
     classes: Sequence[str] = ()
+    indices: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -90,6 +94,12 @@ class Problem:
             raise ValueError(f"inputs hold {sizes} examples, targets {len(self.targets)}.")
         if not len(self.targets):
             raise ValueError("there are no examples.")
+        if not len(self.indices):
+            object.__setattr__(self, "indices", np.arange(len(self.targets)))
+        if len(self.indices) != len(self.targets):
+            raise ValueError(
+                f"there are {len(self.indices)} indices and {len(self.targets)} examples."
+            )
         if self.batch_norm not in get_args(BatchNorm):
             raise ValueError(f"batch_norm={self.batch_norm!r}; needed: running or recompute.")
         if self.batch_norm == "recompute" and not self.calibration:
@@ -162,6 +172,15 @@ class Problem:
     def dtype(self) -> torch.dtype:
         """The precision of the network's weights."""
         return next((p.dtype for p in self.model.parameters()), torch.get_default_dtype())
+
+    def first(self, count: int) -> Problem:
+        """The same problem with its first examples alone."""
+        return replace(
+            self,
+            inputs={name: value[:count] for name, value in self.inputs.items()},
+            targets=self.targets[:count],
+            indices=self.indices[:count],
+        )
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> Problem:
         """The same problem elsewhere, or in another precision; this one stays as it is."""

@@ -140,6 +140,7 @@ class Source:
             batch_size=self.batch_size,
             temperature=1.0 if self.temperature == "fit" else self.temperature,
             classes=images.classes,
+            indices=measured,
             provenance=provenance,
         )
         _check(problem, checkpoint, images)
@@ -253,7 +254,7 @@ def load_problem(
 
 
 def _at_fitted_temperature(problem: Problem, held_out: Images) -> Problem:
-    examples = replace(problem, **_tensors(held_out))
+    examples = replace(problem, **_tensors(held_out), indices=np.arange(len(held_out)))
     network = copy.deepcopy(problem.model).eval()
     if problem.batch_norm == "recompute":
         recompute_statistics(network, problem.outputs, problem.calibration)

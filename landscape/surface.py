@@ -18,6 +18,7 @@ from checkpoints.problem import Problem, Tensors
 from landscape.core import direction_files, directions, store
 from landscape.core.plan import Cell, Plan, Probe, Values
 from landscape.core.spaces import Inputs, Space, Weights
+from landscape.core.variables import Coordinate, Variable, of_examples
 
 POINTS = {1: 51, 2: 21}
 # In the input space, about the distance from a real sample to its nearest neighbour.
@@ -27,7 +28,7 @@ NORMALIZE: dict[str, directions.Normalization] = {"weights": "filter", "inputs":
 
 @options.spec
 class Spec:
-    """Every number that changes a surface. What is None is decided by `resolved`."""
+    """Every number that changes a surface. `None`: `resolved` picks the default."""
 
     space: Literal["weights", "inputs"] = option(
         "weights", "what moves: the network's weights, or each example on its own"
@@ -64,7 +65,7 @@ class Spec:
         return {self.space: 0}
 
     @options.in_callers_words
-    def resolved(self) -> Spec:
+    def resolved(self) -> Decided:
         """This spec with every default decided.
 
         Raises:
@@ -93,13 +94,23 @@ class Spec:
                 "and a finite extent that is not negative."
             )
         in_inputs = self.space == "inputs"
-        return replace(
-            self,
-            points=points * (self.dimensions // len(points)),
-            extent=extent * (self.dimensions // len(extent)),
-            normalize=self.normalize or NORMALIZE[self.space],
-            example_losses=in_inputs if self.example_losses is None else self.example_losses,
-        )
+        decided = {
+            "points": points * (self.dimensions // len(points)),
+            "extent": extent * (self.dimensions // len(extent)),
+            "normalize": self.normalize or NORMALIZE[self.space],
+            "example_losses": in_inputs if self.example_losses is None else self.example_losses,
+        }
+        return Decided(**vars(self) | decided)
+
+
+@options.spec
+class Decided(Spec):
+    """A spec with every default decided."""
+
+    points: tuple[int, ...]
+    extent: tuple[float, ...]
+    normalize: directions.Normalization
+    example_losses: bool
 
 
 def surface(problem: Problem, spec: Spec) -> Plan:
@@ -134,21 +145,19 @@ def surface(problem: Problem, spec: Spec) -> Plan:
         space = Inputs(problem)
     axes, files = _directions(space, spec)
     dims = ("alpha", "beta")[: spec.dimensions]
-    variables: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {
-        "loss": (dims, {"long_name": "loss", "units": "nat"}),
-        "loss_stderr": (dims, {"long_name": "standard error of the loss", "units": "nat"}),
+    variables = {
+        "loss": Variable(dims, "loss", "nat"),
+        "loss_stderr": Variable(dims, "standard error of the loss", "nat"),
     }
     if problem.correct is not None:
         variables |= {
-            "accuracy": (dims, {"long_name": "accuracy", "units": "1"}),
-            "accuracy_stderr": (dims, {"long_name": "standard error of accuracy", "units": "1"}),
+            "accuracy": Variable(dims, "accuracy"),
+            "accuracy_stderr": Variable(dims, "standard error of accuracy"),
         }
-    coords: dict[str, tuple[NDArray[Any], dict[str, str]]] = {}
-    coords |= {dim: (_axis(spec, i), _labels(spec, i)) for i, dim in enumerate(dims)}
+    coords = {dim: Coordinate(_steps(spec, i), *_label(spec, i)) for i, dim in enumerate(dims)}
     if spec.example_losses:
-        about = {"long_name": "loss of one example", "units": "nat"}
-        variables["example_loss"] = ((*dims, "example"), about)
-        coords["example"] = (np.arange(len(problem)), {"long_name": "example", "units": "1"})
+        variables["example_loss"] = Variable((*dims, "example"), "loss of one example", "nat")
+        coords |= of_examples(problem)
     provenance = problem.fingerprints() | {"files": files}
     return Plan(
         probe="surface",
@@ -157,14 +166,14 @@ def surface(problem: Problem, spec: Spec) -> Plan:
         coords=coords,
         variables=variables,
         walk=dims,
-        measure=partial(_measure, space, axes, [coords[dim][0] for dim in dims], spec),
+        measure=partial(_measure, space, axes, [coords[dim].values for dim in dims], spec),
         watch="loss",
         beside=(Path(spec.save_directions),) if spec.save_directions else (),
         begin=partial(_save, axes, spec, provenance),
     )
 
 
-def _save(axes: Sequence[Tensors], spec: Spec, provenance: dict[str, Any]) -> None:
+def _save(axes: Sequence[Tensors], spec: Decided, provenance: dict[str, Any]) -> None:
     """Write the directions, if that is asked for."""
     if spec.save_directions:
         path = Path(spec.save_directions)
@@ -177,7 +186,7 @@ def _measure(
     space: Space,
     axes: Sequence[Tensors],
     steps: Sequence[NDArray[np.float64]],
-    spec: Spec,
+    spec: Decided,
     cells: Sequence[Cell],
 ) -> Values:
     rows: list[dict[str, Any]] = []
@@ -191,7 +200,7 @@ def _measure(
     return {name: np.array([row[name] for row in rows]) for name in rows[0]}
 
 
-def _directions(space: Space, spec: Spec) -> tuple[list[Tensors], dict[str, str]]:
+def _directions(space: Space, spec: Decided) -> tuple[list[Tensors], dict[str, str]]:
     """The direction of each axis, and the SHA-256 of the files that they came from."""
     axes: list[Tensors] = []
     files: dict[str, str] = {}
@@ -202,7 +211,6 @@ def _directions(space: Space, spec: Spec) -> tuple[list[Tensors], dict[str, str]
         axes += direction_files.load(Path(spec.directions), space.origin)[: spec.dimensions]
         files["directions"] = direction_files.file_digest(Path(spec.directions))
     generator = torch.Generator().manual_seed(spec.seed)
-    assert spec.normalize is not None  # resolved() has decided it
     while len(axes) < spec.dimensions:
         drawn = directions.gaussian(space.origin, generator)
         if isinstance(space, Weights):
@@ -222,33 +230,28 @@ def _towards(space: Space, name: str) -> Tensors:
     return directions.difference(end, space.origin)
 
 
-def _axis(spec: Spec, axis: int) -> NDArray[np.float64]:
+def _steps(spec: Decided, axis: int) -> NDArray[np.float64]:
     """Equally spaced, exact at the middle and at the ends; one point is the middle."""
-    assert spec.points is not None  # resolved() has decided both
-    assert spec.extent is not None
     count, extent = spec.points[axis], spec.extent[axis]
     middle = 0.5 if spec.to and axis == 0 else 0.0
     spread = np.arange(count) * 2 - (count - 1)
     return middle + extent * (spread / max(count - 1, 1))
 
 
-def _labels(spec: Spec, axis: int) -> dict[str, str]:
+def _label(spec: Decided, axis: int) -> tuple[str, str]:
+    """What an axis is, and its unit."""
     if spec.to and axis == 0:
-        return {"long_name": f"from this network (0) to {Path(spec.to).name} (1)", "units": "1"}
+        return f"from this network (0) to {Path(spec.to).name} (1)", "1"
     which = ("first", "second")[axis]
     if spec.directions:
-        return {"long_name": f"step along the {which} direction", "units": "its length"}
+        return f"step along the {which} direction", "its length"
     units = {
         "filter": {"weights": "filter norms", "inputs": "norms of the example"},
         "layer": {"weights": "layer norms", "inputs": "norms of all examples"},
         "unit": {"weights": "L2 distance a filter", "inputs": "L2 distance, pixel range 1"},
         "none": {"weights": "L2 norms of the draw", "inputs": "noise s.d., pixel range 1"},
     }
-    assert spec.normalize is not None  # resolved() has decided it
-    return {
-        "long_name": f"step along the {which} direction",
-        "units": units[spec.normalize][spec.space],
-    }
+    return f"step along the {which} direction", units[spec.normalize][spec.space]
 
 
 PROBE = Probe("surface", Spec, surface)

@@ -17,7 +17,7 @@ import landscape
 from checkpoints.problem import Problem
 from landscape.core import store
 from landscape.core.batch_size import prepared
-from landscape.core.plan import DIMS, Plan, run
+from landscape.core.plan import Plan, run
 from landscape.registry import PROBES
 
 pytestmark = pytest.mark.second_derivative
@@ -101,14 +101,16 @@ def test_killed_and_resumed_is_straight(probe: str, problem: Problem, tmp_path: 
 
 def test_dims_units_and_names_are_declared(probe: str, problem: Problem) -> None:
     result = measured(probe, problem)
-    assert set(result.dims) <= set(DIMS)
     for name, variable in result.data_vars.items():
         assert variable.attrs.get("units"), f"{name} has no units"
         assert variable.attrs.get("long_name"), f"{name} has no long_name"
         if "loss" in str(name):
             assert variable.attrs["units"] == "nat"
     for dim in result.dims:
-        assert result[dim].attrs.get("units"), f"{dim} has no units"
+        assert dim in result.coords, f"{dim} has no coordinate"
+    for name, coordinate in result.coords.items():
+        assert coordinate.attrs.get("units"), f"{name} has no units"
+        assert coordinate.attrs.get("long_name"), f"{name} has no long_name"
     assert (result["measured"] == 1).all()
     spec = json.loads(result.attrs["spec"])
     assert spec["seed"] == 0

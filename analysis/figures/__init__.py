@@ -50,7 +50,8 @@ def draw(
     Raises:
         ValueError: what `fitting` refuses, or no finite value.
     """
-    shown = [results] if isinstance(results, xr.Dataset) else list(results)
+    given = [results] if isinstance(results, xr.Dataset) else list(results)
+    shown = [result_files.checked(result) for result in given]
     if columns not in style.WIDTHS:
         raise ValueError(f"columns={columns}: a figure is 1 or 2 columns wide.")
     chosen = FIGURES[fitting(shown, kind=kind, variable=variable)[0]]
@@ -76,8 +77,7 @@ def fitting(
     """
     if not results:
         raise ValueError("no result to draw. Give at least one.")
-    for result in results:
-        result_files.check(result)
+    results = [result_files.checked(result) for result in results]
     first, *others = results
     for other in others:
         files = result_files.source(first), result_files.source(other)

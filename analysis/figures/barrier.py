@@ -56,11 +56,10 @@ def barrier(
 
 def treatments(result: xr.Dataset) -> list[xr.Dataset]:
     """One result for each treatment of batch norm's statistics, named in its spec."""
-    meanings = str(result["part"].attrs["flag_meanings"]).split()
     parts = []
-    for part, number in enumerate(result["part"].values):
-        one = result.isel(part=part).drop_vars("example_loss")
-        named = results.spec(result) | {"statistics": meanings[int(number)]}
+    for treatment in map(str, result["batch_norm_statistics"].values):
+        one = result.sel(batch_norm_statistics=treatment).drop_vars("example_loss")
+        named = results.spec(result) | {"statistics": treatment}
         one.attrs = {**result.attrs, "spec": json.dumps(named)}
         one.encoding = dict(result.encoding)
         parts.append(one)

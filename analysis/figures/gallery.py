@@ -27,9 +27,10 @@ def images(result: xr.Dataset, ax: Axes, *, draw: int) -> None:
         ax: Axes of the same limits as those of `probabilities`.
         draw: which path of the gallery.
     """
-    steps = result["step"].values
+    steps = result["gallery_t"].values
     half = _spacing(result) * (1 - _GAP) / 2
-    pictures = result["image"].isel(draw=draw).transpose("step", "height", "width", "channel")
+    axes = ("gallery_t", "height", "width", "channel")
+    pictures = result["image"].isel(gallery=draw).transpose(*axes)
     for step, picture in zip(steps, np.clip(pictures.values, 0, 1), strict=True):
         colour = picture.shape[2] == 3
         ax.imshow(
@@ -59,7 +60,7 @@ def probabilities(
     """
     one = result.isel(pair=int(result["gallery_pair"].values[draw]))
     ends = one["label"].values[:2].astype(int)
-    curves = one["probability"].transpose("t", "rank").values
+    curves = one["probability"].transpose("t", "path_sample").values
     ax.plot(one["t"], curves[:, 0], color=colour, linestyle="-", label=label)
     if ends[0] != ends[1]:
         ax.plot(one["t"], curves[:, 1], color=colour, linestyle="--")
@@ -82,7 +83,7 @@ def gallery(page: Page) -> Figure:
             )
     paths = [
         draw
-        for draw in range(first.sizes["draw"])
+        for draw in range(first.sizes["gallery"])
         if all(np.isfinite(result["gallery_pair"].values[draw]) for result in shown)
     ]
     if not paths:
@@ -115,12 +116,12 @@ def gallery(page: Page) -> Figure:
 
 
 def _spacing(result: xr.Dataset) -> float:
-    steps = result["step"].values
+    steps = result["gallery_t"].values
     return float(np.diff(steps).min()) if len(steps) > 1 else 1.0
 
 
 def _limits(result: xr.Dataset) -> tuple[float, float]:
-    steps, half = result["step"].values, _spacing(result) / 2
+    steps, half = result["gallery_t"].values, _spacing(result) / 2
     return float(steps.min()) - half, float(steps.max()) + half
 
 

@@ -49,21 +49,21 @@ def over_sigma(result: xr.Dataset) -> xr.Dataset:
         A line as `profile` draws it.
     """
     seen = result.isel(example=np.flatnonzero(result["measured"].values == 1))
-    sigmas = np.concatenate([[0.0], result["noise"].values])
+    sigmas = np.concatenate([[0.0], result["sigma"].values])
     line = xr.Dataset(
-        {"measured": ("noise", np.ones(len(sigmas), "u1"))},
-        {"noise": ("noise", sigmas, result["noise"].attrs)},
+        {"measured": ("sigma", np.ones(len(sigmas), "u1"))},
+        {"sigma": ("sigma", sigmas, result["sigma"].attrs)},
         # What is at 0 on this line, and what `profile` names it by.
         result.attrs | {"spec": json.dumps(results.spec(result) | {"space": "inputs"})},
     )
     for name, itself in _WITHOUT.items():
         if name not in result:
             continue
-        noisy = seen[name].transpose("noise", "example").values
+        noisy = seen[name].transpose("sigma", "example").values
         with np.errstate(invalid="ignore", over="ignore"):
             moments = [mean_and_stderr(row) for row in (seen[itself].values, *noisy)]
         for ending, values in zip(("", "_stderr"), np.transpose(moments), strict=True):
-            line[name + ending] = ("noise", values, result[name].attrs)
+            line[name + ending] = ("sigma", values, result[name].attrs)
     line.encoding = dict(result.encoding)
     return line
 

@@ -22,15 +22,14 @@ _SAMPLES = (("-", "first sample's class"), ("--", "second sample's class"))
 _HEIGHTS = {1: 0.35, 2: 0.6, 3: 0.75, 4: 0.75}  # of a panel's width, by panels side by side
 
 
-def kinds(result: xr.Dataset) -> dict[str, int]:
-    """The kinds of path in a result, and the number that stands for each."""
-    meanings = str(result["part"].attrs["flag_meanings"]).split()
-    return {meanings[int(part)]: int(part) for part in result["part"].values}
+def kinds(result: xr.Dataset) -> list[str]:
+    """The kinds of path in a result."""
+    return [str(kind) for kind in result["path_kind"].values]
 
 
 def on_paths(result: xr.Dataset, variable: str) -> bool:
     """Whether `variable` has a value at every point of every path, or one for each of its ends."""
-    return result[variable].dims in (("pair", "t"), ("pair", "t", "rank"))
+    return result[variable].dims in (("pair", "t"), ("pair", "t", "path_sample"))
 
 
 def along(
@@ -50,7 +49,7 @@ def along(
         colour: of this result.
         label: for the legend.
     """
-    chosen = (result["kind"].values == kinds(result)[kind]) & (result["measured"].values == 1)
+    chosen = (result["kind"].values == kind) & (result["measured"].values == 1)
     if not chosen.any():
         return
     values = result[variable].isel(pair=np.flatnonzero(chosen)).transpose("pair", "t", ...).values
@@ -112,7 +111,7 @@ def by_kind(page: Page) -> Figure:
     for ax in grid[-1]:
         ax.set_xlabel("position on the path")
     axes = list(grid.flat)
-    ends = any("rank" in shown[0][variable].dims for variable in variables)
+    ends = any("path_sample" in shown[0][variable].dims for variable in variables)
     _explain(axes[0], common if ends else [])
     legend(figure, axes, labels)
     figure.align_ylabels()

@@ -85,7 +85,7 @@ def radius_curve(
         among: results whose heights it shares; by default this one alone.
         ceiling: where the heights end at most; by default where `CEILING_RATIO` has it.
     """
-    ordered = result.sortby("radius").sel(part=kind)
+    ordered = result.sortby("radius").sel(direction_kind=kind)
     x = ordered["radius"].values
     low, middle, high = _band(ordered, variable)
     (line,) = ax.plot(x, middle, label=results.name(result) if label is None else label)
@@ -189,7 +189,9 @@ def distributions(page: Page) -> Figure:
 def radius_curves(page: Page) -> Figure:
     """One panel a variable and kind of direction, one line a result; a row shares its heights."""
     shown, variables, columns, ceiling = page.shown, page.variables, page.columns, page.ceiling
-    kinds = [name for name in KINDS if all(name in result["part"].values for result in shown)]
+    kinds = [
+        name for name in KINDS if all(name in result["direction_kind"].values for result in shown)
+    ]
     figure = new_figure(columns, gap=0.02)
     across = min(len(kinds), _PANEL[columns])
     width = style.WIDTHS[columns] / across

@@ -236,7 +236,9 @@ def _dots(
 
 def _draws(result: xr.Dataset) -> tuple[Floats, Floats]:
     """Nodes and weights, (draws, steps), of the random vectors that have been measured."""
-    nodes, weights = (result[n].transpose("draw", "step").values for n in ("node", "weight"))
+    nodes, weights = (
+        result[n].transpose("draw", "lanczos_step").values for n in ("node", "weight")
+    )
     known = np.isfinite(nodes).all(axis=1)
     if not known.any():
         raise ValueError(

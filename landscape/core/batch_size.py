@@ -90,12 +90,7 @@ def fastest_batch(problem: Problem) -> int:
 
 
 def _first(problem: Problem, size: int) -> Space:
-    part = replace(
-        problem,
-        inputs={name: value[:size] for name, value in problem.inputs.items()},
-        targets=problem.targets[:size],
-        batch_size=size,
-    )
+    part = replace(problem.first(size), batch_size=size)
     return (
         Inputs(part) if all(v.is_floating_point() for v in part.inputs.values()) else Weights(part)
     )

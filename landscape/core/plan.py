@@ -17,15 +17,11 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from landscape.core import store
+from landscape.core.variables import Coordinate, Variable
 
 Cell: TypeAlias = dict[str, int]
 Values: TypeAlias = dict[str, NDArray[Any]]
 
-# The whole vocabulary: every probe's dims come from here.
-DIMS = (
-    "alpha", "beta", "t", "radius", "draw", "step", "rank", "example", "layer", "head", "channel",
-    "part", "pair", "direction", "noise", "class", "height", "width", "end",
-)  # fmt: skip
 SAVE_SECONDS = 5.0
 # A save that takes long is done seldom: never more than this share of the time.
 SAVE_SHARE = 0.05
@@ -39,8 +35,8 @@ class Plan:
         probe: its name in `PROBES`.
         spec: the probe's Spec, with every default decided.
         provenance: where network and data came from.
-        coords: {dim: (values, attributes)} of every dim.
-        variables: {name: (dims, attributes)}; all are float64 and begin as NaN.
+        coords: by name: one for every dim, and what else is known along them.
+        variables: by name.
         walk: the dims whose cells are measured one by one; a variable's first dims. A variable
             that has not all of them belongs to no cell: each cell fills in entries of it.
         measure: from a few cells to {variable: (cells, remaining dims...)}; of a variable that
@@ -55,14 +51,14 @@ class Plan:
             after the result file has been accepted; planning itself writes nothing.
 
     Raises:
-        ValueError: a dim that is not in `DIMS`.
+        ValueError: a dim of a variable that has no coordinate.
     """
 
     probe: str
     spec: Any
     provenance: Mapping[str, Any]
-    coords: Mapping[str, tuple[Any, Mapping[str, str]]]
-    variables: Mapping[str, tuple[tuple[str, ...], Mapping[str, str]]]
+    coords: Mapping[str, Coordinate]
+    variables: Mapping[str, Variable]
     walk: tuple[str, ...]
     measure: Callable[[Sequence[Cell]], Values]
     block: int = 1
@@ -73,21 +69,27 @@ class Plan:
     begin: Callable[[], None] | None = None
 
     def __post_init__(self) -> None:
-        unknown = [dim for dim in self.coords if dim not in DIMS]
-        if unknown:
-            raise ValueError(f"{self.probe}: dims {', '.join(unknown)} are not in {DIMS}.")
+        dims = {name: each.dims for name, each in self.variables.items()}
+        dims |= {name: each.dims for name, each in self.coords.items()}
+        for name, own in dims.items():
+            lacking = [dim for dim in own if dim not in self.coords]
+            if lacking:
+                raise ValueError(f"{self.probe}: {name} has a dim {lacking[0]} without coordinate.")
 
     def blank(self) -> xr.Dataset:
         """The result with nothing measured."""
-        sizes = {dim: len(values) for dim, (values, _) in self.coords.items()}
+        coords = {
+            name: (each.dims or (name,), each.array, each.attributes)
+            for name, each in self.coords.items()
+        }
+        sizes = {dim: len(coords[dim][1]) for dim in coords if coords[dim][0] == (dim,)}
         data: dict[str, Any] = {
-            name: (dims, np.full([sizes[d] for d in dims], np.nan), dict(attributes))
-            for name, (dims, attributes) in self.variables.items()
+            name: (each.dims, np.full([sizes[d] for d in each.dims], np.nan), each.attributes)
+            for name, each in self.variables.items()
         }
         mask = np.zeros([sizes[dim] for dim in self.walk], dtype=np.uint8)
         about = {"long_name": "1 where the cell has been measured", "units": "1"}
         data["measured"] = (self.walk, mask, about)
-        coords = {dim: (dim, np.asarray(v), dict(a)) for dim, (v, a) in self.coords.items()}
         spec = dataclasses.asdict(self.spec)
         return xr.Dataset(data, coords, store.described(self.probe, spec, self.provenance))
 

@@ -18,9 +18,11 @@ import numpy as np
 import xarray as xr
 from filelock import FileLock, Timeout
 
+from analysis import upgrade
+from analysis.upgrade import SCHEMA_VERSION
+
 log = logging.getLogger(__name__)
 
-SCHEMA_VERSION = 1
 LARGE = 1000  # values from which compression saves more than its bookkeeping takes
 PACKED = {"compression": "gzip", "compression_opts": 4, "shuffle": True}
 BUSY = "another process measures it now"
@@ -130,7 +132,7 @@ def load(path: Path) -> xr.Dataset:
     try:
         with xr.open_dataset(path, engine="h5netcdf") as file:
             result = file.load()
-    except Exception as error:  # what a damaged file raises is nobody's contract
+    except Exception as error:  # h5py documents no exception types for damaged files
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(
             f"{path} is no result file, or damaged ({reason}). Delete it, or pass --out with a "
@@ -144,7 +146,7 @@ def load(path: Path) -> xr.Dataset:
             f"{path} has schema version {version}; this version reads {SCHEMA_VERSION}. "
             "Update cnn-landscape, or pass --out with a new name."
         )
-    return result
+    return upgrade.result(result)
 
 
 def _told(result: xr.Dataset) -> bool:
@@ -187,6 +189,14 @@ def resume(blank: xr.Dataset, path: Path) -> xr.Dataset:
             f"{path} was measured with {label}={was}, this run asks for {label}={now}. "
             f"{back} --out with a new name."
         )
+    for name in blank.coords:
+        if name not in stored.coords:  # an earlier schema did not store it
+            stored = stored.assign_coords({name: blank[name]})
+        elif not np.array_equal(stored[name].values, blank[name].values):
+            raise ValueError(
+                f"{path} was measured at another {blank[name].attrs['long_name']} ({name}). Pass "
+                "--out with a new name."
+            )
     lacking = sorted(set(blank.data_vars) - set(stored.data_vars), key=str)
     if stored.sizes != blank.sizes or set(stored.data_vars) - set(blank.data_vars):
         raise ValueError(f"{path} has other dims or variables. Pass --out with a new name.")

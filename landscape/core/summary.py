@@ -6,10 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
 
-Variables = dict[str, tuple[tuple[str, ...], dict[str, str]]]
-Floats = NDArray[np.float64]
+from landscape.core.variables import Floats, Variable, Variables
+
 QUANTILES = {"q10": 0.1, "median": 0.5, "q90": 0.9}
 
 
@@ -17,21 +16,21 @@ def declared(variables: Variables, names: Iterable[str], dims: Mapping[str, str]
     """The variables that `summarized` fills in for each of `names`.
 
     Args:
-        variables: {name: (dims, attributes)} of the values themselves.
+        variables: the values themselves.
         names: which of them to sum up.
         dims: {dim: what it becomes, "" where it is summed over}; others stay.
     """
     added: Variables = {}
     for name in names:
-        kept = tuple(filter(None, (dims.get(dim, dim) for dim in variables[name][0])))
-        about = variables[name][1]
+        each = variables[name]
+        kept = tuple(filter(None, (dims.get(dim, dim) for dim in each.dims)))
         for kind, words in {
             "mean": "mean of ",
             "mean_stderr": "standard error of the mean of ",
             **{which: f"{level:.0%} quantile of " for which, level in QUANTILES.items()},
         }.items():
-            long_name = words.replace("50% quantile", "median") + about["long_name"]
-            added[f"{name}_{kind}"] = (kept, about | {"long_name": long_name})
+            label = words.replace("50% quantile", "median") + each.label
+            added[f"{name}_{kind}"] = Variable(kept, label, each.unit)
     return added
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -18,10 +18,11 @@ from checkpoints.problem import Problem
 from landscape.core import direction_files, store
 from landscape.core.plan import Cell, Plan, Values
 from landscape.core.spaces import Weights
+from landscape.core.variables import Coordinate, Variable, Variables, numbered
 from landscape.hessian import lanczos, quadrature, trace
 from landscape.hessian.operator import Curvature, filter_scale, matching
 from landscape.hessian.spec import Spec
-from landscape.hessian.variables import counted, eigenpair_variables, stream_seed, tell
+from landscape.hessian.variables import eigenpair_variables, stream_seed, tell
 
 log = logging.getLogger(__name__)
 # With fewer products than this, counted in batches, tracing costs more than it saves.
@@ -59,7 +60,7 @@ class _Measurement:
 
     def measure(self, cells: Sequence[Cell]) -> Values:
         (cell,) = cells
-        kind, _, which = self.cells[cell["part"]].partition(" ")
+        kind, _, which = self.cells[cell["measurement"]].partition(" ")
         # One stream a cell, so that no cell depends on another having been measured.
         generator = torch.Generator().manual_seed(stream_seed(self.spec.seed, kind, which))
         start = lanczos.gaussian(torch.empty(1, self.size), generator)
@@ -136,7 +137,7 @@ class _Measurement:
         if held is None or not np.array_equal(held, values[np.isfinite(values)]):
             end = self.spec.which[0]
             log.info("finding the eigenvectors again: the result holds their eigenvalues alone.")
-            self.measure([{"part": self.cells.index(f"eigenpairs {end}")}])
+            self.measure([{"measurement": self.cells.index(f"eigenpairs {end}")}])
         return {}
 
     def _multiply(self, vectors: Tensor) -> Tensor:
@@ -157,28 +158,24 @@ def plan(problem: Problem, spec: Spec) -> Plan:
     run = store.identity("hessian", asdict(stored), provenance)
     measured = _Measurement(space, names, spec, rows, run)
     parts, top, steps = spec.parts or (), measured.top, measured.steps
-    units = "nat" if spec.scale == "filter" else "nat / weight^2"
-    variables: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {}
-    coords: dict[str, tuple[Any, dict[str, str]]] = {
-        "part": (measured.cells, {"long_name": "part of the measurement", "units": "1"})
-    }
+    unit = "nat" if spec.scale == "filter" else "nat / weight^2"
+    variables: Variables = {}
+    coords = {"measurement": Coordinate(measured.cells, "part of the measurement")}
     if "eigenpairs" in parts:
-        variables |= eigenpair_variables("end", units)
-        about = {"long_name": "products with the matrix", "units": "1"}
-        variables["products"] = (("end",), about)
-        coords["end"] = (list(spec.which), {"long_name": "end of the spectrum", "units": "1"})
-        coords["rank"] = counted(top, "rank")
+        variables |= eigenpair_variables("end", unit)
+        coords["end"] = Coordinate(list(spec.which), "end of the spectrum")
+        coords["rank"] = numbered(top, "rank")
     if "density" in parts:
-        dims = ("draw", "step")
-        variables["node"] = (dims, {"long_name": "node of the spectral measure", "units": units})
-        variables["weight"] = (dims, {"long_name": "weight of a node", "units": "1"})
-        coords |= {"draw": counted(spec.draws, "draw"), "step": counted(steps, "Lanczos step")}
+        dims = ("draw", "lanczos_step")
+        variables["node"] = Variable(dims, "node of the spectral measure", unit)
+        variables["weight"] = Variable(dims, "weight of a node")
+        coords["draw"] = numbered(spec.draws, "random vector")
+        coords["lanczos_step"] = numbered(steps, "Lanczos step")
     if "trace" in parts:
         for name in ("trace", "frobenius_norm"):
             label = name.replace("_", " ").replace("frobenius", "Frobenius")
-            variables[name] = ((), {"long_name": label, "units": units})
-            about = {"long_name": f"standard error of the {label}", "units": units}
-            variables[f"{name}_stderr"] = ((), about)
+            variables[name] = Variable((), label, unit)
+            variables[f"{name}_stderr"] = Variable((), f"standard error of the {label}", unit)
     return Plan(
         probe="hessian",
         spec=stored,
@@ -187,7 +184,7 @@ def plan(problem: Problem, spec: Spec) -> Plan:
         variables=variables,
         beside=(Path(spec.save_directions),) if spec.save_directions else (),
         begin=measured.begin,
-        walk=("part",),
+        walk=("measurement",),
         measure=measured.measure,
         finish=measured.finish,
         tell=tell,

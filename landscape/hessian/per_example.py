@@ -15,10 +15,11 @@ from checkpoints.problem import Problem
 from landscape.core.jacobian import gauss_newton_top, jacobian, softmax_jacobian
 from landscape.core.plan import Cell, Plan, Values
 from landscape.core.spaces import Inputs
+from landscape.core.variables import Variable, numbered, of_examples
 from landscape.hessian import lanczos
 from landscape.hessian.operator import Curvature
 from landscape.hessian.spec import Spec
-from landscape.hessian.variables import counted, eigenpair_variables, stream_seed, tell
+from landscape.hessian.variables import eigenpair_variables, stream_seed, tell
 
 # The Hessian is taken for the Gauss-Newton matrix where a random product tells them apart by less.
 SAME = {torch.float32: 1e-3, torch.float64: 1e-9}
@@ -157,20 +158,22 @@ def plan(problem: Problem, spec: Spec) -> Plan:
             "products": np.where(found.from_jacobian.cpu().numpy(), 2.0, pairs.products),
         }
 
-    units = "nat / pixel range^2"
-    variables = eigenpair_variables("example", units)
-    for name, label, unit in (
-        ("products", "products with the matrix", "1"),
-        ("gauss_newton_eigenvalue", "top eigenvalue of the Gauss-Newton matrix", units),
-        ("beyond_gauss_newton", "share of the Hessian beyond the Gauss-Newton matrix", "1"),
-        ("from_jacobian", "1 where the eigenpair is that of the Gauss-Newton matrix", "1"),
-    ):
-        variables[name] = (("example",), {"long_name": label, "units": unit})
+    unit = "nat / pixel range^2"
+    dims = ("example",)
+    variables = eigenpair_variables("example", unit) | {
+        "gauss_newton_eigenvalue": Variable(
+            dims, "top eigenvalue of the Gauss-Newton matrix", unit
+        ),
+        "beyond_gauss_newton": Variable(
+            dims, "share of the Hessian beyond the Gauss-Newton matrix"
+        ),
+        "from_jacobian": Variable(dims, "1 where the eigenpair is that of the Gauss-Newton matrix"),
+    }
     return Plan(
         probe="hessian",
         spec=spec,
         provenance=problem.fingerprints() | {"files": {}},
-        coords={"example": counted(len(problem), "example"), "rank": counted(top, "rank")},
+        coords={**of_examples(problem), "rank": numbered(top, "rank")},
         variables=variables,
         walk=("example",),
         measure=measure,

@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 import numpy as np
 import xarray as xr
 
+from landscape.core.variables import Variable, Variables
 
-def eigenpair_variables(dim: str, units: str) -> dict[str, tuple[tuple[str, ...], dict[str, str]]]:
+
+def eigenpair_variables(dim: str, unit: str) -> Variables:
     """Eigenpairs by rank, over another dim: the end of the spectrum, or the example."""
     dims = (dim, "rank")
     return {
-        "eigenvalue": (dims, {"long_name": "eigenvalue", "units": units}),
-        "residual": (dims, {"long_name": "residual relative to the eigenvalue", "units": "1"}),
-        "converged": (dims, {"long_name": "1 where the residual is as asked for", "units": "1"}),
+        "eigenvalue": Variable(dims, "eigenvalue", unit),
+        "residual": Variable(dims, "residual relative to the eigenvalue"),
+        "converged": Variable(dims, "1 where the residual is as asked for"),
+        "products": Variable((dim,), "products with the matrix"),
     }
-
-
-def counted(count: int, label: str) -> tuple[Any, dict[str, str]]:
-    """A coordinate that numbers its entries."""
-    return np.arange(count), {"long_name": label, "units": "1"}
 
 
 def stream_seed(seed: int, *words: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,34 +16,38 @@ from landscape.core.jacobian import gram, jacobian, norms, softmax_jacobian
 from landscape.core.plan import Values
 from landscape.core.spaces import USUAL_BATCH, Inputs
 from landscape.core.summary import mean_and_stderr
+from landscape.core.variables import Floats, Variable, Variables
 from landscape.interpolate import pairs, path_statistics
-from landscape.interpolate.pairs import KINDS, SamplePath
-from landscape.interpolate.path_statistics import Floats
+from landscape.interpolate.pairs import SamplePath
 from landscape.interpolate.transitions import transitions
 
 PROBABILITY_SLOPE = "per L2 distance, pixel range 1"
 SLOPE = f"logits {PROBABILITY_SLOPE}"
-# One number a path: {name: (what it is, unit)}.
+# One number per path.
 STATISTICS = {
-    "flips": ("changes of the decision", "1"),
-    "miss_rate": ("fraction of points decided for none of the samples' classes", "1"),
-    "monotonicity_violation": ("rises of the first class's probability", "1"),
-    "minimum_probability": ("smallest probability of the common class", "1"),
-    "transitions": ("ReLUs that switch", "1"),
-    "tortuosity": ("length of the logits' path over the distance of its ends", "1"),
-    "chord_deviation": ("largest distance from the chord over the distance of the ends", "1"),
-    "roughness": ("roughness of the logits", "logits squared"),
-    "relative_roughness": ("roughness of the logits over the ends' squared margin", "1"),
+    "flips": Variable(("pair",), "changes of the decision"),
+    "miss_rate": Variable(("pair",), "fraction of points decided for none of the samples' classes"),
+    "monotonicity_violation": Variable(("pair",), "rises of the first class's probability"),
+    "minimum_probability": Variable(("pair",), "smallest probability of the common class"),
+    "transitions": Variable(("pair",), "ReLUs that switch"),
+    "tortuosity": Variable(("pair",), "length of the logits' path over the distance of its ends"),
+    "chord_deviation": Variable(
+        ("pair",), "largest distance from the chord over the distance of the ends"
+    ),
+    "roughness": Variable(("pair",), "roughness of the logits", "logits squared"),
+    "relative_roughness": Variable(
+        ("pair",), "roughness of the logits over the ends' squared margin"
+    ),
 }
 JACOBIAN_STATISTICS = {
-    "path_jacobian_norm": ("mean Jacobian norm of the logits", SLOPE),
-    "relative_jacobian_norm": (
-        "mean Jacobian norm of the logits over the ends' margin", PROBABILITY_SLOPE,
+    "path_jacobian_norm": Variable(("pair",), "mean Jacobian norm of the logits", SLOPE),
+    "relative_jacobian_norm": Variable(
+        ("pair",), "mean Jacobian norm of the logits over the ends' margin", PROBABILITY_SLOPE
     ),
-    "path_probability_jacobian_norm": (
-        "mean Jacobian norm of the probabilities", PROBABILITY_SLOPE,
+    "path_probability_jacobian_norm": Variable(
+        ("pair",), "mean Jacobian norm of the probabilities", PROBABILITY_SLOPE
     ),
-}  # fmt: skip
+}
 # Spread over decades: their means are taken of natural logarithms.
 LOGARITHMIC = (
     "tortuosity", "chord_deviation", "roughness", "relative_roughness", *JACOBIAN_STATISTICS
@@ -86,7 +91,6 @@ def measure(
     names = labels.cpu().numpy()
     margins = [path_statistics.margin(*end) for end in zip(ends.cpu().numpy(), names, strict=True)]
     values: dict[str, Any] = {
-        "kind": KINDS.index(path.kind),
         "length": length,
         "logits": outputs.double().cpu().numpy(),
         "entropy": path_statistics.entropy(log_p.cpu().numpy()),
@@ -169,63 +173,56 @@ def _padded(values: Any, ranks: int) -> Floats:
     return np.pad(array, missing, constant_values=np.nan)
 
 
-def statistics(*, with_jacobian: bool) -> dict[str, tuple[str, str]]:
-    """{name: (what it is, unit)} of the numbers that each path has."""
+def statistics(*, with_jacobian: bool) -> Variables:
+    """The numbers that each path has."""
     return STATISTICS | (JACOBIAN_STATISTICS if with_jacobian else {})
 
 
-def variables(*, with_jacobian: bool) -> dict[str, tuple[tuple[str, ...], dict[str, Any]]]:
-    """{name: (dims, attributes)} of all that `measure` and `means` give."""
-    pair, along, by_sample = ("pair",), ("pair", "t"), ("pair", "rank")
-    told: dict[str, tuple[tuple[str, ...], str, str]] = {
-        "kind": (pair, "kind of path", "1"),
-        "length": (pair, "length of the path from t = 0 to 1", "L2 distance, pixel range 1"),
-        "sample": (by_sample, "position of the sample among the examples", "1"),
-        "label": (by_sample, "class of the sample", "1"),
-        "margin": (by_sample, "margin of the sample", "logits"),
-        "logits": ((*along, "class"), "logits", "logits"),
-        "entropy": (along, "entropy", "nat"),
-        "loss": ((*along, "rank"), "loss to the class of the sample", "nat"),
-        "probability": ((*along, "rank"), "probability of the class of the sample", "1"),
+def variables(*, with_jacobian: bool) -> Variables:
+    """All that `measure` and `means` give."""
+    pair, along, by_sample = ("pair",), ("pair", "t"), ("pair", "path_sample")
+    found = {
+        "length": Variable(
+            pair, "length of the path from t = 0 to 1", "L2 distance, pixel range 1"
+        ),
+        "sample": Variable(by_sample, "position of the sample among the examples"),
+        "label": Variable(by_sample, "class of the sample"),
+        "margin": Variable(by_sample, "margin of the sample", "logits"),
+        "logits": Variable((*along, "class"), "logits", "logits"),
+        "entropy": Variable(along, "entropy", "nat"),
+        "loss": Variable((*along, "path_sample"), "loss to the class of the sample", "nat"),
+        "probability": Variable((*along, "path_sample"), "probability of the class of the sample"),
     }
     if with_jacobian:
-        told["jacobian_norm"] = (along, "Jacobian norm of the logits", SLOPE)
-        told["probability_jacobian_norm"] = (
-            along, "Jacobian norm of the probabilities", PROBABILITY_SLOPE,
-        )  # fmt: skip
-    for name, (label, units) in statistics(with_jacobian=with_jacobian).items():
-        told[name] = (pair, label, units)
-        mean, label, units = mean_of(name, label, units)
-        told[mean] = (("part",), label, units)
-        told[f"{mean}_stderr"] = (("part",), f"standard error of the {label}", units)
-    return {n: (dims, described(n, label, units)) for n, (dims, label, units) in told.items()}
+        found["jacobian_norm"] = Variable(along, "Jacobian norm of the logits", SLOPE)
+        found["probability_jacobian_norm"] = Variable(
+            along, "Jacobian norm of the probabilities", PROBABILITY_SLOPE
+        )
+    for name, each in statistics(with_jacobian=with_jacobian).items():
+        found[name] = each
+        mean, about = mean_of(name, each)
+        found[mean] = about
+        found[f"{mean}_stderr"] = replace(about, label=f"standard error of the {about.label}")
+    return found
 
 
-def described(name: str, label: str, units: str) -> dict[str, Any]:
-    """Attributes of a variable or dim; `kind` and `part` also tell what their numbers mean."""
-    attributes: dict[str, Any] = {"long_name": label, "units": units}
-    if name in ("kind", "part"):
-        flags = {"flag_values": np.arange(len(KINDS)), "flag_meanings": " ".join(KINDS)}
-        return attributes | flags
-    return attributes
-
-
-def mean_of(name: str, label: str, units: str) -> tuple[str, str, str]:
-    """Name, label and unit of a statistic's mean over the paths of a kind."""
+def mean_of(name: str, each: Variable) -> tuple[str, Variable]:
+    """The mean of a statistic over the paths of a kind."""
+    dims = ("path_kind",)
     if name in LOGARITHMIC:
-        return f"log_{name}_mean", f"mean logarithm of the {label}", "1"
-    return f"{name}_mean", f"mean of the {label}", units
+        return f"log_{name}_mean", Variable(dims, f"mean logarithm of the {each.label}")
+    return f"{name}_mean", Variable(dims, f"mean of the {each.label}", each.unit)
 
 
 def means(result: xr.Dataset) -> Values:
     """Means over the paths of each kind, and their standard errors as of independent paths."""
     found: Values = {}
-    of_kind = result["kind"].values == result["part"].values[:, None]
-    for name, about in statistics(with_jacobian="jacobian_norm" in result).items():
+    of_kind = result["kind"].values == result["path_kind"].values[:, None]
+    for name, each in statistics(with_jacobian="jacobian_norm" in result).items():
         values = result[name].values
         with np.errstate(divide="ignore"):
             values = np.log(values) if name in LOGARITHMIC else values
         rows = np.array([mean_and_stderr(values[which]) for which in of_kind])
-        mean, _, _ = mean_of(name, *about)
+        mean, _ = mean_of(name, each)
         found |= {mean: rows[:, 0], f"{mean}_stderr": rows[:, 1]}
     return found

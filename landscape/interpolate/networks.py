@@ -17,9 +17,11 @@ from landscape.core import direction_files, directions
 from landscape.core.plan import Cell, Plan, Values
 from landscape.core.spaces import Weights
 from landscape.core.summary import mean_and_stderr
+from landscape.core.variables import Coordinate, Variable, Variables, of_examples
 from landscape.interpolate import path_statistics
 
 STATISTICS = ("kept", "interpolated", "recomputed")
+TREATMENT = "batch_norm_statistics"  # the dim
 
 
 def checked(statistics: Sequence[str], problem: Problem) -> tuple[str, ...]:
@@ -62,8 +64,9 @@ def plan(
         spec: the probe's, to be recorded.
 
     Returns:
-        A plan with cells (t), and by treatment (part): `loss` in nat, `accuracy` as a fraction,
-        `excess_loss`, each with `_stderr`; `barrier` in nat, `barrier_at`; `example_loss`.
+        A plan with cells (t), and by treatment (`batch_norm_statistics`): `loss` in nat,
+        `accuracy` as a fraction, `excess_loss`, each with `_stderr`; `barrier` in nat,
+        `barrier_at`; `example_loss`.
 
     Raises:
         ValueError: a second network of another architecture or normalisation.
@@ -81,11 +84,6 @@ def plan(
         end = loading.load_end(to, space.origin, known)
         directions.check(end, space.origin)
         lines.append((space, {name: end[name].to(value) for name, value in space.origin.items()}))
-    parts = np.array([STATISTICS.index(treatment) for treatment in statistics])
-    about: dict[str, Any] = {
-        "long_name": "batch norm's statistics", "units": "1",
-        "flag_values": np.arange(len(STATISTICS)), "flag_meanings": " ".join(STATISTICS),
-    }  # fmt: skip
     where = f"from this network (0) to {checkpoint.find(to).name} (1)"
     files = {"to": direction_files.file_digest(checkpoint.find(to))}
     return Plan(
@@ -93,9 +91,9 @@ def plan(
         spec=spec,
         provenance=problem.fingerprints() | {"files": files},
         coords={
-            "t": (t, {"long_name": where, "units": "1"}),
-            "part": (parts, about),
-            "example": (np.arange(len(problem)), {"long_name": "example", "units": "1"}),
+            "t": Coordinate(t, where),
+            TREATMENT: Coordinate(list(statistics), "batch norm's statistics"),
+            **of_examples(problem),
         },
         variables=_variables(with_accuracy=problem.correct is not None),
         walk=("t",),
@@ -106,23 +104,21 @@ def plan(
     )
 
 
-def _variables(*, with_accuracy: bool) -> dict[str, tuple[tuple[str, ...], dict[str, str]]]:
+def _variables(*, with_accuracy: bool) -> Variables:
     curves = {"loss": "nat", "excess_loss": "nat"} | ({"accuracy": "1"} if with_accuracy else {})
     names = {"excess_loss": "loss above the straight line between the ends"}
-    declared: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {}
+    declared = {}
     for name, units in curves.items():
         for suffix, before in (("", ""), ("_stderr", "standard error of the ")):
             label = before + names.get(name, name)
-            declared[name + suffix] = (("t", "part"), {"long_name": label, "units": units})
-    dims = ("part",)
+            declared[name + suffix] = Variable(("t", TREATMENT), label, units)
+    dims = (TREATMENT,)
     return declared | {
-        "barrier": (dims, {"long_name": "barrier", "units": "nat"}),
-        "barrier_stderr": (dims, {"long_name": "standard error of the barrier", "units": "nat"}),
-        "barrier_at": (dims, {"long_name": "where the barrier is highest", "units": "1"}),
-        "example_loss": (
-            ("t", "part", "example"), {"long_name": "loss of one example", "units": "nat"}
-        ),
-    }  # fmt: skip
+        "barrier": Variable(dims, "barrier", "nat"),
+        "barrier_stderr": Variable(dims, "standard error of the barrier", "nat"),
+        "barrier_at": Variable(dims, "where the barrier is highest"),
+        "example_loss": Variable(("t", TREATMENT, "example"), "loss of one example", "nat"),
+    }
 
 
 def _point(origin: Tensors, end: Tensors, t: float) -> Tensors:
@@ -149,7 +145,7 @@ def _measure(
 def _finish(result: xr.Dataset) -> Values:
     t = result["t"].values
     inside = (t >= 0) & (t <= 1)
-    losses = result["example_loss"].transpose("part", "t", "example").values
+    losses = result["example_loss"].transpose(TREATMENT, "t", "example").values
     excess, stderr = mean_and_stderr(np.stack([path_statistics.excess(each, t) for each in losses]))
     within = np.flatnonzero(inside)
     top = within[excess[:, inside].argmax(axis=1)]
@@ -165,7 +161,7 @@ def _finish(result: xr.Dataset) -> Values:
 
 def _tell(result: xr.Dataset) -> list[str]:
     return [
-        f"statistics {STATISTICS[int(one['part'])]}: barrier {float(one['barrier']):.4g} ± "
+        f"statistics {one[TREATMENT].item()}: barrier {float(one['barrier']):.4g} ± "
         f"{float(one['barrier_stderr']):.2g} nat at t = {float(one['barrier_at']):.3g}"
-        for one in (result.isel(part=part) for part in range(result.sizes["part"]))
+        for one in (result.isel({TREATMENT: at}) for at in range(result.sizes[TREATMENT]))
     ]

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from checkpoints.problem import Tensors
+from landscape.core.variables import Floats
 from landscape.interpolate import path_statistics
-from landscape.interpolate.path_statistics import Floats
 
 KINDS = ("same_class", "cross_class", "random", "circle")
 

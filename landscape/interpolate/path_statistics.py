@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any, cast
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from landscape.core.variables import Floats
 
 
 def grid(points: int, beyond: float = 0.0) -> Floats:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,18 +13,15 @@ import xarray as xr
 from checkpoints.problem import Problem
 from landscape.core.plan import Cell, Plan, Values
 from landscape.core.spaces import Inputs
+from landscape.core.variables import Coordinate, Coordinates, Floats, Variable, numbered
 from landscape.interpolate import between, pairs
-from landscape.interpolate.pairs import KINDS, SamplePath
-from landscape.interpolate.path_statistics import Floats
+from landscape.interpolate.pairs import SamplePath
 from landscape.interpolate.spec import Spec
 
 STEPS = np.linspace(0, 1, 7)  # where on its path the gallery has images
 GALLERY_VARIABLES = {
-    "gallery_pair": (("draw",), {"long_name": "path between samples", "units": "1"}),
-    "image": (
-        ("draw", "step", "channel", "height", "width"),
-        {"long_name": "pixel value", "units": "1"},
-    ),
+    "gallery_pair": Variable(("gallery",), "path between samples"),
+    "image": Variable(("gallery", "gallery_t", "channel", "height", "width"), "pixel value"),
 }
 
 
@@ -69,28 +65,36 @@ def _drawn(space: Inputs, spec: Spec) -> list[SamplePath]:
 
 def _coords(
     space: Inputs, spec: Spec, drawn: Sequence[SamplePath], t: Floats, shown: Sequence[int]
-) -> dict[str, Any]:
+) -> Coordinates:
     with torch.inference_mode():
         logits = space.outputs({name: value[:1] for name, value in space.origin.items()})
-    coords: dict[str, tuple[Any, str]] = {
-        "pair": (np.arange(len(drawn)), "path between samples"),
-        "t": (t, "position from the first sample (0) to the second (1), or around a circle"),
-        "class": (np.arange(logits.shape[1]), "class"),
-        "rank": (np.arange(3 if spec.controls else 2), "which of a path's samples"),
-        "part": (np.array([KINDS.index(kind) for kind in spec.kinds()]), "kind of path"),
+    count = 3 if spec.controls else 2
+    names = space.problem.classes
+    named = {"names": json.dumps(list(names))} if len(names) == logits.shape[1] else {}
+    where = "position from the first sample (0) to the second (1), or around a circle"
+    indices = np.full((len(drawn), count), -1)
+    for row, path in zip(indices, drawn, strict=True):
+        row[: len(path.samples)] = space.problem.indices[list(path.samples)]
+    coords = {
+        "pair": numbered(len(drawn), "path between samples"),
+        "kind": Coordinate([path.kind for path in drawn], "kind of path", dims=("pair",)),
+        "t": Coordinate(t, where),
+        "class": Coordinate(np.arange(logits.shape[1]), "class", more=named),
+        "path_sample": numbered(count, "which of a path's samples"),
+        "path_kind": Coordinate(spec.kinds(), "kind of path"),
+        "sample_index": Coordinate(
+            indices, "position of the sample in the data set", dims=("pair", "path_sample")
+        ),
     }
     if shown:
         (images,) = space.origin.values()
         coords |= {
-            "draw": (np.arange(len(shown)), "path in the gallery"),
-            "step": (STEPS, "position of an image on its path"),
+            "gallery": numbered(len(shown), "path in the gallery"),
+            "gallery_t": Coordinate(STEPS, "position of an image on its path"),
         }
         for name, size in zip(("channel", "height", "width"), images.shape[1:], strict=True):
-            coords[name] = (np.arange(size), name)
-    told = {n: (v, between.described(n, label, "1")) for n, (v, label) in coords.items()}
-    if len(space.problem.classes) == logits.shape[1]:
-        told["class"][1]["names"] = json.dumps(list(space.problem.classes))
-    return told
+            coords[name] = numbered(size, name)
+    return coords
 
 
 def _gallery(drawn: Sequence[SamplePath], spec: Spec) -> list[int]:
@@ -133,8 +137,8 @@ def _measure(
 def _tell(result: xr.Dataset) -> list[str]:
     """For each kind its means; of what spreads over decades the geometric means."""
     lines = []
-    for part, index in enumerate(result["part"].values):
-        own = result.isel(part=part)
+    for kind in map(str, result["path_kind"].values):
+        own = result.sel(path_kind=kind)
         told = [
             f"{label} {float(own[name]):.3g}{_within(float(own[f'{name}_stderr']), ' ± {:.1g}')}"
             for name, label in (("flips_mean", "flips"), ("miss_rate_mean", "miss rate"))
@@ -145,11 +149,10 @@ def _tell(result: xr.Dataset) -> list[str]:
                 centre, error = float(np.exp(own[mean])), float(own[f"{mean}_stderr"])
                 spread = _within(float(np.exp(error)), " ×/÷ {:.2f}")
                 told.append(f"{name.replace('_', ' ')} {centre:.3g}{spread}")
-        there = result.isel(pair=np.flatnonzero(result["kind"] == index))
+        there = result.isel(pair=np.flatnonzero(result["kind"] == kind))
         diverged = int((~np.isfinite(there["logits"].values)).any(axis=(1, 2)).sum())
         told += [f"{diverged} with outputs that are not finite"] if diverged else []
-        kind = KINDS[int(index)].replace("_", " ")
-        lines.append(f"{kind}, {there.sizes['pair']} paths: {', '.join(told)}")
+        lines.append(f"{kind.replace('_', ' ')}, {there.sizes['pair']} paths: {', '.join(told)}")
     return lines
 
 

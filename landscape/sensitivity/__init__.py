@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor
@@ -13,7 +10,8 @@ from checkpoints.problem import Problem
 from landscape.core.plan import Plan, Probe
 from landscape.core.spaces import Inputs
 from landscape.core.summary import declared, in_words
-from landscape.sensitivity.measure import ATTACK, Measurement, described
+from landscape.core.variables import Coordinate, Variable, of_examples
+from landscape.sensitivity.measure import ATTACK, Measurement
 from landscape.sensitivity.spec import Spec
 
 
@@ -33,7 +31,7 @@ def sensitivity(problem: Problem, spec: Spec) -> Plan:
 
     Returns:
         A plan with the dim `example`: one value an example, no means; and over the examples of
-        each kind of direction (`part`), radius and sigma, means with `_stderr` and quantiles.
+        each `direction_kind`, `radius` and `sigma`, means with `_stderr` and quantiles.
         What is inf or NaN stays so: a direction along a zero gradient is NaN.
 
     Raises:
@@ -55,23 +53,24 @@ def sensitivity(problem: Problem, spec: Spec) -> Plan:
     kinds = spec.directions_by_kind()
     directions = [name for names in kinds.values() for name in names]
     length, multiple = "pixel range", "multiple of the median nearest-neighbour distance"
-    coords: dict[str, tuple[Any, dict[str, str]]] = {
-        "example": (np.arange(len(problem)), described("example", "1")),
-        "direction": (np.array(directions, dtype=object), described("direction", "1")),
-        "part": (np.array(list(kinds), dtype=object), described("kind of direction", "1")),
-        "radius": (np.array(spec.radii), described("radius", multiple)),
-        "noise": (np.array(spec.sigmas), described("standard deviation of the noise", length)),
+    coords = of_examples(problem) | {
+        "direction": Coordinate(directions, "direction"),
+        "direction_kind": Coordinate(list(kinds), "kind of direction"),
+        "radius": Coordinate(spec.radii, "radius", multiple),
+        "sigma": Coordinate(spec.sigmas, "standard deviation of the noise", length),
     }
-    summary = declared(probe.variables, probe.summed, {"direction": "part", "example": ""})
+    becomes = {"direction": "direction_kind", "example": ""}
+    summary = declared(probe.variables, probe.summed, becomes)
     variables = probe.variables | summary
     if probe.near:
-        variables["median_distance"] = ((), described("median nearest-neighbour distance", length))
-    used = {dim for dims, _ in variables.values() for dim in dims}
+        label = "median nearest-neighbour distance"
+        variables["median_distance"] = Variable((), label, length)
+    used = {dim for each in variables.values() for dim in each.dims}
     return Plan(
         probe="sensitivity",
         spec=spec,
         provenance=problem.fingerprints(),
-        coords={dim: value for dim, value in coords.items() if dim in used},
+        coords={n: each for n, each in coords.items() if used.issuperset(each.dims or (n,))},
         variables=variables,
         walk=("example",),
         measure=probe.measure,
@@ -88,15 +87,15 @@ def _tell(result: xr.Dataset) -> list[str]:
     lines = [in_words(result, name) for name in names if name in result]
     if "second_difference" in result:
         near = result.sel(radius=ATTACK, method="nearest")
-        pairs = zip(near["part"].values, near["second_difference_median"].values, strict=True)
+        kinds, medians = near["direction_kind"].values, near["second_difference_median"].values
         lines.append(
             f"second difference at {float(near['radius']):g} of the neighbours' distance "
             f"{float(near['median_distance']):.3g} (nat / pixel range²): medians "
-            + ", ".join(f"{kind} {value:.3g}" for kind, value in pairs)
+            + ", ".join(f"{kind} {value:.3g}" for kind, value in zip(kinds, medians, strict=True))
             + f"; rounding {float(near['second_difference_floor'].median()):.1g}"
         )
     if "noise_accuracy" in result:
-        values = zip(result["noise"].values, result["noise_accuracy_mean"].values, strict=True)
+        values = zip(result["sigma"].values, result["noise_accuracy_mean"].values, strict=True)
         shown = ", ".join(f"{accuracy:.3f} at {sigma:g}" for sigma, accuracy in values)
         lines.append(f"accuracy under noise: {shown}")
     return lines

@@ -38,8 +38,8 @@ class Measurement:
         )
         self.summed = [
             name
-            for name, (dims, _) in self.variables.items()
-            if len(dims) > 1 and not name.endswith(("_stderr", "_floor"))
+            for name, each in self.variables.items()
+            if len(each.dims) > 1 and not name.endswith(("_stderr", "_floor"))
         ]
         if self.near:
             count = spec.neighbors if spec.tangents and "radii" in spec.parts else 1
@@ -113,8 +113,3 @@ class Measurement:
             finite_differences.normal(self.spec.seed, stream, i, numbers, size)
             for i in range(draws)
         )
-
-
-def described(long_name: str, units: str) -> dict[str, str]:
-    """The attributes of a variable or coordinate."""
-    return {"long_name": long_name, "units": units}

@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,14 @@ from typing import Any
 import h5py
 import torch
 
+from analysis import upgrade
+from analysis.upgrade import SCHEMA_VERSION
 from checkpoints import loading
 from checkpoints.options import as_flags
 from checkpoints.source import Source
 from landscape.registry import probe_named
 from landscape.study.file import NEXT, Arm, Study, stem
 
-SCHEMA_VERSION = 1
 MANIFEST = "study.json"
 
 
@@ -113,11 +115,14 @@ class Manifest:
         """
         content = json.loads(json.dumps(self.task.study.content, default=str))
         stored = self._stored()
-        if (version := stored.get("schema_version", SCHEMA_VERSION)) != SCHEMA_VERSION:
+        version = stored.get("schema_version", SCHEMA_VERSION)
+        if version not in range(1, SCHEMA_VERSION + 1):
             raise ValueError(
                 f"{self.path} has schema version {version}; this version reads {SCHEMA_VERSION}. "
                 "Update cnn-landscape, or pass --out with a new folder."
             )
+        with suppress(KeyError, TypeError, AttributeError):  # damaged: compared as it is
+            stored = upgrade.study(stored)
         self._amendments = stored.get("amendments", [])
         changes = list(_changes(stored.get("study", content), content))
         if self.path.is_file() and "study" not in stored:

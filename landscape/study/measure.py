@@ -17,12 +17,13 @@ from types import FrameType
 import h5py
 import torch
 
+from analysis.upgrade import SCHEMA_VERSION
 from checkpoints import checkpoint, loading
 from checkpoints.checkpoint import Checkpoint
 from checkpoints.device import keep_freed_memory
 from checkpoints.problem import Problem
 from checkpoints.source import Source
-from landscape.core import batch_size, store
+from landscape.core import batch_size
 from landscape.core.cli import interrupt, say
 from landscape.core.plan import Plan, run
 from landscape.registry import probe_named
@@ -78,7 +79,7 @@ def _discard_damaged(path: Path) -> None:
         return
     try:
         with h5py.File(path) as file:
-            if file.attrs.get("schema_version") != store.SCHEMA_VERSION:
+            if file.attrs.get("schema_version") not in range(1, SCHEMA_VERSION + 1):
                 return
             for array in file.values():
                 array[...]
@@ -96,8 +97,10 @@ def _check_endpoints(study: Study, label: str, plan: Plan) -> None:
                 f"endpoint {endpoint.name!r}: {label} measures no {endpoint.variable!r}. It "
                 f"measures {', '.join(plan.variables)}."
             )
-        dims = plan.variables[endpoint.variable][0]
-        along = [name for name, (own, _) in plan.variables.items() if own in [(d,) for d in dims]]
+        dims = plan.variables[endpoint.variable].dims
+        own = {name: each.dims for name, each in plan.variables.items()}
+        own |= {name: each.dims for name, each in plan.coords.items()}
+        along = [name for name, of in own.items() if of in [(dim,) for dim in dims]]
         other = [name for name in endpoint.select if name not in (*dims, *along)]
         if other:
             raise ValueError(

@@ -44,7 +44,7 @@ def _surface(
         },
         {
             "probe": "surface",
-            "schema_version": 1,
+            "schema_version": 2,
             "spec": json.dumps({"space": "weights", "seed": 0, "to": None} | spec),
             "provenance": json.dumps(
                 {

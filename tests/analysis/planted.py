@@ -43,7 +43,7 @@ def planted(folder: Path, surface: Any, *, seeds: int = SEEDS) -> Path:
             }
         )  # fmt: skip
     manifest = {
-        "schema_version": 1,
+        "schema_version": 2,
         "title": "Planted <effects> & none",
         "study": _study(seeds),
         "study_sha256": "c" * 64,
@@ -89,7 +89,7 @@ def _sensitivity(arm: str, seed: int, generator: np.random.Generator) -> xr.Data
         "gradient_l2": ("example", norms, slope),
         "measured": ("example", np.ones(EXAMPLES, "u1")),
     }
-    attributes = {"probe": "sensitivity", "schema_version": 1, "spec": json.dumps({"seed": 0})}
+    attributes = {"probe": "sensitivity", "schema_version": 2, "spec": json.dumps({"seed": 0})}
     return xr.Dataset(data, {"example": np.arange(EXAMPLES)}, attributes)
 
 

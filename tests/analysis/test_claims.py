@@ -70,22 +70,22 @@ def near(effect: float, generator: np.random.Generator) -> xr.Dataset:
 
 
 def between(effect: float, generator: np.random.Generator) -> xr.Dataset:
-    kind = np.repeat([0, 1], IMAGES // 2)
-    values = np.where(kind == 1, effect, 3.0) + 0.2 * generator.normal(size=IMAGES)
+    kind = np.repeat(np.array(["same_class", "cross_class"], dtype=object), IMAGES // 2)
+    values = np.where(kind == "cross_class", effect, 3.0) + 0.2 * generator.normal(size=IMAGES)
     return xr.Dataset(
         {
-            "kind": (("pair",), kind, {"flag_values": np.arange(4), "flag_meanings": KINDS}),
             "roughness": (("pair",), np.exp(values)),
-            "sample": (("pair", "rank"), np.tile([1.0, 2, np.nan], (IMAGES, 1))),
-            "label": (("pair", "rank"), np.tile([0.0, 1, np.nan], (IMAGES, 1))),
-            "margin": (("pair", "rank"), np.tile([0.5, 2, np.nan], (IMAGES, 1))),
+            "sample": (("pair", "path_sample"), np.tile([1.0, 2, np.nan], (IMAGES, 1))),
+            "label": (("pair", "path_sample"), np.tile([0.0, 1, np.nan], (IMAGES, 1))),
+            "margin": (("pair", "path_sample"), np.tile([0.5, 2, np.nan], (IMAGES, 1))),
             "loss": (("pair",), np.ones(IMAGES)),
             "measured": (("pair",), np.ones(IMAGES, "u1")),
         },
         {
             "pair": np.arange(IMAGES),
-            "rank": np.arange(3),
-            "part": ("part", [0, 1], {"flag_values": np.arange(4), "flag_meanings": KINDS}),
+            "kind": ("pair", kind),
+            "path_sample": np.arange(3),
+            "path_kind": np.array(["same_class", "cross_class"], dtype=object),
         },
         attributes("interpolate"),
     )
@@ -109,10 +109,10 @@ def weights(effect: float, generator: np.random.Generator) -> xr.Dataset:
     return xr.Dataset(
         {
             "eigenvalue": (("end", "rank"), [[-9.0, -8.0], [top, 1e-3]]),
-            "measured": (("part",), np.ones(2, "u1")),
+            "measured": (("measurement",), np.ones(2, "u1")),
         },
         {
-            "part": np.array(["eigenpairs smallest", "eigenpairs largest"], dtype=object),
+            "measurement": np.array(["eigenpairs smallest", "eigenpairs largest"], dtype=object),
             "end": np.array(["smallest", "largest"], dtype=object),
             "rank": [0, 1],
         },
@@ -169,7 +169,7 @@ def planted(
                     {"arm": name, "seed": seed, "probe": label, "file": file, "command": command}
                 )
     manifest = {
-        "schema_version": 1, "title": "planted", "study": study, "study_sha256": "0" * 64,
+        "schema_version": 2, "title": "planted", "study": study, "study_sha256": "0" * 64,
         "checkpoints": checkpoints, "results": rows, "missing": [],
     }  # fmt: skip
     (folder / "study.json").write_text(json.dumps(manifest))
@@ -262,7 +262,8 @@ def test_effect_is_the_mean_log_ratio_of_the_selected_values_of_each_seed(six_pa
         by_hand("near", lambda r: r["second_difference"].values[:, :2, 1]), abs=1e-12
     )
     assert told(evaluation, "roughness").effect == pytest.approx(
-        by_hand("between", lambda r: r["roughness"].values[r["kind"].values == 1]), abs=1e-12
+        by_hand("between", lambda r: r["roughness"].values[r["kind"].values == "cross_class"]),
+        abs=1e-12,
     )
     assert told(evaluation, "top eigenvalue").effect == pytest.approx(
         by_hand("weights", lambda r: r["eigenvalue"].values[1, 0]), abs=1e-12
@@ -541,7 +542,7 @@ def test_folder_that_is_no_study_is_refused_in_one_line(tmp_path):
     with pytest.raises(ValueError, match="there is no such file"):
         evaluate(tmp_path)
     for text, said in (("{", "damaged"), ("[]", "schema version is None"),
-                       ('{"schema_version": 1}', "damaged")):  # fmt: skip
+                       ('{"schema_version": 2}', "damaged")):  # fmt: skip
         (tmp_path / "study.json").write_text(text)
         with pytest.raises(ValueError, match=said):
             evaluate(tmp_path)

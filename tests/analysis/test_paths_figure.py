@@ -11,17 +11,16 @@ from matplotlib.figure import Figure
 
 from analysis.figures import draw, fitting
 from analysis.figures.barrier import treatments
-from analysis.figures.paths import along, kinds
+from analysis.figures.paths import along
 
 KINDS = "same_class cross_class random circle"
-NUMBERS = {"flag_values": np.arange(4), "flag_meanings": KINDS}
 
 
 def attributes(probe: str, file: str, **spec: Any) -> dict[str, Any]:
     told = {"checkpoint": {"file": file, "sha256": file}, "data": {"name": "sample"}}
     return {
         "probe": probe,
-        "schema_version": 1,
+        "schema_version": 2,
         "spec": json.dumps({"to": None, "seed": 0} | spec),
         "provenance": json.dumps(told),
     }
@@ -30,7 +29,7 @@ def attributes(probe: str, file: str, **spec: Any) -> dict[str, Any]:
 def between(file: str = "resnet18.pt", seed: int = 0, jacobian: float = 1.0) -> xr.Dataset:
     """Five paths of each kind, as `landscape.interpolate` stores them, with a gallery of two."""
     generator = np.random.default_rng(seed)
-    kind, t = np.repeat([0.0, 1, 2, 3], 5), np.linspace(0, 1, 9)
+    kind, t = np.repeat(np.array(KINDS.split(), dtype=object), 5), np.linspace(0, 1, 9)
     probability = np.full((20, 9, 3), np.nan)
     probability[..., 0] = (1 - t) ** generator.uniform(0.5, 2, (20, 1))
     probability[..., 1] = t
@@ -39,26 +38,28 @@ def between(file: str = "resnet18.pt", seed: int = 0, jacobian: float = 1.0) -> 
     images = np.random.default_rng(7).random((2, 3, 1, 4, 4))
     return xr.Dataset(
         {
-            "kind": ("pair", kind, NUMBERS),
-            "loss": (("pair", "t", "rank"), -np.log(probability + 1e-9)),
+            "loss": (("pair", "t", "path_sample"), -np.log(probability + 1e-9)),
             "probability": (
-                ("pair", "t", "rank"), probability, {"long_name": "probability", "units": "1"},
+                ("pair", "t", "path_sample"),
+                probability,
+                {"long_name": "probability", "units": "1"},
             ),
             "jacobian_norm": (
                 ("pair", "t"), jacobian * generator.uniform(1, 2, (20, 9)),
                 {"long_name": "Jacobian norm", "units": "per distance"},
             ),
             "logits": (("pair", "t", "class"), generator.normal(size=(20, 9, 6))),
-            "label": (("pair", "rank"), label),
-            "image": (("draw", "step", "channel", "height", "width"), images),
-            "gallery_pair": ("draw", [0.0, 5.0]),
+            "label": (("pair", "path_sample"), label),
+            "image": (("gallery", "gallery_t", "channel", "height", "width"), images),
+            "gallery_pair": ("gallery", [0.0, 5.0]),
             "measured": ("pair", np.ones(20, "u1")),
         },
         {
             "pair": ("pair", np.arange(20), {"long_name": "path", "units": "1"}),
             "t": t,
-            "step": [0.0, 0.5, 1.0],
-            "part": ("part", np.arange(4), NUMBERS),
+            "gallery_t": [0.0, 0.5, 1.0],
+            "kind": ("pair", kind),
+            "path_kind": np.array(KINDS.split(), dtype=object),
         },
         attributes("interpolate", file),
     )  # fmt: skip
@@ -67,11 +68,10 @@ def between(file: str = "resnet18.pt", seed: int = 0, jacobian: float = 1.0) -> 
 def on_a_line(statistics: tuple[str, ...] = ("interpolated", "recomputed")) -> xr.Dataset:
     """A barrier of 2 in the middle with the first treatment, and none with the others."""
     t = np.linspace(0, 1, 5)
-    numbers = [["kept", "interpolated", "recomputed"].index(name) for name in statistics]
     heights = np.array([2.0, *[0.0] * (len(statistics) - 1)])
     loss = 1 + t[:, None] + 4 * (t * (1 - t))[:, None] * heights
     about = {"long_name": "loss", "units": "nat"}
-    dims = ("t", "part")
+    dims = ("t", "batch_norm_statistics")
     return xr.Dataset(
         {
             "loss": (dims, loss, about),
@@ -79,16 +79,14 @@ def on_a_line(statistics: tuple[str, ...] = ("interpolated", "recomputed")) -> x
             "accuracy": (dims, 1 / loss, {"long_name": "accuracy", "units": "1"}),
             "accuracy_stderr": (dims, np.full(loss.shape, 0.01)),
             "example_loss": ((*dims, "example"), loss[..., None] * np.ones(3)),
-            "barrier": ("part", heights),
-            "barrier_stderr": ("part", np.full(len(heights), 0.125)),
-            "barrier_at": ("part", np.where(heights > 0, 0.5, 0.0)),
+            "barrier": ("batch_norm_statistics", heights),
+            "barrier_stderr": ("batch_norm_statistics", np.full(len(heights), 0.125)),
+            "barrier_at": ("batch_norm_statistics", np.where(heights > 0, 0.5, 0.0)),
             "measured": ("t", np.ones(5, "u1")),
         },
         {
             "t": ("t", t, {"long_name": "on the way", "units": "1"}),
-            "part": (
-                "part", numbers, {"flag_meanings": "kept interpolated recomputed", "units": "1"},
-            ),
+            "batch_norm_statistics": np.array(statistics, dtype=object),
         },
         attributes("interpolate", "a.pt", to="b.pt", statistics=list(statistics)),
     )  # fmt: skip
@@ -108,7 +106,7 @@ def test_each_result_has_the_figures_of_its_kind() -> None:
 def test_curves_are_the_median_and_the_middle_half_of_the_paths(kind: str) -> None:
     result, ax = between(), Figure().add_subplot()
     along(result, ax, kind=kind, variable="probability", colour="C0", label="net")
-    chosen = result["kind"].values == kinds(result)[kind]
+    chosen = result["kind"].values == kind
     wanted = np.sort(result["probability"].values[chosen], axis=0)
     # Of five values the third, and the second and the fourth.
     np.testing.assert_array_equal(ax.lines[0].get_ydata(), wanted[2, :, 0])
@@ -186,7 +184,7 @@ def test_a_gallery_shows_the_stored_images_above_their_places() -> None:
             wanted = result["image"].values[draw_, step, 0]
             np.testing.assert_array_equal(shown.get_array(), wanted)
             left, right, _, _ = shown.get_extent()
-            assert (left + right) / 2 == pytest.approx(result["step"].values[step])
+            assert (left + right) / 2 == pytest.approx(result["gallery_t"].values[step])
         assert strip.get_xlim() == curves[draw_].get_xlim()
     np.testing.assert_array_equal(
         curves[1].lines[0].get_ydata(), result["probability"].values[5, :, 0]

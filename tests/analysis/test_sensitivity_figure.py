@@ -33,24 +33,28 @@ def sensitivity(
     coords = {"example": examples}
     if noisy:
         noise = {"units": "pixel range", "long_name": "standard deviation of the noise"}
-        coords["noise"] = ("noise", np.array([0.1, 0.5]), noise)
-        dims, nat = ("example", "noise"), {"units": "nat", "long_name": "loss under noise"}
+        coords["sigma"] = ("sigma", np.array([0.1, 0.5]), noise)
+        dims, nat = ("example", "sigma"), {"units": "nat", "long_name": "loss under noise"}
         data["noise_loss"] = (dims, scale * np.outer([1, 2, 3, 6], [1.0, 100.0]), nat)
         data["noise_accuracy"] = (dims, np.outer([1, 1, 0.5, 0], [1.0, 0.5]), {"units": "1"})
     if at_radii:
-        coords |= {"radius": RADII, "part": np.array(KINDS, dtype=object)}
+        coords |= {"radius": RADII, "direction_kind": np.array(KINDS, dtype=object)}
         bends = {"units": "nat / pixel range²", "long_name": "bend"}
         for variable in ("second_difference", "gradient_change"):
             values = scale * np.array([[8.0, 4.0, 2.0], [80.0, 40.0, 20.0]])
             data[variable] = (("example", "direction", "radius"), np.zeros((4, 2, 3)), bends)
             for quantile, factor in {"q10": 0.5, "median": 1.0, "q90": 3.0}.items():
-                data[f"{variable}_{quantile}"] = (("part", "radius"), factor * values, bends)
+                data[f"{variable}_{quantile}"] = (
+                    ("direction_kind", "radius"),
+                    factor * values,
+                    bends,
+                )
         floor = np.tile([6.0, 1e-3, 1e-5], (4, 1))
         data["second_difference_floor"] = (("example", "radius"), floor, bends)
     provenance = {"checkpoint": {"file": f"{name}.pt", "sha256": "0" * 64}}
     attributes = {
         "probe": "sensitivity",
-        "schema_version": 1,
+        "schema_version": 2,
         "spec": json.dumps({"seed": 0}),
         "provenance": json.dumps(provenance),
     }
@@ -152,7 +156,7 @@ def summed_up(result: xr.Dataset, variable: str, **rows: object) -> xr.Dataset:
     added = {variable: (("example", "direction", "radius"), np.zeros((4, 2, 3)), {"units": "1"})}
     for name in ("mean", "mean_stderr", "q10", "median", "q90"):
         values = np.broadcast_to(np.asarray(rows.get(name, 0.0), float), shape)
-        added[f"{variable}_{name}"] = (("part", "radius"), values.copy(), {"units": "1"})
+        added[f"{variable}_{name}"] = (("direction_kind", "radius"), values.copy(), {"units": "1"})
     return result.assign(added)
 
 

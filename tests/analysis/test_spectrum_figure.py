@@ -33,7 +33,7 @@ def _result(
         coords,
         {
             "probe": "hessian",
-            "schema_version": 1,
+            "schema_version": 2,
             "spec": json.dumps({"matrix": "hessian", "which": ["magnitude"]} | spec),
             "provenance": json.dumps(
                 {"checkpoint": {"file": spec.pop("file", "resnet18.pt")}, "parameters": PARAMETERS}
@@ -49,8 +49,8 @@ WEIGHTS = [[0.01, 0.89, 0.095, 0.005], [0.03, 0.9, 0.069, 0.001]]
 def weights_result(*parts: str, **spec: Any) -> xr.Dataset:
     """As `landscape.hessian` stores it: by default with every part."""
     variables: dict[str, Any] = {}
-    coords: dict[str, Any] = {"part": list(parts or ["eigenpairs", "density", "trace"])}
-    if "eigenpairs" in coords["part"]:
+    coords: dict[str, Any] = {"measurement": list(parts or ["eigenpairs", "density", "trace"])}
+    if "eigenpairs" in coords["measurement"]:
         dims = ("end", "rank")
         coords |= {"end": ["magnitude", "smallest"], "rank": [0, 1]}
         variables |= {
@@ -58,12 +58,16 @@ def weights_result(*parts: str, **spec: Any) -> xr.Dataset:
             "residual": (dims, [[1e-4, 0.5], [1e-4, np.nan]]),
             "converged": (dims, [[1, 0], [1, np.nan]]),
         }
-    if "density" in coords["part"]:
-        variables |= {"node": (("draw", "step"), NODES), "weight": (("draw", "step"), WEIGHTS)}
-    if "trace" in coords["part"]:
+    if "density" in coords["measurement"]:
+        dims = ("draw", "lanczos_step")
+        variables |= {
+            "node": (("draw", "lanczos_step"), NODES),
+            "weight": (("draw", "lanczos_step"), WEIGHTS),
+        }
+    if "trace" in coords["measurement"]:
         variables |= {"trace": ((), 58.123), "trace_stderr": ((), 2.0)}
         variables |= {"frobenius_norm": ((), 40.123), "frobenius_norm_stderr": ((), 0.05)}
-    return _result(variables, coords, "part", **spec)
+    return _result(variables, coords, "measurement", **spec)
 
 
 def inputs_result(eigenvalue: Any, gauss_newton: Any, *, jacobian: bool, **spec: Any) -> xr.Dataset:
@@ -258,5 +262,5 @@ def test_the_most_negative_are_drawn_with_their_sign_changed():
 
 def test_weights_and_inputs_are_not_drawn_in_one_figure():
     pixels = inputs_result(np.ones(3), np.ones(3), jacobian=True)
-    with pytest.raises(ValueError, match=r"over part.*over example.*separate figures"):
+    with pytest.raises(ValueError, match=r"over measurement.*over example.*separate figures"):
         draw([weights_result(), pixels])

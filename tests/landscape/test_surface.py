@@ -215,7 +215,7 @@ def test_the_origin_is_a_point_of_every_odd_grid_exactly(
     problem: Problem, count: int, extent: float
 ) -> None:
     plan = surface(problem, Spec(points=(count,), extent=(extent,)))
-    alpha = plan.coords["alpha"][0]
+    alpha = plan.coords["alpha"].values
     assert alpha[count // 2] == 0
     assert (alpha[0], alpha[-1]) == (-extent, extent)
     np.testing.assert_array_equal(alpha, -alpha[::-1])

@@ -13,6 +13,7 @@ import xarray as xr
 
 from landscape.core import store
 from landscape.core.plan import Cell, Plan, Values, run
+from landscape.core.variables import Coordinate, Variable, numbered
 
 
 @dataclass(frozen=True)
@@ -28,19 +29,18 @@ def measure(cells: Sequence[Cell]) -> Values:
 
 
 def make_plan(**changes: object) -> Plan:
-    nat = {"units": "nat", "long_name": "loss"}
     plan = Plan(
         probe="surface",
         spec=Spec(),
         provenance={"checkpoint": {"file": "a.pt", "sha256": "1" * 64}, "batch_size": 100},
         coords={
-            "alpha": (np.linspace(-1, 1, 3), {"units": "1", "long_name": "a"}),
-            "beta": (np.linspace(-1, 1, 4), {"units": "1", "long_name": "b"}),
-            "example": (np.arange(2), {}),
+            "alpha": Coordinate(np.linspace(-1, 1, 3), "a"),
+            "beta": Coordinate(np.linspace(-1, 1, 4), "b"),
+            "example": numbered(2, "example"),
         },
         variables={
-            "loss": (("alpha", "beta"), nat),
-            "example_loss": (("alpha", "beta", "example"), nat),
+            "loss": Variable(("alpha", "beta"), "loss", "nat"),
+            "example_loss": Variable(("alpha", "beta", "example"), "loss", "nat"),
         },
         walk=("alpha", "beta"),
         measure=measure,
@@ -225,15 +225,39 @@ def test_a_file_is_saved_while_the_run_goes_on(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["r.h5"]
 
 
-def test_a_dim_that_is_not_in_the_vocabulary_is_refused() -> None:
-    with pytest.raises(ValueError, match="dims gamma are not in"):
-        make_plan(coords={"gamma": ([0.0], {})})
+def test_a_dim_without_a_coordinate_is_refused() -> None:
+    with pytest.raises(ValueError, match="loss has a dim alpha without coordinate"):
+        make_plan(coords={"gamma": Coordinate([0.0], "c")})
+    plan = make_plan()
+    with pytest.raises(ValueError, match="label has a dim gamma without coordinate"):
+        make_plan(coords={**plan.coords, "label": Coordinate([0], "class", dims=("gamma",))})
+
+
+def test_texts_and_what_is_known_of_a_dim_are_stored_as_they_are(tmp_path: Path) -> None:
+    texts = Coordinate(["größer", "b"], "kind", dims=("example",), more={"names": "x"})
+    plan = make_plan(coords={**make_plan().coords, "kind": texts})
+    run(plan, tmp_path / "a.h5")
+    found = store.load(tmp_path / "a.h5")
+    assert found["kind"].dims == ("example",)
+    assert found["kind"].values.tolist() == ["größer", "b"]
+    assert found["kind"].attrs == {"long_name": "kind", "units": "1", "names": "x"}
+
+
+def test_a_file_measured_at_other_coordinates_is_not_continued(tmp_path: Path) -> None:
+    run(make_plan(), tmp_path / "a.h5")
+    before = (tmp_path / "a.h5").read_bytes()
+    with h5py.File(tmp_path / "a.h5", "r+") as file:
+        file["alpha"][...] = [5, 6, 7]
+    changed = (tmp_path / "a.h5").read_bytes()
+    assert changed != before
+    with pytest.raises(ValueError, match=r"was measured at another a \(alpha\). Pass --out"):
+        run(make_plan(), tmp_path / "a.h5")
+    assert (tmp_path / "a.h5").read_bytes() == changed
 
 
 def summed_up(**changes: object) -> Plan:
     """A plan with a mean over all cells, and a table that each cell fills one entry of."""
     plan = make_plan()
-    nat = {"units": "nat", "long_name": "loss"}
 
     def noting(cells: Sequence[Cell]) -> Values:
         table = np.full((3, 4), np.nan)
@@ -243,7 +267,11 @@ def summed_up(**changes: object) -> Plan:
 
     return replace(
         plan,
-        variables={**plan.variables, "mean": ((), nat), "table": (("beta", "alpha"), nat)},
+        variables={
+            **plan.variables,
+            "mean": Variable((), "mean", "nat"),
+            "table": Variable(("beta", "alpha"), "table", "nat"),
+        },
         measure=noting,
         finish=lambda result: {"mean": np.array(float(result["loss"].mean()))},
         **changes,

@@ -60,10 +60,10 @@ def test_three_products_are_too_few_and_the_result_says_so() -> None:
 def test_the_density_has_the_moments_of_the_spectrum(exact: np.ndarray) -> None:
     result = measured(small(), parts=("density",), draws=60, steps=8)
     for power in (1, 2):
-        draws = (result["weight"] * result["node"] ** power).sum("step").values
+        draws = (result["weight"] * result["node"] ** power).sum("lanczos_step").values
         stderr = draws.std(ddof=1) / np.sqrt(len(draws))
         assert abs(draws.mean() - (exact**power).mean()) < 4 * stderr
-    np.testing.assert_allclose(result["weight"].sum("step"), 1, rtol=1e-10)
+    np.testing.assert_allclose(result["weight"].sum("lanczos_step"), 1, rtol=1e-10)
 
 
 def test_trace_and_norm_are_within_their_errors(exact: np.ndarray) -> None:
@@ -197,7 +197,7 @@ def test_few_rows_need_no_options() -> None:
     result = landscape.measure("hessian", small(), layers=("head.bias",))
     rows = int(json.loads(result.attrs["provenance"])["parameters"])
     assert result.sizes["rank"] == min(rows, 5)
-    assert result.sizes["step"] == rows
+    assert result.sizes["lanczos_step"] == rows
 
 
 def test_layers_restrict_the_matrix_and_the_stored_directions(tmp_path: Path) -> None:

@@ -51,14 +51,14 @@ def measured(problem: Problem, **spec: Any) -> xr.Dataset:
 
 
 def of_kind(result: xr.Dataset, kind: str) -> xr.Dataset:
-    return result.isel(pair=np.flatnonzero(result["kind"] == pairs.KINDS.index(kind)))
+    return result.isel(pair=np.flatnonzero(result["kind"] == kind))
 
 
 def test_a_linear_model_moves_straight() -> None:
     weight = drawn(3, 5)
     problem = classifier(lambda x: x @ weight.T, drawn(12, 5, seed=1), [0, 1, 2] * 4)
     result = measured(problem)
-    lines = result.isel(pair=np.flatnonzero(result["kind"] != pairs.KINDS.index("circle")))
+    lines = result.isel(pair=np.flatnonzero(result["kind"] != "circle"))
     # Rounding of logits of size 3 at most; roughness squares it and multiplies by 8^3.
     np.testing.assert_allclose(lines["tortuosity"], 1, rtol=1e-12)
     np.testing.assert_allclose(lines["chord_deviation"], 0, atol=1e-13)
@@ -380,7 +380,7 @@ def test_outputs_that_overflow_are_stored_and_counted_but_decide_nothing() -> No
     plan = interpolate(problem, Spec(pairs=1, points=9, same_class=False, controls=False, seed=1))
     result = measured(problem, pairs=4, same_class=False, controls=False)
     broken = np.isnan(result["logits"]).any(("t", "class")).values
-    assert broken.tolist() == (result["sample"] == 1).any("rank").values.tolist()
+    assert broken.tolist() == (result["sample"] == 1).any("path_sample").values.tolist()
     for name in ("flips", "miss_rate", "transitions"):
         np.testing.assert_array_equal(np.isnan(result[name]), broken)
     assert plan.tell is not None
@@ -405,28 +405,28 @@ def test_outputs_that_overflow_beyond_the_ends_leave_what_is_between() -> None:
 
 def test_means_by_kind_are_those_over_its_pairs(problem: Problem) -> None:
     result = measured(problem)
-    for part, kind in enumerate(pairs.KINDS):
-        own = of_kind(result, kind)
-        assert int(result["part"][part]) == part
+    assert result["path_kind"].values.tolist() == list(pairs.KINDS)
+    for kind in pairs.KINDS:
+        own, over = of_kind(result, kind), result.sel(path_kind=kind)
         for name, values in (
             ("flips_mean", own["flips"].values),
             ("log_path_jacobian_norm_mean", np.log(own["path_jacobian_norm"].values)),
         ):
-            assert float(result[name][part]) == pytest.approx(values.mean(), rel=1e-12)
+            assert float(over[name]) == pytest.approx(values.mean(), rel=1e-12)
             stderr = values.std(ddof=1) / np.sqrt(3)
-            assert float(result[f"{name}_stderr"][part]) == pytest.approx(stderr, abs=1e-12)
+            assert float(over[f"{name}_stderr"]) == pytest.approx(stderr, abs=1e-12)
 
 
 def test_images_of_the_gallery_lie_on_their_paths(problem: Problem) -> None:
     result = measured(problem, gallery=3, beyond=0.5)
-    assert result["image"].dims == ("draw", "step", "channel", "height", "width")
-    np.testing.assert_array_equal(result["step"][[0, -1]], [0, 1])
+    assert result["image"].dims == ("gallery", "gallery_t", "channel", "height", "width")
+    np.testing.assert_array_equal(result["gallery_t"][[0, -1]], [0, 1])
     images = problem.inputs["input"].cpu().numpy()
     for shown, pair in zip(result["image"], result["gallery_pair"].values, strict=True):
         one = result.isel(pair=int(pair))
-        assert int(one["kind"]) in (0, 1)
+        assert one["kind"].item() in ("same_class", "cross_class")
         first, second = (images[int(index)] for index in one["sample"][:2])
-        for image, t in zip(shown.values, result["step"].values, strict=True):
+        for image, t in zip(shown.values, result["gallery_t"].values, strict=True):
             np.testing.assert_allclose(image, (1 - t) * first + t * second, atol=1e-15)
 
 
@@ -517,7 +517,11 @@ def test_ends_of_the_line_are_the_two_networks(problem: Problem, tmp_path: Path)
     result = landscape.measure(
         "interpolate", problem, to=str(tmp_path / "other.pt"), points=5, statistics=every
     )
-    kept, interpolated, recomputed = (result["loss"].isel(part=part) for part in range(3))
+    treatments = result["batch_norm_statistics"].values.tolist()
+    assert treatments == ["kept", "interpolated", "recomputed"]
+    kept, interpolated, recomputed = (
+        result["loss"].sel(batch_norm_statistics=name) for name in treatments
+    )
     plain, far = mean_loss(problem), mean_loss(other)
     # Float64, but for the file, whose tensors are float32 and were made so before.
     for line in (kept, interpolated):
@@ -526,17 +530,16 @@ def test_ends_of_the_line_are_the_two_networks(problem: Problem, tmp_path: Path)
     assert float(kept[-1]) != pytest.approx(far, rel=1e-3), "neither network has these statistics"
     for end, found in ((problem, recomputed[0]), (other, recomputed[-1])):
         assert float(found) == pytest.approx(mean_loss(end, recomputed=True), rel=1e-10)
-    for part in range(3):
-        one = result.isel(part=part)
+    for name in treatments:
+        one = result.sel(batch_norm_statistics=name)
         losses, t = one["example_loss"].mean("example").values, result["t"].values
         excess = losses - (1 - t) * losses[0] - t * losses[-1]
         # A mean in another order.
         np.testing.assert_allclose(one["excess_loss"], excess, rtol=1e-9, atol=1e-12)
         assert float(one["barrier"]) == pytest.approx(excess.max(), rel=1e-9, abs=1e-12)
         assert float(one["barrier_at"]) == t[excess.argmax()]
-    assert result["part"].attrs["flag_meanings"] == "kept interpolated recomputed"
     usual = landscape.measure("interpolate", problem, to=str(tmp_path / "other.pt"), points=3)
-    np.testing.assert_array_equal(usual["part"], [1, 2])
+    assert usual["batch_norm_statistics"].values.tolist() == ["interpolated", "recomputed"]
 
 
 def test_barrier_of_a_concave_quadratic_has_its_closed_form(tmp_path: Path) -> None:
@@ -580,7 +583,7 @@ def test_both_ends_of_a_line_are_exact_however_far_apart_they_are(tmp_path: Path
         problem = replace(oracle, weight=first).problem()
         line = landscape.measure("interpolate", problem, to=str(tmp_path / f"{name}.pt"), points=3)[
             "example_loss"
-        ].isel(part=0)
+        ].isel(batch_norm_statistics=0)
         for at, weight in ((0, first), (-1, second)):
             # A handful of float64 products; the file holds 1e20 to float32.
             wanted = oracle.losses(weight, oracle.inputs)

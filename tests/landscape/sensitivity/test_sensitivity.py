@@ -256,7 +256,7 @@ def test_noise_in_a_linear_model_costs_what_it_must() -> None:
     result = measured(oracle.problem(), parts=("noise",), draws=400, sigmas=(0.1, 0.3))
     slopes = (oracle.inputs @ oracle.weight.T - oracle.targets) @ oracle.weight
     for sigma in (0.1, 0.3):
-        at = result.sel(noise=sigma)
+        at = result.sel(sigma=sigma)
         expected = result["loss"] + sigma**2 * float(oracle.weight.norm()) ** 2 / 2
         error = (at["noise_loss"] - expected) / at["noise_loss_stderr"]
         assert (np.abs(error) < 4).all()  # of its own standard errors
@@ -291,7 +291,7 @@ def test_noise_is_that_of_each_examples_own_generator() -> None:
                 for draw in range(3)
             ]
         )
-        at = result.sel(noise=sigma)
+        at = result.sel(sigma=sigma)
         # A handful of float64 products.
         np.testing.assert_allclose(at["noise_loss"], losses.mean(dim=0), rtol=1e-12)
         stderr = losses.std(dim=0) / 3**0.5
@@ -518,7 +518,7 @@ def test_summaries_are_those_of_the_stored_values(problem: Problem) -> None:
     result = measured(problem, parts=("radii", "noise"))
     random = result["difference"].sel(direction=["random_0", "random_1"]).values
     means = random.mean(axis=1)
-    at = result.sel(part="random")
+    at = result.sel(direction_kind="random")
     # The same sums in another order.
     np.testing.assert_allclose(at["difference_mean"], means.mean(axis=0), rtol=1e-12)
     stderr = means.std(axis=0, ddof=1) / np.sqrt(len(problem))
@@ -613,6 +613,6 @@ def test_the_command_tells_medians_and_leaves_a_file(
     assert told.out == "fmmnet18.sensitivity.h5\n"
     assert "L2 norm of the loss gradient (nat / pixel range): median" in told.err
     assert "accuracy under noise:" in told.err
-    assert list(xr.open_dataset("fmmnet18.sensitivity.h5")["part"].values) == [
+    assert list(xr.open_dataset("fmmnet18.sensitivity.h5")["direction_kind"].values) == [
         "random", "gradient", "adversarial",
     ]  # fmt: skip

@@ -154,7 +154,7 @@ def test_the_folder_holds_a_result_for_each_network_and_probe(whole: Path, file:
     assert {row["file"] for row in told["results"]} == FILES
     assert told["missing"] == []
     assert {path.name for path in whole.glob("*.h5")} == FILES
-    assert told["schema_version"] == 1
+    assert told["schema_version"] == 2
     assert told["title"] == "Tiny"
     assert told["study"]["endpoints"][0]["margin"] == 0.1
     assert told["study_sha256"] == read_study(str(file)).sha256

@@ -8,6 +8,7 @@ import re
 import threading
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -416,3 +417,17 @@ def test_watching_keeps_nothing_and_passes_on_the_tensor_itself() -> None:
         {name: by_hand(network, batch)[name].mean().item() for name in ("norm", "clip")}
     )
     assert seen[0] == seen[1], "the ReLU in place works on the very tensor"
+
+
+@pytest.mark.second_derivative
+def test_the_examples_of_the_page_run_as_they_stand(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "hooks.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len(blocks) == 3
+    found: dict[str, Any] = {}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        for block in blocks:
+            exec(block, found)
+    assert "'layer1.0.merge.factors.shortcut': (1, 8, 28, 28)" in capsys.readouterr().out
+    assert found["product"].norm() < 1e-5 < found["gradient"].norm()

@@ -116,7 +116,9 @@ def replacing(
 
     Derivatives go through the function; a replacement that does not depend on the value, such as
     `torch.zeros_like`, lets none through. The function sees the examples of one batch, the first
-    axis nearly always, and must not let one of them depend on another: probes rely on that.
+    axis nearly always, and must not let one of them depend on another: probes rely on that. A
+    network with activation checkpointing computes values again in the backward pass, as further
+    calls: stay inside until then, and give patterns no `#`.
 
     Args:
         network: see `reading`.

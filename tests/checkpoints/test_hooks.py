@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor, func, nn
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils.checkpoint import checkpoint
 
 from checkpoints import hooks
 from checkpoints.hooks import Exposed
@@ -350,6 +351,17 @@ def test_transformations_of_torch_func_see_replacements_and_can_return_values() 
     expected = by_hand(network, batch, logits=sharper)["attention.logits"]
     torch.testing.assert_close(logits, expected)
     torch.testing.assert_close(single, expected)
+
+
+def test_activation_checkpointing_recomputes_the_replaced_value() -> None:
+    network, batch = made(), tokens().requires_grad_()
+
+    def slope(outputs: Tensor) -> Tensor:
+        return torch.autograd.grad(outputs.square().sum(), batch)[0]
+
+    with hooks.replacing(network, {"attention.logits": sharper}):
+        found = slope(checkpoint(network, batch, use_reentrant=False))
+    torch.testing.assert_close(found, slope(by_hand(network, batch, logits=sharper)["head"]))
 
 
 def test_other_threads_are_reached() -> None:

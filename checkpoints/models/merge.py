@@ -1,42 +1,37 @@
 """How a block's residual branch R and its shortcut S meet: by addition, or by a product.
 
-Every variant is a module called as `merge(residual, shortcut)`; what it multiplies, or adds, passes
-through its `factors`, where a hook sees both. Names and forms follow Ye et al. 2021
-(arXiv:2106.15067) and its first author's public table of variants; R comes from the branch's last
-batch norm in all of them.
+Every variant is a module called as `merge(residual, shortcut)`; what it multiplies, or adds, are
+inner values by name (`checkpoints.hooks`): `merge.factors.residual`, `merge.factors.shortcut`.
+Names and forms follow Ye et al. 2021 (arXiv:2106.15067) and its first author's public table of
+variants; R comes from the branch's last batch norm in all of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import cast
 
 import torch
 from torch import Tensor, nn
 
+from checkpoints.hooks import Exposed
 
-class Factors(nn.Module):
-    """The two tensors that a merge combines, handed through as they are.
+
+class Merge(nn.Module):
+    """What every variant has in common.
 
     Args:
-        names: what they are made of: `residual`, `shortcut` or `gate`.
+        names: what it multiplies, or adds: `residual`, `shortcut` or `gate`.
     """
 
     def __init__(self, *names: str) -> None:
         super().__init__()
-        self.names = names or ("residual", "shortcut")
+        self.factors = nn.ModuleDict(
+            {name: Exposed() for name in names or ("residual", "shortcut")}
+        )
 
-    def forward(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-        """Both (N, C, H, W)."""
-        return first, second
-
-
-class Merge(nn.Module):
-    """What every variant has in common."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.factors = Factors()
+    def exposed(self, *values: Tensor) -> tuple[Tensor, ...]:
+        """The factors, (N, C, H, W) each, handed through as they are."""
+        return tuple(f(value) for f, value in zip(self.factors.values(), values, strict=True))
 
 
 class Add(Merge):
@@ -44,8 +39,8 @@ class Add(Merge):
 
     def forward(self, residual: Tensor, shortcut: Tensor) -> Tensor:
         """Merge two (N, C, H, W)."""
-        first, second = self.factors(residual, shortcut)
-        return cast(Tensor, first + second)
+        first, second = self.exposed(residual, shortcut)
+        return first + second
 
 
 class Product(Merge):
@@ -53,8 +48,8 @@ class Product(Merge):
 
     def forward(self, residual: Tensor, shortcut: Tensor) -> Tensor:
         """Merge two (N, C, H, W)."""
-        first, second = self.factors(residual, shortcut)
-        return cast(Tensor, first * second)
+        first, second = self.exposed(residual, shortcut)
+        return first * second
 
 
 class NormalizedProduct(Merge):
@@ -81,8 +76,8 @@ class NormalizedProduct(Merge):
 
     def forward(self, residual: Tensor, shortcut: Tensor) -> Tensor:
         """Merge two (N, C, H, W)."""
-        first, second = self.factors(self.norm_residual(residual), self.norm_shortcut(shortcut))
-        return cast(Tensor, first * second)
+        first, second = self.exposed(self.norm_residual(residual), self.norm_shortcut(shortcut))
+        return first * second
 
 
 class SigmoidShortcut(Merge):
@@ -90,8 +85,8 @@ class SigmoidShortcut(Merge):
 
     def forward(self, residual: Tensor, shortcut: Tensor) -> Tensor:
         """Merge two (N, C, H, W)."""
-        first, second = self.factors(residual, torch.sigmoid(shortcut) + 0.5)
-        return cast(Tensor, first * second)
+        first, second = self.exposed(residual, torch.sigmoid(shortcut) + 0.5)
+        return first * second
 
 
 class SigmoidResidual(Merge):
@@ -99,8 +94,8 @@ class SigmoidResidual(Merge):
 
     def forward(self, residual: Tensor, shortcut: Tensor) -> Tensor:
         """Merge two (N, C, H, W)."""
-        first, second = self.factors(torch.sigmoid(residual) + 0.5, shortcut)
-        return cast(Tensor, first * second)
+        first, second = self.exposed(torch.sigmoid(residual) + 0.5, shortcut)
+        return first * second
 
 
 class SigmoidBoth(Merge):
@@ -113,10 +108,10 @@ class SigmoidBoth(Merge):
 
     def forward(self, residual: Tensor, shortcut: Tensor) -> Tensor:
         """Merge two (N, C, H, W)."""
-        first, second = self.factors(
+        first, second = self.exposed(
             torch.sigmoid(self.norm_residual(residual)), torch.sigmoid(self.norm_shortcut(shortcut))
         )
-        return cast(Tensor, first * second)
+        return first * second
 
 
 class TanhResidual(Merge):
@@ -124,8 +119,8 @@ class TanhResidual(Merge):
 
     def forward(self, residual: Tensor, shortcut: Tensor) -> Tensor:
         """Merge two (N, C, H, W)."""
-        first, second = self.factors(1 + torch.tanh(residual), shortcut)
-        return cast(Tensor, first * second)
+        first, second = self.exposed(1 + torch.tanh(residual), shortcut)
+        return first * second
 
 
 class GatedAdd(Merge):
@@ -136,14 +131,13 @@ class GatedAdd(Merge):
     """
 
     def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.factors = Factors("residual", "gate")
+        super().__init__("residual", "gate")
         self.gate = nn.Conv2d(channels, channels, 1)
 
     def forward(self, residual: Tensor, shortcut: Tensor, hidden: Tensor) -> Tensor:
         """Merge two (N, C, H, W), given the branch's hidden (N, C, H, W)."""
-        first, gate = self.factors(residual, torch.sigmoid(self.gate(hidden)))
-        return cast(Tensor, first * gate + shortcut)
+        first, gate = self.exposed(residual, torch.sigmoid(self.gate(hidden)))
+        return first * gate + shortcut
 
 
 MERGES: dict[str, Callable[[int], nn.Module]] = {

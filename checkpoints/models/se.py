@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from checkpoints.hooks import Exposed
+
 
 class SqueezeExcitation(nn.Module):
     """x * sigmoid(W2 relu(W1 mean(x))), with the mean over the positions of each channel.
@@ -19,12 +21,10 @@ class SqueezeExcitation(nn.Module):
         squeezed = max(4, channels // reduction)
         self.squeeze = nn.Linear(channels, squeezed, bias=False)
         self.excite = nn.Linear(squeezed, channels, bias=False)
-
-    def gate(self, features: Tensor) -> Tensor:
-        """The attention of each channel, in (0, 1): (N, C) from (N, C, H, W)."""
-        pooled = features.mean(dim=(2, 3))
-        return torch.sigmoid(self.excite(torch.relu(self.squeeze(pooled))))
+        self.gate = Exposed()
 
     def forward(self, features: Tensor) -> Tensor:
-        """Scale the channels of (N, C, H, W)."""
-        return features * self.gate(features)[:, :, None, None]
+        """Scale the channels of (N, C, H, W) by the gate, (N, C), in (0, 1)."""
+        pooled = features.mean(dim=(2, 3))
+        gate: Tensor = self.gate(torch.sigmoid(self.excite(torch.relu(self.squeeze(pooled)))))
+        return features * gate[:, :, None, None]

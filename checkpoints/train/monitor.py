@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, cast
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from checkpoints.models.merge import Factors, Merge
+from checkpoints import hooks
+from checkpoints.models.merge import Merge
 
 
 @contextmanager
@@ -26,33 +27,24 @@ def watched(network: nn.Module) -> Iterator[dict[str, dict[str, float]]]:
     """
     seen: dict[str, dict[str, float]] = {}
 
-    def on_factors(block: str) -> Callable[[nn.Module, Any, tuple[Tensor, Tensor]], None]:
-        def hook(module: nn.Module, _: Any, factors: tuple[Tensor, Tensor]) -> None:
-            row = seen.setdefault(block, {})
-            for name, factor in zip(cast(Factors, module).names, factors, strict=True):
-                variance, mean = torch.var_mean(factor.detach().float())
-                row |= {f"{name}_mean": mean.item(), f"{name}_var": variance.item()}
+    def on_factor(block: str, name: str, factor: Tensor) -> None:
+        variance, mean = torch.var_mean(factor.detach().float())
+        which = name.rpartition(".")[2]
+        seen.setdefault(block, {}).update(
+            {f"{which}_mean": mean.item(), f"{which}_var": variance.item()}
+        )
 
-        return hook
+    def on_merged(block: str, _: str, merged: Tensor) -> None:
+        seen.setdefault(block, {})["activation_max"] = merged.detach().abs().max().item()
 
-    def on_merged(block: str) -> Callable[[nn.Module, Any, Tensor], None]:
-        def hook(module: nn.Module, _: Any, merged: Tensor) -> None:
-            seen.setdefault(block, {})["activation_max"] = merged.detach().abs().max().item()
-
-        return hook
-
-    hooks = []
+    functions: dict[str, Callable[[str, Tensor], None]] = {}
     for name, module in network.named_modules():
-        if isinstance(module, Factors):
-            block = name.removesuffix(".factors").removesuffix(".merge")
-            hooks.append(module.register_forward_hook(on_factors(block)))
-        elif isinstance(module, Merge):
-            hooks.append(module.register_forward_hook(on_merged(name.removesuffix(".merge"))))
-    try:
+        if isinstance(module, Merge):
+            block = name.removesuffix(".merge")
+            functions[f"{name}.factors.*"] = partial(on_factor, block)
+            functions[name] = partial(on_merged, block)
+    with hooks.watching(network, functions):
         yield seen
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def gradient_norms(network: nn.Module, blocks: Iterator[str]) -> dict[str, float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, cast
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.func import functional_call
 
-from checkpoints import kernels
+from checkpoints import hooks, kernels
 from checkpoints.batch_norm import NORMS, recompute_statistics
 from checkpoints.device import exact_arithmetic, in_order
 from checkpoints.problem import Problem, Tensors
@@ -122,6 +122,32 @@ class Space(ABC):
     def tensors(self) -> Tensors:
         """Parameters and buffers of the network, by name; not to be written to."""
         return dict(self._network.named_parameters()) | dict(self._network.named_buffers())
+
+    def inner_values(self) -> dict[str, tuple[int, ...]]:
+        """The names of the network's inner values, with their shapes for one example.
+
+        Cost: one forward pass of one example.
+        """
+        inputs = {name: value[:1] for name, value in self.problem.inputs.items()}
+        return hooks.names(self._network, inputs)
+
+    def reading(self, patterns: str | Sequence[str]) -> AbstractContextManager[Tensors]:
+        """Keep inner values of the network, wherever it is called: see `hooks.reading`.
+
+        They are those of the last batch, and differentiable in the point if outputs are.
+        """
+        return hooks.reading(self._network, patterns)
+
+    def replacing(
+        self, functions: Mapping[str, Callable[[Tensor], Tensor]]
+    ) -> AbstractContextManager[None]:
+        """Make this the landscape of a network with inner values replaced: see `hooks.replacing`.
+
+        All that is computed inside is that network's: outputs, losses, derivatives, recomputed
+        statistics. What was traced or kept before (see `Curvature`) does not notice; make it
+        inside.
+        """
+        return hooks.replacing(self._network, functions)
 
     def outputs_of(self, inputs: Tensors, tensors: Tensors | None = None) -> Any:
         """What the network gives for any raw inputs.

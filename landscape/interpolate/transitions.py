@@ -41,7 +41,11 @@ _PIECES: dict[Any, Callable[..., Tensor]] = {
 
 
 class _Switches(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts, while the network runs, the ReLUs that differ between neighbouring examples."""
+    """Counts, while the network runs, the ReLUs that differ between neighbouring examples.
+
+    It watches operators: `checkpoints.hooks` sees what modules return, and a `torch.relu` in a
+    network's forward is no module.
+    """
 
     def __init__(self, examples: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

@@ -677,10 +677,11 @@ def test_a_whole_pickled_network_is_refused_with_its_classes(tmp_path: Path, how
     saved_in(tmp_path / "net.pth", network(), how)
     line = refusal(lambda: load(tmp_path / "net.pth"))
     wanted = (
-        "asks for more than tensors: checkpoints.models.merge.Add, "
-        "checkpoints.models.merge.Factors, "
+        "asks for more than tensors: checkpoints.hooks.Exposed, "
+        "checkpoints.models.merge.Add, "
         "checkpoints.models.resnet.Block, checkpoints.models.resnet.ResNet, "
-        "torch.nn.modules.batchnorm.BatchNorm2d, torch.nn.modules.container.Sequential, "
+        "torch.nn.modules.batchnorm.BatchNorm2d, torch.nn.modules.container.ModuleDict, "
+        "torch.nn.modules.container.Sequential, "
         "torch.nn.modules.conv.Conv2d, torch.nn.modules.linear.Identity, "
         "torch.nn.modules.linear.Linear. "
     )

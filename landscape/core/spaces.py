@@ -6,7 +6,7 @@ import copy
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -71,6 +71,7 @@ class Space(ABC):
 
     Attributes:
         origin: {name: tensor}, the point that is the problem itself. Not to be written to.
+        replacements: what `replacing` was given, of the contexts that are open.
     """
 
     origin: Tensors
@@ -87,6 +88,7 @@ class Space(ABC):
         self._kernels = problem.kernels or kernels.without_known_faults(problem)
         network = copy.deepcopy(problem.model).eval().requires_grad_(requires_grad=False)
         self._network = in_order(network, self._kernels)
+        self.replacements: tuple[Mapping[str, Callable[[Tensor], Tensor]], ...] = ()
 
     @abstractmethod
     def _moved(self, point: Tensors) -> Tensors:
@@ -138,16 +140,20 @@ class Space(ABC):
         """
         return hooks.reading(self._network, patterns)
 
-    def replacing(
-        self, functions: Mapping[str, Callable[[Tensor], Tensor]]
-    ) -> AbstractContextManager[None]:
+    @contextmanager
+    def replacing(self, functions: Mapping[str, Callable[[Tensor], Tensor]]) -> Iterator[None]:
         """Make this the landscape of a network with inner values replaced: see `hooks.replacing`.
 
         All that is computed inside is that network's: outputs, losses, derivatives, recomputed
-        statistics. What was traced or kept before (see `Curvature`) does not notice; make it
-        inside.
+        statistics. What keeps something from one call to the next compares `replacements`.
         """
-        return hooks.replacing(self._network, functions)
+        before = self.replacements
+        with hooks.replacing(self._network, functions):
+            self.replacements = (*before, functions)
+            try:
+                yield
+            finally:
+                self.replacements = before
 
     def outputs_of(self, inputs: Tensors, tensors: Tensors | None = None) -> Any:
         """What the network gives for any raw inputs.

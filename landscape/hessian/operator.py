@@ -103,6 +103,7 @@ class Curvature(CurvatureOperator):  # type: ignore[misc]
         self._scale = self.flat(self._expanded(scale)) if scale else None
         self._keep = keep
         self._kept: dict[int, list[Any]] | None = None
+        self._kept_with = space.replacements
         self._split: split_graph.Split | None = None
 
     @property
@@ -178,7 +179,9 @@ class Curvature(CurvatureOperator):  # type: ignore[misc]
 
     def _product(self, part: slice, vector: Tensors) -> Tensors:
         """The product with the curvature of one batch; in the inputs, `vector` is the batch's."""
-        if self._keep and self._kept is None:
+        replacements = self.space.replacements
+        if self._keep and (self._kept is None or self._kept_with != replacements):
+            self._kept_with = replacements
             self._prepare(vector)
         kept = (self._kept or {}).get(part.start)
         if kept is None or self._split is None:

@@ -118,6 +118,22 @@ def test_hessian_products_are_those_of_the_changed_network(
 
 
 @pytest.mark.second_derivative
+def test_a_product_that_was_kept_is_made_anew_when_a_replacement_begins_or_ends(
+    kind: type[Space], change: dict[str, Change]
+) -> None:
+    space = kind(problem())
+    operator = Curvature(space, keep=True)
+    vector = torch.ones(operator.size, dtype=torch.float64)
+    plain = operator.matvec(vector)
+    with space.replacing(named(change)):
+        changed = operator.matvec(vector)
+        expected = Curvature(space).matvec(vector)
+    torch.testing.assert_close(changed, expected, rtol=1e-9, atol=1e-12)
+    assert (changed - plain).norm() > 1e-2 * plain.norm()
+    torch.testing.assert_close(operator.matvec(vector), plain, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.second_derivative
 def test_reading_changes_no_product(kind: type[Space]) -> None:
     space = kind(problem())
     vector = torch.ones(Curvature(space).size, dtype=torch.float64)

@@ -213,7 +213,7 @@ def read(folder: str | Path) -> Study:
     for role in roles:
         count = len(study.arms_of(role))
         if count != 1:
-            raise ValueError(f"{path}: {count} arms have the role {role!r}; needed: exactly one.")
+            raise ValueError(f"{path}: {count} arms have the role {role!r}; expected exactly one.")
     return study
 
 
@@ -276,9 +276,9 @@ def _endpoint(table: Mapping[str, Any], path: Path) -> Endpoint:
     }
     for key, allowed in choices.items():
         if table.get(key, allowed[0]) not in allowed:
-            raise ValueError(f"{where}: {key} = {table[key]!r}; needed: {', '.join(allowed)}.")
+            raise ValueError(f"{where}: {key} = {table[key]!r}; expected {', '.join(allowed)}.")
     if not 0 < table["margin"] < np.inf:
-        raise ValueError(f"{where}: margin = {table['margin']}; needed: above 0 and finite.")
+        raise ValueError(f"{where}: margin = {table['margin']}; expected above 0 and finite.")
     if (table.get("average") == "fraction_below") != (table.get("level") is not None):
         raise ValueError(f"{where}: level goes with average = 'fraction_below', and only with it.")
     return Endpoint(**table)

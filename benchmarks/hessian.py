@@ -378,7 +378,7 @@ def parsed() -> argparse.Namespace:
     chosen = parser.parse_args()
     if not 1 <= chosen.images <= 1000 or chosen.images % chosen.batch or chosen.rounds < 1:
         # hessian-eigenthings takes the mean over batches, which is wrong for unequal ones
-        parser.error("needed: --images a multiple of --batch, at most 1000, and --rounds 1 or more")
+        parser.error("expected --images a multiple of --batch, at most 1000, and --rounds >= 1")
     return chosen
 
 

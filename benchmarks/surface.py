@@ -432,9 +432,9 @@ def parsed() -> argparse.Namespace:
         parser.add_argument(f"--{name}", type=kind, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.points < 3 or chosen.points % 2 == 0:
-        parser.error(f"--points {chosen.points}: needed: 3, 5, 7 ..., so that one is the network.")
+        parser.error(f"--points {chosen.points}; expected 3, 5, 7 ..., so that one is the network.")
     if not 1 <= chosen.images <= 1000 or chosen.rounds < 1:
-        parser.error(f"--images {chosen.images} --rounds {chosen.rounds}: needed: 1 to 1000 and 1.")
+        parser.error(f"--images {chosen.images} --rounds {chosen.rounds}; expected 1 to 1000, 1.")
     return chosen
 
 

@@ -84,7 +84,7 @@ def find(name: str | Path) -> Path:
         if candidate.is_file():
             return candidate
     if path.is_dir():
-        raise ValueError(f"{name} is a folder; needed: a checkpoint file, such as {name}/FILE.pt.")
+        raise ValueError(f"{name} is a folder; expected a checkpoint file, such as {name}/FILE.pt.")
     known = ", ".join(sorted(p.name for p in shipped.glob("*.pt"))) or "none"
     raise ValueError(f"{name}: no such file, nor does it name one that ships (there are: {known}).")
 
@@ -103,7 +103,8 @@ def build(model: str, options: Mapping[str, Any]) -> nn.Module:
             f"{model} cannot be built with {spelled(options) or 'no options'}: {reason(error)}"
         ) from error
     if not isinstance(network, nn.Module):
-        raise ValueError(f"{model} returned a {type(network).__name__}; needed: a torch.nn.Module.")
+        found = type(network).__name__
+        raise ValueError(f"{model} returned a {found}; expected a torch.nn.Module.")
     return network
 
 
@@ -136,7 +137,7 @@ def save(checkpoint: Checkpoint, path: Path, *, half: bool = False) -> None:
         # The same plain entries in both formats, which any reader of either can load.
         description = json.dumps({"format": FORMAT, "schema_version": SCHEMA_VERSION, **entries})
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{path} cannot be written: {error}. Needed: plain values.") from error
+        raise ValueError(f"{path} cannot be written: {error}. Expected plain values.") from error
     partial = path.with_name(path.name + ".partial")
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".safetensors":

@@ -26,7 +26,7 @@ def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
     if classes < 2:
         raise ValueError(
             f"the network has {classes} output and the loss is the cross-entropy of classes; "
-            "needed: an output a class, or a loss of your own."
+            "expected an output a class, or a loss of your own."
         )
     ignored = targets == IGNORED
     target = targets.long().where(~ignored, 0)[:, None]

@@ -298,13 +298,13 @@ def checked(
     missing = [key for key in required if key not in table]
     if missing:
         raise ValueError(
-            f"[{where}] {missing[0]} is missing; needed: {_described(hints[missing[0]])}."
+            f"[{where}] {missing[0]} is missing; expected {_described(hints[missing[0]])}."
         )
     values = {}
     for key, value in table.items():
         found = list(_converted(value, hints[key]))
         if not found:
-            raise ValueError(f"[{where}] {key} = {value!r}; needed: {_described(hints[key])}.")
+            raise ValueError(f"[{where}] {key} = {value!r}; expected {_described(hints[key])}.")
         values[key] = found[0]
     return values
 

@@ -31,7 +31,7 @@ class Normalization:
     def __post_init__(self) -> None:
         if len(self.mean) != len(self.std) or not self.mean or not all(s > 0 for s in self.std):
             raise ValueError(
-                f"--mean {self.mean} and --std {self.std}: needed: one value a channel each, "
+                f"--mean {self.mean} and --std {self.std}; expected one value a channel each, "
                 "std positive; one value alone serves every channel."
             )
 
@@ -101,15 +101,15 @@ class Problem:
                 f"there are {len(self.indices)} indices and {len(self.targets)} examples."
             )
         if self.batch_norm not in get_args(BatchNorm):
-            raise ValueError(f"batch_norm={self.batch_norm!r}; needed: running or recompute.")
+            raise ValueError(f"batch_norm={self.batch_norm!r}; expected running or recompute.")
         if self.batch_norm == "recompute" and not self.calibration:
             raise ValueError("batch_norm='recompute' needs a calibration set, and there is none.")
         if self.batch_size < 0:
-            raise ValueError(f"batch_size={self.batch_size}; needed: at least 1, or 0 to measure.")
+            raise ValueError(f"batch_size={self.batch_size}; expected at least 1, or 0 to measure.")
         if self.kernels is not None and self.kernels not in KERNELS:
-            raise ValueError(f"kernels={self.kernels!r}; needed: one of {', '.join(KERNELS)}.")
+            raise ValueError(f"kernels={self.kernels!r}; expected one of {', '.join(KERNELS)}.")
         if not 0 < self.temperature < float("inf"):
-            raise ValueError(f"temperature={self.temperature}; needed: a positive number, or fit.")
+            raise ValueError(f"temperature={self.temperature}; expected a positive number, or fit.")
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -140,14 +140,14 @@ class Problem:
         for batch in batches:
             if not isinstance(batch, tuple | list) or len(batch) != 2:
                 raise ValueError(
-                    f"a batch is a {type(batch).__name__}; needed: a pair (inputs, targets)."
+                    f"a batch is a {type(batch).__name__}; expected a pair (inputs, targets)."
                 )
             inputs, target = batch
             part = dict(inputs) if isinstance(inputs, Mapping) else {"input": inputs}
             for value in (*part.values(), target):
                 if not isinstance(value, Tensor):
                     raise ValueError(
-                        f"a batch holds a {type(value).__name__}; needed: tensors, or a mapping "
+                        f"a batch holds a {type(value).__name__}; expected tensors, or a mapping "
                         "of names to tensors as the inputs."
                     )
             if parts and (found := sorted(part)) != (first := sorted(parts[0])):
@@ -224,7 +224,7 @@ class Problem:
         if shape != (len(targets),):
             raise ValueError(
                 f"the loss returned shape {shape} for {len(targets)} examples; "
-                "needed: one value an example. Use reduction='none', and a mean over all axes "
+                "expected one value an example. Use reduction='none', and a mean over all axes "
                 "but the first."
             )
         return losses.double()

@@ -47,11 +47,11 @@ def read(path: Path) -> Mapping[str, Any]:
                 "such a file can run code. Save model.state_dict() alone, or as safetensors."
             ) from error
         raise ValueError(
-            f"{path} is no checkpoint, or damaged ({reason(error).split('. ')[0]}). Needed: a "
+            f"{path} is no checkpoint, or damaged ({reason(error).split('. ')[0]}). Expected a "
             "state dict that torch.save wrote, or safetensors under a name that ends so."
         ) from error
     if not isinstance(content, Mapping):
-        raise ValueError(f"{path} holds a {type(content).__name__}; needed: a dict of tensors.")
+        raise ValueError(f"{path} holds a {type(content).__name__}; expected a dict of tensors.")
     return content
 
 

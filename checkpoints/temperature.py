@@ -37,7 +37,7 @@ def fit(logits: NDArray[np.float64], labels: NDArray[np.int64]) -> float:
     if not slope(low) < 0 < slope(high):
         raise ValueError(
             f"no temperature between {RANGE[0]} and {RANGE[1]} fits these {len(labels)} held-out "
-            "examples: needed: some classified correctly, and some not. Hold out more of them "
+            "examples; expected some classified correctly, and some not. Hold out more of them "
             "(a smaller --examples), or pass a number."
         )
     return 1 / float(brentq(slope, low, high, xtol=1e-12, rtol=1e-12))

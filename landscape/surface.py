@@ -75,7 +75,7 @@ class Spec:
             given = getattr(self, name)
             if given is not None and len(given) not in (1, self.dimensions):
                 raise ValueError(
-                    f"--{name} {' '.join(map(str, given))}: needed: one number, or "
+                    f"--{name} {' '.join(map(str, given))}; expected one number, or "
                     f"{self.dimensions}, one an axis (--dimensions {self.dimensions})."
                 )
         if self.space == "inputs" and (self.to or self.directions):
@@ -90,7 +90,7 @@ class Spec:
             extent = (0.5, EXTENT[self.space])[: self.dimensions]
         if min(points) < 1 or not all(0 <= x < float("inf") for x in extent):
             raise ValueError(
-                f"--points {points} and --extent {extent}: needed: at least 1 point, "
+                f"--points {points} and --extent {extent}; expected at least 1 point, "
                 "and a finite extent that is not negative."
             )
         in_inputs = self.space == "inputs"

@@ -110,8 +110,8 @@ def interval(
     """
     if treatment.shape != baseline.shape or treatment.ndim != 2 or not treatment.size:
         raise ValueError(
-            f"treatment is {treatment.shape}, baseline {baseline.shape}; needed: (pairs, samples), "
-            "the same samples in both."
+            f"treatment is {treatment.shape}, baseline {baseline.shape}; expected (pairs, "
+            "samples), the same samples in both."
         )
     pairs, samples = treatment.shape
     effects = compare(average(treatment, average_by), average(baseline, average_by), compare_by)

@@ -75,7 +75,7 @@ def check_md5(file: Path, expected: str) -> None:
     with file.open("rb") as stream:
         found = hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
     if found != expected:
-        raise ValueError(f"its MD5 is {found}, needed {expected}")
+        raise ValueError(f"its MD5 is {found}; expected {expected}")
 
 
 def read_members(source: Path, folder: str, names: Collection[str]) -> dict[str, bytes]:

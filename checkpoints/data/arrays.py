@@ -42,7 +42,7 @@ def check_labels(y: NDArray[np.generic], where: str) -> NDArray[np.int64]:
     """Labels (N,) or (N, 1) of any integer type as (N,) int64, or a ValueError."""
     if y.dtype.kind not in "iu" or not (y.ndim == 1 or (y.ndim == 2 and y.shape[1] == 1)):
         raise ValueError(
-            f"{where}: the labels are {y.dtype} of shape {y.shape}; needed: integers of shape "
+            f"{where}: the labels are {y.dtype} of shape {y.shape}; expected integers of shape "
             "(N,) or (N, 1), one class index for each image."
         )
     return y.reshape(-1).astype(np.int64)
@@ -65,14 +65,14 @@ def _bytes(x: NDArray[np.generic], where: str) -> NDArray[np.uint8]:
         return x.astype(np.uint8, copy=False)
     if x.dtype.kind != "f":
         raise ValueError(
-            f"{where}: the pixels are {x.dtype}; needed: uint8 from 0 to 255, or floats from 0 to "
+            f"{where}: the pixels are {x.dtype}; expected uint8 from 0 to 255, or floats from 0 to "
             "1. Convert them first, with .astype(np.uint8) where they are 0 to 255 already."
         )
     floats = x.astype(np.promote_types(x.dtype, np.float32), copy=False)
     low, high = float(floats.min()), float(floats.max())
     if not (low >= 0 and high <= 1):  # refuses NaN too
         raise ValueError(
-            f"{where}: the float pixels run from {low:.6g} to {high:.6g}; needed: 0 to 1. Give "
+            f"{where}: the float pixels run from {low:.6g} to {high:.6g}; expected 0 to 1. Give "
             "the original pixels, before any normalisation."
         )
     levels = np.rint(floats * 255)
@@ -97,7 +97,7 @@ def _channels_first(x: NDArray[np.uint8], where: str) -> NDArray[np.uint8]:
         )
     if not (first or last):
         raise ValueError(
-            f"{where}: the pixels have the shape {x.shape}; needed: (N, H, W), (N, H, W, C) or "
+            f"{where}: the pixels have the shape {x.shape}; expected (N, H, W), (N, H, W, C) or "
             "(N, C, H, W), where C is 1 (grey) or 3 (RGB)."
         )
     return x if first else np.moveaxis(x, 3, 1)

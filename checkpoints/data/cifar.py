@@ -167,14 +167,14 @@ def _read_rows(
     row = version.label_bytes + PIXELS
     if not content or len(content) % row:
         raise ValueError(
-            f"{where} has {len(content)} bytes; needed: rows of {row}, for the label and "
+            f"{where} has {len(content)} bytes; expected rows of {row}, for the label and "
             f"{PIXELS} pixel values. Get the file again."
         )
     rows = np.frombuffer(content, dtype=np.uint8).reshape(-1, row)
     labels = rows[:, version.label_bytes - 1].astype(np.int64)
     if labels.max() >= classes:
         raise ValueError(
-            f"{where} has the label {labels.max()}; needed: 0 to {classes - 1}. It may be the "
+            f"{where} has the label {labels.max()}; expected 0 to {classes - 1}. It may be the "
             "other CIFAR, or damaged; get it again."
         )
     return rows[:, version.label_bytes :], labels
@@ -187,7 +187,7 @@ def _read_batch(
     pixels, labels = batch.get("data"), batch.get(version.label_key)
     if not isinstance(pixels, np.ndarray) or pixels.ndim != 2 or pixels.shape[1] != PIXELS:
         found = pixels.shape if isinstance(pixels, np.ndarray) else type(pixels).__name__
-        raise ValueError(f"{where}: `data` is {found}; needed: an array of shape (N, {PIXELS}).")
+        raise ValueError(f"{where}: `data` is {found}; expected an array of shape (N, {PIXELS}).")
     if (
         not isinstance(labels, list)
         or len(labels) != len(pixels)
@@ -207,6 +207,6 @@ def _class_names(content: bytes, version: _Version, classes: int, where: str) ->
     names = found if isinstance(found, list) else []
     if len(names) != classes:
         raise ValueError(
-            f"{where} names {len(names)} classes; needed: {classes}. Get it again, or delete it."
+            f"{where} names {len(names)} classes; expected {classes}. Get it again, or delete it."
         )
     return tuple(n.decode("latin1") if isinstance(n, bytes) else str(n) for n in names)

@@ -80,12 +80,12 @@ def parse_idx(content: bytes, axes: int) -> NDArray[np.uint8]:
     if content[:4] != magic or len(content) < start:
         raise ValueError(
             f"it starts with {content[:4].hex() or 'nothing'} and has {len(content)} bytes; "
-            f"needed: {magic.hex()}, the mark of an idx file of bytes with {axes} axes"
+            f"expected {magic.hex()}, the mark of an idx file of bytes with {axes} axes"
         )
     shape = tuple(int(n) for n in np.frombuffer(content[4:start], dtype=">u4"))
     if len(content) - start != math.prod(shape):
         raise ValueError(
-            f"it holds {len(content) - start} values; needed: {math.prod(shape)}, "
+            f"it holds {len(content) - start} values; expected {math.prod(shape)}, "
             f"for the shape {shape} that it states"
         )
     return np.frombuffer(content, dtype=np.uint8, offset=start).reshape(shape).copy()
@@ -120,5 +120,5 @@ def _verified(file: Path, name: str) -> NDArray[np.uint8]:
     array = parse_idx(content, axes=3 if "images" in name else 1)
     digest = hashlib.sha256(content).hexdigest()
     if digest != SHA256[name]:
-        raise ValueError(f"the SHA-256 of its content is {digest}, needed {SHA256[name]}")
+        raise ValueError(f"the SHA-256 of its content is {digest}; expected {SHA256[name]}")
     return array

@@ -46,7 +46,7 @@ def load(split: Split, folder: Path, size: tuple[int, int] | int | None = None) 
     if isinstance(size, int):
         size = (size, size)
     if size is not None and min(size) < 1:
-        raise ValueError(f"{name}: size is {size}; needed: a height and a width of at least 1.")
+        raise ValueError(f"{name}: size is {size}; expected a height and a width of at least 1.")
     classes, files, labels = _listed(split, folder, name)
     shape, mode = _common_form(files, size, name)
     pixels = np.stack([_pixels(file, shape, mode, name) for file in files])
@@ -77,7 +77,7 @@ def _listed(split: Split, folder: Path, name: str) -> tuple[tuple[str, ...], lis
             labels += [label] * len(members)
     if not files:
         raise ValueError(
-            f"{name}: {chosen} holds no images. Needed: a folder for each class, images in them."
+            f"{name}: {chosen} holds no images. Expected a folder for each class, images in them."
         )
     return classes, files, labels
 
@@ -104,7 +104,7 @@ def _common_form(
     for file, (mode, shape) in zip(files, forms, strict=True):
         if mode not in GREY + COLOUR:
             raise ValueError(
-                f"{name}: {file} has pixels of mode {mode}; needed: 8-bit grey or RGB. Convert "
+                f"{name}: {file} has pixels of mode {mode}; expected 8-bit grey or RGB. Convert "
                 "it first, so that the scaling is yours."
             )
         first = forms[0][1]

@@ -31,12 +31,12 @@ def load(split: Split, target: str) -> Images:
     except Exception as error:  # the module is the user's own and may raise anything
         raise ValueError(
             f"{target}: {source} cannot be imported ({type(error).__name__}: "
-            f"{' '.join(str(error).split())}). Needed: a module on Python's path, or a .py file."
+            f"{' '.join(str(error).split())}). Expected a module on Python's path, or a .py file."
         ) from error
     function = getattr(module, attribute, None)
     if not callable(function):
         raise ValueError(
-            f"{target}: {source} has no function {attribute!r}. Needed: {attribute}(split) that "
+            f"{target}: {source} has no function {attribute!r}. Expected {attribute}(split) that "
             "returns (x, y) or Images."
         )
     made = function(split)
@@ -46,6 +46,6 @@ def load(split: Split, target: str) -> Images:
         return replace(made, name=target)
     if not isinstance(made, tuple) or len(made) != 2:
         found = f"a tuple of {len(made)}" if isinstance(made, tuple) else type(made).__name__
-        raise ValueError(f"{target} returned {found}; needed: (x, y) or Images.")
+        raise ValueError(f"{target} returned {found}; expected (x, y) or Images.")
     x, y = made
     return arrays.to_images(x, y, classes=None, name=target, split=split)

@@ -38,19 +38,19 @@ class Images:
         if self.pixels.ndim != 4 or self.pixels.dtype != np.uint8:
             raise ValueError(
                 f"{where}: pixels are {self.pixels.dtype} of shape {self.pixels.shape}; "
-                "needed: uint8 of shape (N, channels, height, width)."
+                "expected uint8 of shape (N, channels, height, width)."
             )
         if self.labels.shape != (len(self.pixels),) or self.labels.dtype != np.int64:
             raise ValueError(
                 f"{where}: labels are {self.labels.dtype} of shape {self.labels.shape}; "
-                f"needed: int64 of shape ({len(self.pixels)},), one for each image."
+                f"expected int64 of shape ({len(self.pixels)},), one for each image."
             )
         if not len(self.labels):
             raise ValueError(f"{where}: there are no images.")
         if self.labels.min() < 0 or self.labels.max() >= len(self.classes):
             raise ValueError(
                 f"{where}: labels run from {self.labels.min()} to {self.labels.max()}; "
-                f"needed: 0 to {len(self.classes) - 1}, for {len(self.classes)} classes."
+                f"expected 0 to {len(self.classes) - 1}, for {len(self.classes)} classes."
             )
 
     def __len__(self) -> int:

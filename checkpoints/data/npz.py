@@ -38,7 +38,7 @@ def load(split: Split, file: Path) -> Images:
         names = found["class_names"]
         if names.ndim != 1 or names.dtype.kind != "U":
             raise ValueError(
-                f"{name}: class_names is {names.dtype} of shape {names.shape}; needed: a list of "
+                f"{name}: class_names is {names.dtype} of shape {names.shape}; expected a list of "
                 "strings, one for each class."
             )
         classes = tuple(map(str, names))

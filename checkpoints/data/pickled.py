@@ -69,7 +69,7 @@ class _Byte:
 
     def __init__(self, code: str | bytes, *_: object) -> None:
         if code not in ("u1", b"u1"):
-            raise TypeError(f"an array is of type {code!r}, needed u1")
+            raise TypeError(f"an array is of type {code!r}; expected u1")
 
     def __setstate__(self, state: object) -> None:
         pass
@@ -82,7 +82,7 @@ def _reconstruct(*_: object) -> _Array:
 def _encode(text: str, encoding: str | bytes) -> bytes:
     """How Python 3 writes bytes in a Python 2 pickle."""
     if encoding not in ("latin1", b"latin1"):
-        raise TypeError(f"bytes are encoded as {encoding!r}, needed latin1")
+        raise TypeError(f"bytes are encoded as {encoding!r}; expected latin1")
     return text.encode("latin1")
 
 

@@ -109,7 +109,7 @@ class ResNet(nn.Module):
         super().__init__()
         if depth not in FOUR_STAGES and (depth < 8 or (depth - 2) % 6):
             raise ValueError(
-                f"ResNet: depth={depth}; needed: 18, 34, or 6n+2 such as 8, 14, 20, 32, 44, 56."
+                f"ResNet: depth={depth}; expected 18, 34, or 6n+2 such as 8, 14, 20, 32, 44, 56."
             )
         for option, value, known in (
             ("shortcut", shortcut, ("A", "B")),
@@ -117,7 +117,7 @@ class ResNet(nn.Module):
             ("attention", attention, ATTENTIONS),
         ):
             if value not in known:
-                raise ValueError(f"ResNet: {option}={value!r}; needed: one of {', '.join(known)}.")
+                raise ValueError(f"ResNet: {option}={value!r}; expected one of {', '.join(known)}.")
         blocks = FOUR_STAGES.get(depth) or ((depth - 2) // 6,) * 3
         self.conv1 = nn.Conv2d(channels, width, 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)

@@ -81,7 +81,7 @@ def train(
     """
     recipe = recipe.resolved(device)
     if not 0 <= seed < 2**32:
-        raise ValueError(f"--seed {seed}; needed: 0 to {2**32 - 1}.")
+        raise ValueError(f"--seed {seed}; expected 0 to {2**32 - 1}.")
     for what, first, second in (
         ("shape", train_images.pixels.shape[1:], test_images.pixels.shape[1:]),
         ("number of classes", len(train_images.classes), len(test_images.classes)),
@@ -89,7 +89,7 @@ def train(
         if first != second:
             raise ValueError(
                 f"{train_images.name}: the {what} is {first} in training and {second} in testing; "
-                "needed: the same."
+                "expected the same."
             )
     kept, held = split(train_images, recipe.validation, recipe.examples)
     if recipe.batch > len(kept):

@@ -47,7 +47,7 @@ class Recipe:
             ("examples", self.examples >= 0, "1 or more, or 0 for all"),
         ):
             if not fits:
-                raise ValueError(f"--{name} {getattr(self, name)}; needed: {needed}.")
+                raise ValueError(f"--{name} {getattr(self, name)}; expected {needed}.")
 
     def resolved(self, device: torch.device) -> Recipe:
         """This recipe with `precision` decided for `device`."""

@@ -65,12 +65,12 @@ def load(path: Path, origin: Tensors) -> list[Tensors]:
         ValueError: no such file, no directions in it, or they do not fit.
     """
     if not path.is_file():
-        raise ValueError(f"{path}: no such file. Needed: an HDF5 file with a group `directions`.")
+        raise ValueError(f"{path}: no such file. Expected an HDF5 file with a group `directions`.")
     try:
         with h5py.File(path) as file:
             if "directions" not in file:
                 raise ValueError(
-                    f"{path} holds no directions. Needed: a group `directions` with one array "
+                    f"{path} holds no directions. Expected a group `directions` with one array "
                     "(rank, ...) a parameter, as --save-directions writes it."
                 )
             arrays = {name: np.asarray(value) for name, value in file["directions"].items()}

@@ -81,7 +81,7 @@ class Space(ABC):
             if isinstance(module, NORMS) and module.running_mean is None:
                 raise ValueError(
                     f"{name or 'the model'} is a batch norm without running statistics: what it "
-                    "makes of an example depends on the batch it is in. Needed: "
+                    "makes of an example depends on the batch it is in. Expected "
                     "track_running_stats=True, and statistics of the training."
                 )
         self.problem = problem

@@ -75,7 +75,7 @@ def check_writable(path: Path) -> None:
         ValueError: `path` is a folder, or its folder cannot be written to.
     """
     if path.is_dir():
-        raise ValueError(f"{path} is a folder; needed: a file, such as {path / 'result.h5'}.")
+        raise ValueError(f"{path} is a folder; expected a file, such as {path / 'result.h5'}.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path.parent):
@@ -217,6 +217,8 @@ def _differences(stored: xr.Dataset, blank: xr.Dataset) -> Iterator[tuple[str, s
     """(label, flag that goes back, was, now) of everything in which two results differ."""
     was, now = (json.loads(r.attrs["spec"]) for r in (stored, blank))
     for name in [*now, *(set(was) - set(now))]:
+        if name not in was and not now[name]:
+            continue  # an option that the file's version did not have, and that is not asked for
         if was.get(name) != now.get(name):
             yield name, _flag(name, was.get(name)), _shown(was.get(name)), _shown(now.get(name))
     was, now = (json.loads(r.attrs["provenance"]) for r in (stored, blank))

@@ -19,9 +19,9 @@ from landscape.core import direction_files, store
 from landscape.core.plan import Cell, Plan, Values
 from landscape.core.spaces import Weights
 from landscape.core.variables import Coordinate, Variable, Variables, numbered
-from landscape.hessian import lanczos, quadrature, trace
+from landscape.hessian import lanczos, quadrature, trace, verify
 from landscape.hessian.operator import Curvature, filter_scale, matching
-from landscape.hessian.spec import Spec
+from landscape.hessian.spec import Decided, Spec
 from landscape.hessian.variables import eigenpair_variables, stream_seed, tell
 
 log = logging.getLogger(__name__)
@@ -32,16 +32,20 @@ WORTH_TRACING = 50
 class _Measurement:
     """The matrix in the weights, and its parts one after another; made when first needed."""
 
-    def __init__(self, space: Weights, names: list[str], spec: Spec, size: int, run: str) -> None:
+    def __init__(
+        self, space: Weights, names: list[str], spec: Decided, size: int, run: str
+    ) -> None:
         self.space, self.names, self.spec, self.size, self.run = space, names, spec, size, run
-        self.top, self.steps = cast(int, spec.top), cast(int, spec.steps)
-        assert spec.parts is not None  # resolved() has decided
         kinds = {
             "eigenpairs": [f"eigenpairs {end}" for end in spec.which],
             "density": [f"density {draw}" for draw in range(spec.draws)],
             "trace": ["trace"],
         }
         self.cells = [cell for part in spec.parts for cell in kinds[part]]
+        if spec.verify:
+            ends = list(spec.which) if "eigenpairs" in spec.parts else []
+            ends += ["trace"] if "trace" in spec.parts else []
+            self.cells += [f"verification {what}" for what in ends]
 
     @cached_property
     def operator(self) -> Curvature:
@@ -49,11 +53,11 @@ class _Measurement:
         keep = spec.activations == "keep"
         if spec.activations == "auto":
             products = {
-                "eigenpairs": len(spec.which) * (20 + 2 * self.top),
-                "density": spec.draws * self.steps,
+                "eigenpairs": len(spec.which) * (20 + 2 * spec.top),
+                "density": spec.draws * spec.steps,
                 "trace": spec.trace_products,
             }
-            asked = sum(products[part] for part in spec.parts or ())
+            asked = sum(products[part] for part in spec.parts)
             keep = asked * len(list(space.parts())) >= WORTH_TRACING
         scale = filter_scale(space.origin) if spec.scale == "filter" else None
         return Curvature(space, spec.matrix, names=self.names, scale=scale, keep=keep)
@@ -68,12 +72,14 @@ class _Measurement:
         if kind == "eigenpairs":
             return self._eigenpairs(start, which, generator)
         if kind == "density":
-            shape = (self.spec.draws, self.steps)
+            shape = (self.spec.draws, self.spec.steps)
             values = {name: np.full(shape, np.nan) for name in ("node", "weight")}
-            found = quadrature.quadrature(self._multiply, start, self.steps, generator)
+            found = quadrature.quadrature(self._multiply, start, self.spec.steps, generator)
             for name, rows in zip(values, found, strict=True):
                 values[name][int(which)] = rows[0].cpu().numpy()
             return values
+        if kind == "verification":
+            return self._verification(start[0], which)
         told = trace.traces(self._multiply, start, self.spec.trace_products, generator)
         norm = told.squared_norm**0.5
         estimates = {
@@ -86,7 +92,7 @@ class _Measurement:
         return {name: np.array(value) for name, value in estimates.items()}
 
     def _eigenpairs(self, start: Tensor, which: str, generator: torch.Generator) -> Values:
-        spec, top = self.spec, self.top
+        spec, top = self.spec, self.spec.top
         found = lanczos.eigenpairs(
             self._multiply, start, top, which=cast(lanczos.Which, which), tol=spec.tol,
             max_products=spec.max_products, generator=generator,
@@ -107,6 +113,18 @@ class _Measurement:
         if spec.save_directions and row == 0:
             self._save(found)
         return values | {"products": products}
+
+    def _verification(self, like: Tensor, what: str) -> Values:
+        spec, seed = self.spec, stream_seed(self.spec.seed, "verification", what)
+        if what == "trace":
+            found = verify.trace(self.operator.matvec, like, spec.trace_products, seed)
+            names = ("verified_trace", "verified_trace_stderr")
+            return {name: np.array(value) for name, value in zip(names, found, strict=True)}
+        values = np.full((len(spec.which), spec.top), np.nan)
+        values[spec.which.index(what)] = verify.eigenvalues(
+            self.operator.matvec, like, spec.top, which=cast(lanczos.Which, what), seed=seed
+        )
+        return {"verified_eigenvalue": values}
 
     def _save(self, found: lanczos.Eigenpairs) -> None:
         blank = {name: torch.zeros_like(value) for name, value in self.space.origin.items()}
@@ -129,16 +147,19 @@ class _Measurement:
             direction_files.check_place(Path(self.spec.save_directions), self.run)
 
     def finish(self, result: xr.Dataset) -> Values:
-        """Write the eigenvectors of eigenpairs that an earlier run has measured, if asked for."""
-        if not self.spec.save_directions:
-            return {}
+        """The differences of a second opinion, if asked for; and see `_save_measured`."""
+        if self.spec.save_directions:
+            self._save_measured(result)
+        return verify.differences(result)
+
+    def _save_measured(self, result: xr.Dataset) -> None:
+        """Write the eigenvectors of eigenpairs that an earlier run has measured."""
         values = result["eigenvalue"].values[0]
-        held = direction_files.attributes(Path(self.spec.save_directions)).get("eigenvalue")
+        held = direction_files.attributes(Path(str(self.spec.save_directions))).get("eigenvalue")
         if held is None or not np.array_equal(held, values[np.isfinite(values)]):
             end = self.spec.which[0]
             log.info("finding the eigenvectors again: the result holds their eigenvalues alone.")
             self.measure([{"measurement": self.cells.index(f"eigenpairs {end}")}])
-        return {}
 
     def _multiply(self, vectors: Tensor) -> Tensor:
         return self.operator.matvec(vectors[0])[None]
@@ -157,7 +178,7 @@ def plan(problem: Problem, spec: Spec) -> Plan:
     provenance = problem.fingerprints() | {"files": {}, "parameters": rows}
     run = store.identity("hessian", asdict(stored), provenance)
     measured = _Measurement(space, names, spec, rows, run)
-    parts, top, steps = spec.parts or (), measured.top, measured.steps
+    parts, top, steps = spec.parts, spec.top, spec.steps
     unit = "nat" if spec.scale == "filter" else "nat / weight^2"
     variables: Variables = {}
     coords = {"measurement": Coordinate(measured.cells, "part of the measurement")}
@@ -176,6 +197,9 @@ def plan(problem: Problem, spec: Spec) -> Plan:
             label = name.replace("_", " ").replace("frobenius", "Frobenius")
             variables[name] = Variable((), label, unit)
             variables[f"{name}_stderr"] = Variable((), f"standard error of the {label}", unit)
+    if spec.verify:
+        asked = {"eigenvalues": "eigenpairs" in parts, "trace": "trace" in parts}
+        variables |= verify.variables(("end", "rank"), unit, **asked)
     return Plan(
         probe="hessian",
         spec=stored,
@@ -187,5 +211,5 @@ def plan(problem: Problem, spec: Spec) -> Plan:
         walk=("measurement",),
         measure=measured.measure,
         finish=measured.finish,
-        tell=tell,
+        tell=lambda result: [*tell(result), *verify.tell(result)],
     )

@@ -131,7 +131,7 @@ class Curvature(CurvatureOperator):  # type: ignore[misc]
             ValueError: another shape; a layer without a second derivative.
         """
         if v.shape != (self.size,):
-            raise ValueError(f"the vector has shape {tuple(v.shape)}; needed: ({self.size},).")
+            raise ValueError(f"the vector has shape {tuple(v.shape)}; expected ({self.size},).")
         scaled = v if self._scale is None else v * self._scale
         vector = self.tensors(scaled)
         with self.space.exact():
@@ -249,9 +249,7 @@ class Curvature(CurvatureOperator):  # type: ignore[misc]
             inputs = {name: both[name] for name in self.space.origin}
             outputs = self.space.outputs_of(inputs, state)
         if not isinstance(outputs, Tensor):
-            raise ValueError(
-                f"the model returns a {type(outputs).__name__}; needed for its curvature: a tensor."
-            )
+            raise ValueError(f"the model returns a {type(outputs).__name__}; expected a tensor.")
         return outputs
 
     def _prepare(self, vector: Tensors) -> None:

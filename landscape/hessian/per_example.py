@@ -129,7 +129,7 @@ def plan(problem: Problem, spec: Spec) -> Plan:
     space = Inputs(problem)
     size = sum(value[0].numel() for value in space.origin.values())
     spec = spec.resolved(size)
-    top = cast(int, spec.top)
+    top = spec.top
 
     def measure(cells: Sequence[Cell]) -> Values:
         part = slice(cells[0]["example"], cells[-1]["example"] + 1)

@@ -32,7 +32,7 @@ def quadrature(
     Source: Golub & Meurant 1994; Ubaru et al. 2017, doi 10.1137/16M1104974.
     """
     if not 1 <= steps <= start.shape[1]:
-        raise ValueError(f"lanczos: steps={steps}; needed: 1 to {start.shape[1]}, the rows.")
+        raise ValueError(f"lanczos: steps={steps}; expected 1 to {start.shape[1]}, the rows.")
     basis = Basis(start, steps, generator)
     while basis.filled < steps:
         basis.extend(multiply)

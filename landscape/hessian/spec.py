@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Literal
 
 from checkpoints import options
@@ -14,7 +13,7 @@ ENDS = ("magnitude", "largest", "smallest")
 
 @options.spec
 class Spec:
-    """Every number that changes the answer. What is None is decided by `resolved`."""
+    """Every number that changes the answer. `None`: `resolved` picks the default."""
 
     space: Literal["weights", "inputs"] = option(
         "weights", "the curvature in the network's weights, or in each example's own pixels"
@@ -55,6 +54,11 @@ class Spec:
         None, "Lanczos steps of the density, from each random vector (default: 30, or all rows)"
     )
     trace_products: int = option(30, "products for the trace")
+    verify: bool = option(
+        False,
+        "ask hessian-eigenthings for the eigenvalues and the trace as well, and store its answers "
+        "and the differences; about twice the products",
+    )
     activations: Literal["auto", "keep", "recompute"] = option(
         "auto",
         "keep activations in memory, for products at half the price; auto keeps them where many "
@@ -73,7 +77,7 @@ class Spec:
         return {self.space: 2}
 
     @options.in_callers_words
-    def resolved(self, rows: int) -> Spec:
+    def resolved(self, rows: int) -> Decided:
         """This spec with every default decided, for a matrix of so many rows.
 
         Raises:
@@ -84,7 +88,7 @@ class Spec:
         for name, given, known in (("parts", parts, PARTS), ("which", self.which, ENDS)):
             if not given or not set(given) <= set(known) or len(set(given)) < len(given):
                 raise ValueError(
-                    f"--{name} {' '.join(given)}: needed: some of {', '.join(known)}, each once."
+                    f"--{name} {' '.join(given)}; expected some of {', '.join(known)}, each once."
                 )
         if in_inputs:
             beyond = [
@@ -96,6 +100,7 @@ class Spec:
                     (f"--parts {' '.join(parts)}", parts != ("eigenpairs",)),
                     ("--save-directions", self.save_directions),
                     ("--multiple", self.multiple),
+                    ("--verify", self.verify),
                 )
                 if given
             ]
@@ -105,17 +110,23 @@ class Spec:
                 raise ValueError("--space inputs takes one --which at a time.")
         if self.save_directions and "eigenpairs" not in parts:
             raise ValueError("--save-directions needs --parts eigenpairs.")
+        if self.verify and set(parts) == {"density"}:
+            raise ValueError("--verify needs --parts eigenpairs or trace.")
         top = self.top if self.top is not None else min(1 if in_inputs else 5, rows)
         steps = self.steps if self.steps is not None else min(30, rows)
-        for name, value, least in (
-            ("top", top, 1), ("max-products", self.max_products, 1), ("draws", self.draws, 1),
-            ("steps", steps, 1), ("trace-products", self.trace_products, 6),
-            ("seed", self.seed, 0),
-        ):  # fmt: skip
+        at_least = {
+            "top": (top, 1),
+            "max-products": (self.max_products, 1),
+            "draws": (self.draws, 1),
+            "steps": (steps, 1),
+            "trace-products": (self.trace_products, 6),
+            "seed": (self.seed, 0),
+        }
+        for name, (value, least) in at_least.items():
             if value < least:
-                raise ValueError(f"--{name} {value}; needed: at least {least}.")
+                raise ValueError(f"--{name} {value}; expected at least {least}.")
         if not 0 < self.tol < 1:
-            raise ValueError(f"--tol {self.tol}; needed: above 0 and below 1.")
+            raise ValueError(f"--tol {self.tol}; expected above 0 and below 1.")
         what, more = "parameters selected", ", or select more --layers"
         if in_inputs:
             what, more = "pixels of an example", ""
@@ -124,4 +135,14 @@ class Spec:
                 raise ValueError(
                     f"--{flag} {asked} exceeds the {rows} {what}. Ask for at most {rows}{more}."
                 )
-        return replace(self, parts=tuple(p for p in PARTS if p in parts), top=top, steps=steps)
+        decided = {"parts": tuple(p for p in PARTS if p in parts), "top": top, "steps": steps}
+        return Decided(**vars(self) | decided)
+
+
+@options.spec
+class Decided(Spec):
+    """A spec with every default decided."""
+
+    parts: tuple[str, ...]
+    top: int
+    steps: int

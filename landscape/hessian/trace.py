@@ -46,7 +46,7 @@ def traces(multiply: Multiply, start: Tensor, products: int, generator: torch.Ge
     """
     size = start.shape[1]
     if products < 6:
-        raise ValueError(f"trace: {products} products; needed: at least 6.")
+        raise ValueError(f"trace: {products} products; expected at least 6.")
     rank = min(products // 3, size)
     sketch = torch.cat([multiply(_signs(start, generator)) for _ in range(rank)])
     subspace = torch.linalg.qr(sketch.double().T)[0].T.to(start)

@@ -32,7 +32,7 @@ def checked(statistics: Sequence[str], problem: Problem) -> tuple[str, ...]:
     """
     unknown = sorted(set(statistics) - set(STATISTICS))
     if unknown:
-        raise ValueError(f"--statistics {unknown[0]}; needed: some of {' '.join(STATISTICS)}.")
+        raise ValueError(f"--statistics {unknown[0]}; expected some of {' '.join(STATISTICS)}.")
     if "recomputed" in statistics and not problem.calibration:
         raise ValueError(
             "--statistics recomputed needs images to recompute from, and there are none. Pass "

@@ -66,11 +66,11 @@ class Spec:
             ValueError: options that contradict each other, or a grid that is none.
         """
         if self.points < 3:
-            raise ValueError(f"--points {self.points}; needed: at least 3, both ends among them.")
+            raise ValueError(f"--points {self.points}; expected at least 3, both ends among them.")
         if not 0 <= self.beyond <= MOST_BEYOND:
-            raise ValueError(f"--beyond {self.beyond}; needed: 0 to {MOST_BEYOND}.")
+            raise ValueError(f"--beyond {self.beyond}; expected 0 to {MOST_BEYOND}.")
         if self.to == "":
-            raise ValueError("--to is empty; needed: a checkpoint file.")
+            raise ValueError("--to is empty; expected a checkpoint file.")
         if self.to is not None:
             return self._between_networks(problem)
         if self.statistics:
@@ -91,8 +91,8 @@ class Spec:
         )
         if min(chosen.pairs or 0, 1) < 1 or (chosen.gallery or 0) < 0 or self.seed < 0:
             raise ValueError(
-                f"--pairs {chosen.pairs} --gallery {chosen.gallery} --seed {self.seed}; needed: at "
-                "least 1 pair, the others not negative."
+                f"--pairs {chosen.pairs} --gallery {chosen.gallery} --seed {self.seed}; expected "
+                "at least 1 pair, the others not negative."
             )
         if not chosen.kinds():
             raise ValueError("no kind of path is left. Leave out one of the --no- options.")

@@ -39,12 +39,12 @@ class Spec:
     def __post_init__(self) -> None:
         unknown = [part for part in self.parts if part not in PARTS]
         if unknown or not self.parts:
-            raise ValueError(f"--parts {' '.join(self.parts)}: needed: some of {' '.join(PARTS)}.")
+            raise ValueError(f"--parts {' '.join(self.parts)}; expected some of {' '.join(PARTS)}.")
         for name in ("radii", "sigmas", "steps"):
             values = getattr(self, name)
             if not values or not all(0 < x < float("inf") for x in values):
                 shown = " ".join(map(str, values))
-                raise ValueError(f"--{name} {shown}: needed: positive finite numbers.")
+                raise ValueError(f"--{name} {shown}; expected positive finite numbers.")
         least = {
             "exact_classes": 0,
             "draws": 1,
@@ -54,10 +54,10 @@ class Spec:
             "seed": 0,
         }
         for name, smallest in least.items():
-            if getattr(self, name) < smallest:
-                raise ValueError(
-                    f"--{name.replace('_', '-')} {getattr(self, name)}: needed: {smallest} or more."
-                )
+            value = getattr(self, name)
+            if value < smallest:
+                flag = name.replace("_", "-")
+                raise ValueError(f"--{flag} {value}; expected {smallest} or more.")
         if self.tangents > self.neighbors:
             raise ValueError(
                 f"--tangents {self.tangents} exceeds the --neighbors {self.neighbors} that span "

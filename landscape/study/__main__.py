@@ -43,10 +43,10 @@ def _measure(chosen: argparse.Namespace) -> int:
     ):
         unknown = [value for value in given or () if value not in known]
         if unknown:
-            raise ValueError(f"{flag} {unknown[0]}: needed: some of {', '.join(map(str, known))}.")
+            raise ValueError(f"{flag} {unknown[0]}; expected some of {', '.join(map(str, known))}.")
     labels = [label for label in study.probes if not chosen.only or label in chosen.only]
     if chosen.jobs < 1:
-        raise ValueError(f"--jobs {chosen.jobs}; needed: at least 1.")
+        raise ValueError(f"--jobs {chosen.jobs}; expected at least 1.")
     if chosen.dry_run:
         return _list(task, asked, labels)
     store.check_writable(task.out / MANIFEST)

@@ -216,7 +216,7 @@ def _over(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
         if lost := sorted(claims[0] - claims[1]):
             raise ValueError(
                 f"[probes] false leaves claim {lost[0]!r} without an endpoint, and the others with "
-                "a weaker correction; needed: [[endpoints]] of your own."
+                "a weaker correction; expected [[endpoints]] of your own."
             )
     return merged
 
@@ -251,12 +251,12 @@ def _study(content: dict[str, Any]) -> dict[str, Any]:
     names = [endpoint.name for endpoint in endpoints]
     twice = [name for name in names if names.count(name) > 1]
     if twice:
-        raise ValueError(f"[endpoints]: {twice[0]!r} is the name of two; needed: one each.")
+        raise ValueError(f"[endpoints]: {twice[0]!r} is the name of two; expected one each.")
     for claim in dict.fromkeys(endpoint.claim for endpoint in endpoints):
         primary = sum(e.primary for e in endpoints if e.claim == claim)
         if primary != 1:
             raise ValueError(
-                f"[endpoints]: {primary} of claim {claim!r} are primary; needed: exactly one."
+                f"[endpoints]: {primary} of claim {claim!r} are primary; expected exactly one."
             )
     return study
 
@@ -265,10 +265,10 @@ def _probe(label: str, table: Any) -> tuple[str, dict[str, Any]]:
     where = f"probes.{label}"
     if not re.fullmatch(r"[\w-]+", label) or label == "checkpoint":
         raise ValueError(
-            f"[{where}]: needed: a label of letters, digits, - and _, other than checkpoint."
+            f"[{where}]; expected a label of letters, digits, - and _, other than checkpoint."
         )
     if not isinstance(table, dict) or not isinstance(table.get("probe"), str):
-        raise ValueError(f"[{where}] probe is missing; needed: the name of a probe.")
+        raise ValueError(f"[{where}] probe is missing; expected the name of a probe.")
     try:
         spec = probe_named(table["probe"]).spec
     except ValueError as error:
@@ -289,35 +289,35 @@ def _check_arms(arms: tuple[Arm, ...]) -> None:
         where = f"[arms {number + 1}]"
         if not re.fullmatch(r"\w[\w .+-]*", arm.name):
             raise ValueError(
-                f"{where} name = {arm.name!r}; needed: letters, digits, spaces and . + - _, since "
+                f"{where} name = {arm.name!r}; expected letters, digits, spaces and . + - _, since "
                 "files are named after it."
             )
         if not arm.seeds or len(set(arm.seeds)) < len(arm.seeds) or min(arm.seeds) < 0:
             raise ValueError(
-                f"{where} seeds = {list(arm.seeds)}; needed: one or more, each once, none negative."
+                f"{where} seeds = {list(arm.seeds)}; expected one or more, each once, 0 or above."
             )
         if bool(arm.checkpoints) == bool(arm.model):
             raise ValueError(f"{where} needs either checkpoints, or a model that is not trained.")
         if arm.model and (arm.role != "negative" or not arm.reference):
             raise ValueError(
-                f"{where} model = {arm.model!r}; needed: role = 'negative', and as reference a "
+                f"{where} model = {arm.model!r}; expected role = 'negative', and as reference a "
                 "checkpoint that tells data and normalisation."
             )
         if arm.checkpoints and (arm.options or arm.reference):
             raise ValueError(f"{where} options and reference are for a model that is not trained.")
         if arm.checkpoints and len(arm.seeds) > 1 and "{seed}" not in arm.checkpoints:
             raise ValueError(
-                f"{where} checkpoints = {arm.checkpoints!r}; needed: {{seed}} in it, since there "
+                f"{where} checkpoints = {arm.checkpoints!r}; expected {{seed}} in it, since there "
                 f"are {len(arm.seeds)} seeds."
             )
     stems = [stem(arm.name) for arm in arms]
     twice = {name for name in stems if stems.count(name) > 1}
     if twice:
-        raise ValueError(f"[arms]: {sorted(twice)[0]} is the name of two; needed: one each.")
+        raise ValueError(f"[arms]: {sorted(twice)[0]} is the name of two; expected one each.")
     for role in ("baseline", "treatment"):
         count = sum(arm.role == role for arm in arms)
         if count != 1:
-            raise ValueError(f"[arms]: {count} have the role {role!r}; needed: exactly one.")
+            raise ValueError(f"[arms]: {count} have the role {role!r}; expected exactly one.")
 
 
 def _check_next(arms: tuple[Arm, ...], probes: Mapping[str, Any]) -> None:
@@ -325,7 +325,7 @@ def _check_next(arms: tuple[Arm, ...], probes: Mapping[str, Any]) -> None:
         single = [arm.name for arm in arms if len(arm.seeds) == 1]
         if single and any(NEXT in value for value in values.values() if isinstance(value, str)):
             raise ValueError(
-                f"[probes.{label}] {NEXT}; needed: two seeds or more in every arm, "
+                f"[probes.{label}] {NEXT}; expected two seeds or more in every arm, "
                 f"{single[0]!r} has one."
             )
 
@@ -334,11 +334,11 @@ def _check_endpoint(endpoint: Endpoint, where: str, probes: Mapping[str, Any]) -
     known = [*probes, "checkpoint"]
     if endpoint.probe not in known:
         raise ValueError(
-            f"{where} probe = {endpoint.probe!r}; needed: a label in [probes] or checkpoint "
+            f"{where} probe = {endpoint.probe!r}; expected a label in [probes] or checkpoint "
             f"({', '.join(known)})."
         )
     if not 0 < endpoint.margin < math.inf:
-        raise ValueError(f"{where} margin = {endpoint.margin}; needed: above 0 and finite.")
+        raise ValueError(f"{where} margin = {endpoint.margin}; expected above 0 and finite.")
     if (endpoint.average == "fraction_below") != (endpoint.level is not None):
         raise ValueError(
             f"{where} level goes with average = 'fraction_below', and only with it; "

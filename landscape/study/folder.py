@@ -149,7 +149,7 @@ class Manifest:
         for other in self._checkpoints:
             if (other["arm"], other["sha256"]) == (told["arm"], told["sha256"]):
                 raise ValueError(
-                    f"{network.file} is the checkpoint of seed {other['seed']} as well; needed: "
+                    f"{network.file} is the checkpoint of seed {other['seed']} as well; expected "
                     "for each seed one that was trained with it."
                 )
         self._checkpoints.append(told)

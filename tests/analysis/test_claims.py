@@ -525,8 +525,8 @@ def test_same_folder_gives_the_same_evaluation(two_pairs):
 @pytest.mark.parametrize(
     ("table", "said"),
     [
-        (NEAR | {"predicts": "smoother"}, "predicts = 'smoother'; needed: lower, higher"),
-        (NEAR | {"margin": 0}, "margin = 0; needed: above 0"),
+        (NEAR | {"predicts": "smoother"}, "predicts = 'smoother'; expected lower, higher"),
+        (NEAR | {"margin": 0}, "margin = 0; expected above 0"),
         (NEAR | {"colour": 1}, "has no key 'colour'"),
         (NEAR | {"average": "fraction_below"}, "level goes with"),
         ({k: v for k, v in NEAR.items() if k != "margin"}, "needs the key 'margin'"),

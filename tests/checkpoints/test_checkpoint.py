@@ -541,11 +541,11 @@ def test_a_builder_that_does_not_build_is_refused_in_one_line(
 
 def test_a_builder_must_return_a_module(own_code: Path) -> None:
     line = refusal(lambda: build(f"{own_code}:three", {}))
-    assert line.endswith("returned a int; needed: a torch.nn.Module.")
+    assert line.endswith("returned a int; expected a torch.nn.Module.")
     assert "resnet8 cannot be built with colour=red: TypeError: " in refusal(
         lambda: build("resnet8", {"colour": "red"})
     )
-    assert "shortcut='C'; needed: one of A, B" in refusal(
+    assert "shortcut='C'; expected one of A, B" in refusal(
         lambda: build("resnet8", {"shortcut": "C"})
     )
 
@@ -616,7 +616,7 @@ def test_several_state_dicts_or_none_are_refused(tmp_path: Path) -> None:
         )
     for other in (torch.zeros(3), [1, 2], 3):
         torch.save(other, tmp_path / "other.pth")
-        assert "needed: a dict of tensors" in refusal(lambda: load(tmp_path / "other.pth"))
+        assert "expected a dict of tensors" in refusal(lambda: load(tmp_path / "other.pth"))
 
 
 # Files that want more than tensors, and files that are none.

@@ -289,7 +289,7 @@ def test_label_beyond_nine_is_refused(
     digest = hashlib.sha256(labels).hexdigest()
     monkeypatch.setitem(fashion_mnist.SHA256, "t10k-labels-idx1-ubyte", digest)
     fill(tmp_path, clothes | {"t10k-labels-idx1-ubyte.gz": gzip.compress(labels)})
-    assert "10 to 10; needed: 0 to 9" in refusal(lambda: fashion_mnist.load("test", tmp_path))
+    assert "10 to 10; expected 0 to 9" in refusal(lambda: fashion_mnist.load("test", tmp_path))
 
 
 def test_idx_file_gives_back_its_array() -> None:
@@ -302,11 +302,11 @@ def test_idx_file_gives_back_its_array() -> None:
     [
         (b"", 1, "starts with nothing"),
         (b"\0\0\x08", 1, "starts with 000008"),
-        (idx(np.zeros(3)), 3, "needed: 00000803"),
+        (idx(np.zeros(3)), 3, "expected 00000803"),
         (b"\0\0\x0d\x01" + idx(np.zeros(3))[4:], 1, "starts with 00000d01"),
         (b"\0\0\x08\x03\0\0", 3, "has 6 bytes"),
-        (idx(np.zeros(3))[:-1], 1, "holds 2 values; needed: 3"),
-        (idx(np.zeros(3)) + b"\0", 1, "holds 4 values; needed: 3"),
+        (idx(np.zeros(3))[:-1], 1, "holds 2 values; expected 3"),
+        (idx(np.zeros(3)) + b"\0", 1, "holds 4 values; expected 3"),
     ],
 )
 def test_idx_file_of_another_form_is_refused(content: bytes, axes: int, reason: str) -> None:
@@ -591,7 +591,7 @@ def test_truncated_archive_is_refused(tmp_path: Path, part: float) -> None:
 @pytest.mark.parametrize(
     ("files", "reason"),
     [
-        (binary_10() | {"test_batch.bin": bytes(3073 * 2 - 1)}, "has 6145 bytes; needed: rows"),
+        (binary_10() | {"test_batch.bin": bytes(3073 * 2 - 1)}, "has 6145 bytes; expected rows"),
         (binary_10() | {"test_batch.bin": b""}, "has 0 bytes"),
         (binary_10() | {"test_batch.bin": bytes([10]) + bytes(3072)}, "the label 10"),
         (binary_10() | {"batches.meta.txt": b"airplane\nautomobile\n"}, "names 2 classes"),
@@ -674,7 +674,7 @@ def test_labels_of_any_integer_type_are_taken(dtype: str, shape: tuple[int, ...]
         (np.zeros((0, 3, 8, 8), np.uint8), LABELS[:0], "there are no images"),
         (np.zeros((6, 3, 8, 8), np.int64), LABELS, "the pixels are int64"),
         (PIXELS / 254, LABELS, "run from 0 to 1.0039"),
-        (PIXELS / 255 - 0.5, LABELS, "needed: 0 to 1"),
+        (PIXELS / 255 - 0.5, LABELS, "expected 0 to 1"),
         (np.where(PIXELS > 9, np.nan, 0.0), LABELS, "run from nan to nan"),
         (PIXELS / 256, LABELS, "away from a multiple of 1/255"),
         (PIXELS / 255 * (1 - 3e-6), LABELS, "away from a multiple of 1/255"),
@@ -898,7 +898,7 @@ def test_truncated_image_is_named(tmp_path: Path, extension: str) -> None:
 def test_image_of_16_bits_is_refused(tmp_path: Path) -> None:
     (tmp_path / "cat").mkdir()
     Image.fromarray(np.full((4, 4), 1000, np.uint16)).save(tmp_path / "cat" / "1.png")
-    assert "needed: 8-bit grey or RGB" in refusal(lambda: folder.load("test", tmp_path))
+    assert "expected 8-bit grey or RGB" in refusal(lambda: folder.load("test", tmp_path))
 
 
 def test_folder_without_images_is_refused(tmp_path: Path) -> None:
@@ -999,7 +999,7 @@ def test_function_is_found_by_module_and_by_file(module: Path) -> None:
         ("absent", "has no function 'absent'"),
         ("number", "has no function 'number'"),
         ("only_test", "returned the split 'test', asked for 'train'"),
-        ("nothing", "returned NoneType; needed: (x, y) or Images"),
+        ("nothing", "returned NoneType; expected (x, y) or Images"),
         ("three", "returned a tuple of 3"),
         ("words", "the pixels are <U2"),
     ],

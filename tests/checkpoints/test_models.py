@@ -94,13 +94,13 @@ def test_every_name_is_a_registered_model_of_its_depth() -> None:
 
 @pytest.mark.parametrize("depth", [0, 2, 7, 19, 21, -4])
 def test_a_depth_that_no_network_has_is_refused(depth: int) -> None:
-    with pytest.raises(ValueError, match=rf"depth={depth}; needed: 18, 34, or 6n\+2"):
+    with pytest.raises(ValueError, match=rf"depth={depth}; expected 18, 34, or 6n\+2"):
         ResNet(depth)
 
 
 @pytest.mark.parametrize("option", ["shortcut", "merge", "attention"])
 def test_an_unknown_option_is_refused_with_the_known_ones(option: str) -> None:
-    with pytest.raises(ValueError, match=f"{option}='x'; needed: one of "):
+    with pytest.raises(ValueError, match=f"{option}='x'; expected one of "):
         made("resnet8", **{option: "x"})
 
 

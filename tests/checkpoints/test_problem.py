@@ -94,11 +94,11 @@ def test_accuracy_means_nothing_for_targets_that_are_no_labels(targets: Tensor) 
     ("batches", "line"),
     [
         ([], "there are no batches"),
-        ([torch.zeros(5, 3)], "a batch is a Tensor; needed: a pair (inputs, targets)"),
-        ([(torch.zeros(5, 3),)], "a batch is a tuple; needed: a pair"),
-        ([([1, 2], torch.zeros(2))], "a batch holds a list; needed: tensors"),
-        ([(torch.zeros(2, 3), [1, 2])], "a batch holds a list; needed: tensors"),
-        ([({"a": 3}, torch.zeros(2))], "a batch holds a int; needed: tensors"),
+        ([torch.zeros(5, 3)], "a batch is a Tensor; expected a pair (inputs, targets)"),
+        ([(torch.zeros(5, 3),)], "a batch is a tuple; expected a pair"),
+        ([([1, 2], torch.zeros(2))], "a batch holds a list; expected tensors"),
+        ([(torch.zeros(2, 3), [1, 2])], "a batch holds a list; expected tensors"),
+        ([({"a": 3}, torch.zeros(2))], "a batch holds a int; expected tensors"),
         ([({}, torch.zeros(2))], "inputs hold {} examples, targets 2"),
         ([(torch.zeros(2, 3), torch.zeros(3))], "inputs hold {'input': 2} examples, targets 3"),
         ([(torch.zeros(0, 3), torch.zeros(0))], "there are no examples"),
@@ -115,9 +115,9 @@ def test_batches_that_are_no_pairs_are_refused(batches: list[Any], line: str) ->
 @pytest.mark.parametrize(
     ("change", "line"),
     [
-        ({"batch_norm": "frozen"}, "batch_norm='frozen'; needed: running or recompute"),
+        ({"batch_norm": "frozen"}, "batch_norm='frozen'; expected running or recompute"),
         ({"batch_norm": "recompute"}, "needs a calibration set, and there is none"),
-        ({"batch_size": -1}, "batch_size=-1; needed: at least 1"),
+        ({"batch_size": -1}, "batch_size=-1; expected at least 1"),
     ],
 )
 def test_contradictions_are_refused(change: dict[str, Any], line: str) -> None:
@@ -136,7 +136,7 @@ def test_contradictions_are_refused(change: dict[str, Any], line: str) -> None:
 def test_a_loss_that_is_not_one_value_an_example_is_refused(loss: Any) -> None:
     made = Problem.of(linear(), [examples()], loss)
     line = refusal(lambda: made.losses(made.outputs(made.model, made.inputs), made.targets))
-    assert "for 7 examples; needed: one value an example. Use reduction='none'" in line
+    assert "for 7 examples; expected one value an example. Use reduction='none'" in line
 
 
 def test_losses_are_computed_in_float64() -> None:
@@ -230,7 +230,7 @@ def test_normalization_is_its_closed_form() -> None:
 def test_a_normalization_that_is_none_is_refused(
     mean: tuple[float, ...], std: tuple[float, ...]
 ) -> None:
-    assert "needed: one value a channel each, std positive" in refusal(
+    assert "expected one value a channel each, std positive" in refusal(
         lambda: Normalization(mean, std)
     )
 

@@ -77,7 +77,7 @@ def test_a_problem_divides_its_logits_and_decides_as_before() -> None:
 
 @pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf")])
 def test_a_temperature_that_is_none_is_refused(value: float) -> None:
-    with pytest.raises(ValueError, match="needed: a positive number, or fit"):
+    with pytest.raises(ValueError, match="expected a positive number, or fit"):
         replace(make_problem(torch.device("cpu")), temperature=value)
 
 
@@ -105,6 +105,7 @@ def test_a_fit_looks_at_the_network_that_is_measured_statistics_recomputed() -> 
         plain,
         inputs={n: v[1200:] for n, v in rest.inputs.items()},
         targets=rest.targets[1200:],
+        indices=rest.indices[1200:],
     )
     losses = []
     for factor in (0.97, 1.0, 1.03):

@@ -627,7 +627,7 @@ def test_a_loss_that_diverges_in_the_last_step_stops_it_too() -> None:
 def test_a_recipe_that_is_none_is_refused(name: str, values: list[float]) -> None:
     for value in values:
         line = refusal(lambda value=value: Recipe(**{name: value}))  # type: ignore[misc]
-        assert line.startswith(f"--{name} {value}; needed: ")
+        assert line.startswith(f"--{name} {value}; expected ")
 
 
 @pytest.mark.parametrize(
@@ -635,8 +635,8 @@ def test_a_recipe_that_is_none_is_refused(name: str, values: list[float]) -> Non
     [
         ({"recipe": replace(RECIPE, batch=101)}, "--batch 101 exceeds the 100 training images"),
         ({"recipe": replace(RECIPE, validation=120)}, "--validation 120 and --examples 0 ask for"),
-        ({"seed": -1}, "--seed -1; needed: 0 to 4294967295"),
-        ({"seed": 2**32}, "--seed 4294967296; needed"),
+        ({"seed": -1}, "--seed -1; expected 0 to 4294967295"),
+        ({"seed": 2**32}, "--seed 4294967296; expected"),
         ({"test_images": made_images(40, 1, "test", 3)}, "columns: the shape is (1, 8, 8) in"),
         (
             {"test_images": replace(made_images(40, 1), classes=tuple("abcdef"))},
@@ -740,12 +740,12 @@ def test_a_model_of_one_s_own_names_its_file(
         (["--batch", "128"], "--batch 128 exceeds the 100 training images."),
         (["--option", "colour=red"], "fmmnet8 cannot be built with width=4, colour=red, "),
         (["--option", "width=-4"], "fmmnet8 cannot be built with width=-4, "),
-        (["--option", "merge=sum"], "merge='sum'; needed: one of add, product, "),
+        (["--option", "merge=sum"], "merge='sum'; expected one of add, product, "),
         (["--device", "abacus"], "--device abacus cannot be used: "),
         (["--rate", "1e30"], "the loss became "),
-        (["--rate", "-1"], "--rate -1.0; needed: 0 or more."),
-        (["--epochs", "0"], "--epochs 0; needed: at least 1."),
-        (["--seed", "-3"], "--seed -3; needed: 0 to "),
+        (["--rate", "-1"], "--rate -1.0; expected 0 or more."),
+        (["--epochs", "0"], "--epochs 0; expected at least 1."),
+        (["--seed", "-3"], "--seed -3; expected 0 to "),
         (["--size", "9", "9"], "Only folder:DIR is resized"),
         (["--out", "columns.npz/x.pt"], "columns.npz"),
     ],

@@ -215,7 +215,7 @@ def test_a_result_that_cannot_be_written_is_refused_before_it_is_measured(
     (tmp_path / "file").write_text("taken")
     start = ["--ckpt", str(network), "--points", "1", "--examples", "20", "--no-figure"]
     for arguments, line in (
-        (["--out", str(tmp_path)], "is a folder; needed: a file"),
+        (["--out", str(tmp_path)], "is a folder; expected a file"),
         (["--out", str(tmp_path / "file" / "r.h5")], "cannot be written"),
         (["--save-directions", str(tmp_path / "file" / "d.h5")], "cannot be written"),
     ):

@@ -154,7 +154,7 @@ def test_an_eigenvector_that_has_not_converged_says_so_where_it_is_used(
 
 
 def test_a_place_for_directions_that_cannot_be_written_is_refused_at_once(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="is a folder; needed: a file"):
+    with pytest.raises(ValueError, match="is a folder; expected a file"):
         measured(small(), parts=("eigenpairs",), save_directions=str(tmp_path))
 
 
@@ -280,18 +280,18 @@ def test_input_eigenvalues_do_not_depend_on_the_batches() -> None:
 @pytest.mark.parametrize(
     ("spec", "said"),
     [
-        ({"parts": ("eigenpairs", "spectrum")}, "parts eigenpairs spectrum: needed: some of"),
-        ({"which": ("top",)}, "which top: needed: some of magnitude"),
+        ({"parts": ("eigenpairs", "spectrum")}, "parts eigenpairs spectrum; expected some of"),
+        ({"which": ("top",)}, "which top; expected some of magnitude"),
         ({"space": "inputs", "layers": ("head.*",)}, "layers is for space weights"),
         ({"space": "inputs", "parts": ("trace",)}, "parts trace is for space weights"),
         ({"space": "inputs", "which": ("largest", "smallest")}, "one which at a time"),
         ({"layers": ("head9.*",)}, r"layers head9\.\*: no parameter"),
-        ({"seed": -1}, "seed -1; needed: at least 0"),
-        ({"top": 0}, "top 0; needed: at least 1"),
-        ({"tol": 0.0}, "tol 0.0; needed"),
+        ({"seed": -1}, "seed -1; expected at least 0"),
+        ({"top": 0}, "top 0; expected at least 1"),
+        ({"tol": 0.0}, "tol 0.0; expected"),
         ({"steps": 500}, "steps 500 exceeds the 64 parameters selected"),
         ({"top": 99}, "top 99 exceeds the 64 parameters selected"),
-        ({"trace_products": 5}, "trace_products 5; needed: at least 6"),
+        ({"trace_products": 5}, "trace_products 5; expected at least 6"),
         ({"parts": ("trace",), "save_directions": "x.h5"}, "needs parts eigenpairs"),
     ],
 )

@@ -494,7 +494,7 @@ def test_a_layer_without_a_second_derivative_is_named_in_one_line() -> None:
 
 
 def test_a_vector_of_another_size_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"shape \(3,\); needed"):
+    with pytest.raises(ValueError, match=r"shape \(3,\); expected"):
         Curvature(Weights(small())).matvec(torch.ones(3))
 
 

@@ -414,39 +414,39 @@ def test_comments_may_change(whole: Path, file: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("was", "now", "line"),
     [
-        ('title = "Tiny"', "", "[the file] title is missing; needed: a text."),
+        ('title = "Tiny"', "", "[the file] title is missing; expected a text."),
         ('title = "Tiny"', "title = ", "is no TOML file"),
         ("[problem]", "[problems]", "[the file] has no key 'problems'"),
         ("examples = 20", "example = 20", "[problem] has no key 'example'. Known: "),
-        ("examples = 20", 'examples = "20"', "[problem] examples = '20'; needed: a whole number."),
-        ("examples = 20", 'temperature = "fitted"', "needed: a number or 'fit'."),
-        ('role = "baseline"', 'role = "base"', "[arms 1] role = 'base'; needed: 'baseline', "),
+        ("examples = 20", 'examples = "20"', "[problem] examples = '20'; expected a whole number."),
+        ("examples = 20", 'temperature = "fitted"', "expected a number or 'fit'."),
+        ('role = "baseline"', 'role = "base"', "[arms 1] role = 'base'; expected 'baseline', "),
         ('role = "baseline"', 'role = "control"', "[arms]: 0 have the role 'baseline'"),
-        ("resnet-seed{seed}.pt", "resnet.pt", "needed: {seed} in it, since there are 2 seeds."),
-        ("seeds = [0, 1]", "seeds = []", "[arms 1] seeds = []; needed: one or more"),
-        ('name = "vanilla"', 'name = "a/b"', "[arms 1] name = 'a/b'; needed: letters"),
+        ("resnet-seed{seed}.pt", "resnet.pt", "expected {seed} in it, since there are 2 seeds."),
+        ("seeds = [0, 1]", "seeds = []", "[arms 1] seeds = []; expected one or more"),
+        ('name = "vanilla"', 'name = "a/b"', "[arms 1] name = 'a/b'; expected letters"),
         ('name = "vanilla"', 'name = "multiplicative"', "multiplicative is the name of two"),
         ('model = "resnet8"', "", "[arms 3] needs either checkpoints, or a model"),
-        ('role = "negative"', 'role = "control"', "needed: role = 'negative'"),
+        ('role = "negative"', 'role = "control"', "expected role = 'negative'"),
         ("calibration = 50", "calib = 50", "[arms 3.problem] has no key 'calib'"),
-        ("[probes.near]", "[probes.checkpoint]", "needed: a label of letters"),
+        ("[probes.near]", "[probes.checkpoint]", "expected a label of letters"),
         ('probe = "sensitivity"', 'probe = "sense"', "[probes.near] probe: there is no probe"),
         ('probe = "sensitivity"', "", "[probes.near] probe is missing"),
         ('parts = ["norms"]', 'part = ["norms"]', "[probes.near] has no key 'part'. Known: parts"),
-        ('parts = ["norms"]', 'parts = ["norm"]', "[probes.near]: parts norm: needed: some of"),
-        ('parts = ["norms"]', "parts = [1]", "needed: a list, each of it a text."),
-        ("orthogonal = true", "orthogonal = 1", "[probes.weights] orthogonal = 1; needed: true"),
+        ('parts = ["norms"]', 'parts = ["norm"]', "[probes.near]: parts norm; expected some of"),
+        ('parts = ["norms"]', "parts = [1]", "expected a list, each of it a text."),
+        ("orthogonal = true", "orthogonal = 1", "[probes.weights] orthogonal = 1; expected true"),
         ("orthogonal = true", 'to = "{next}"', ""),
-        ('claim = "near"', 'claim = "far"', "[endpoints 1] claim = 'far'; needed: 'near'"),
-        ("primary = true", "primary = false", "0 of claim 'near' are primary; needed: exactly one"),
+        ('claim = "near"', 'claim = "far"', "[endpoints 1] claim = 'far'; expected 'near'"),
+        ("primary = true", "primary = false", "0 of claim 'near' are primary; expected exactly"),
         ('claim = "weights"', 'claim = "near"', "2 of claim 'near' are primary"),
         ('name = "volume"', 'name = "gradient"', "'gradient' is the name of two"),
-        ('probe = "near"', 'probe = "nearby"', "[endpoints 1] probe = 'nearby'; needed: a label"),
-        ("margin = 0.1", "margin = 0.0", "[endpoints 1] margin = 0.0; needed: above 0"),
-        ("margin = 0.1", "", "[endpoints 1] margin is missing; needed: a number."),
+        ('probe = "near"', 'probe = "nearby"', "[endpoints 1] probe = 'nearby'; expected a label"),
+        ("margin = 0.1", "margin = 0.0", "[endpoints 1] margin = 0.0; expected above 0"),
+        ("margin = 0.1", "", "[endpoints 1] margin is missing; expected a number."),
         ("level = 1", "", "[endpoints 2] level goes with average = 'fraction_below'"),
-        ("alpha = 0 }", "alpha = [0] }", "[endpoints 2] select = {'alpha': [0]}; needed: a table"),
-        ('predicts = "lower"', 'predicts = "less"', "needed: 'lower' or 'higher'."),
+        ("alpha = 0 }", "alpha = [0] }", "[endpoints 2] select = {'alpha': [0]}; expected a table"),
+        ('predicts = "lower"', 'predicts = "less"', "expected 'lower' or 'higher'."),
     ],
 )
 def test_a_mistake_in_a_study_file_is_told_in_a_line(
@@ -469,7 +469,7 @@ def test_a_mistake_in_a_study_file_is_told_in_a_line(
 def test_the_next_network_needs_two_seeds(tmp_path: Path) -> None:
     path = tmp_path / "wrong.toml"
     path.write_text(TEXT.replace("orthogonal = true", 'to = "{next}"').replace("[0, 3]", "[0]"))
-    with pytest.raises(ValueError, match=r"\[probes.weights\] {next}; needed: two seeds"):
+    with pytest.raises(ValueError, match=r"\[probes.weights\] {next}; expected two seeds"):
         read_study(str(path))
 
 
@@ -502,10 +502,10 @@ def test_an_endpoint_that_no_probe_measures_is_told_before_measuring(
 @pytest.mark.parametrize(
     ("others", "line"),
     [
-        (["--only", "far"], "--only far: needed: some of near, weights."),
-        (["--arms", "x"], "--arms x: needed: some of vanilla, multiplicative"),
-        (["--seeds", "7"], "--seeds 7: needed: some of 0, 1, 3."),
-        (["--jobs", "0"], "--jobs 0; needed: at least 1."),
+        (["--only", "far"], "--only far; expected some of near, weights."),
+        (["--arms", "x"], "--arms x; expected some of vanilla, multiplicative"),
+        (["--seeds", "7"], "--seeds 7; expected some of 0, 1, 3."),
+        (["--jobs", "0"], "--jobs 0; expected at least 1."),
     ],
 )
 def test_a_part_that_is_not_there_is_refused(
@@ -567,10 +567,10 @@ def test_a_study_leaves_out_a_probe_of_its_base_with_its_endpoints() -> None:
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("base = 3\n", "base = 3; needed: a text."),
+        ("base = 3\n", "base = 3; expected a text."),
         ("base = 'nowhere'\n", "nowhere: no such file, nor a study that ships"),
         ("base = 'own.toml'\n", "base = 'own.toml' leads back to the file itself."),
-        ("base = 'cifar10'\nprobes = 3\n", "probes = 3; needed: a table."),
+        ("base = 'cifar10'\nprobes = 3\n", "probes = 3; expected a table."),
         ("base = 'cifar10'\nend = 3\n", "has no key 'end'"),
         ("base = 'cifar10'\n[probes.near]\nradius = 1\n", "[probes.near] has no key 'radius'"),
         (

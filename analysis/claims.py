@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 
 from analysis import samples
 from analysis.samples import Samples
-from analysis.stats.bootstrap import Average, average, compare, interval
+from analysis.stats.bootstrap import AVERAGES, average, compare, interval
 from analysis.stats.multiplicity import holm
 from analysis.stats.permutation import divisions, permutation, unpaired_interval
 from analysis.stats.power import MOST, fewest_pairs, pairs_needed
 from analysis.stats.sign_flip import equivalence, sign_flip
-from analysis.study import Arm, Endpoint, Missing
+from analysis.study import FRACTION_BELOW, Arm, Endpoint, Missing, Study
 from analysis.study import read as read_study
 
 Floats = NDArray[np.float64]
@@ -131,8 +131,8 @@ class Evaluation:
         return tuple(verdict for verdict in self.verdicts if verdict.primary)
 
 
-def evaluate(folder: str | Path) -> Evaluation:
-    """Every claim of a study with its verdict, from the results in `folder`.
+def evaluate(folder: str | Path | Study) -> Evaluation:
+    """Every claim of a study with its verdict, from its results.
 
     Seeds are the unit: samples are averaged within a seed first, arms are compared seed by seed.
     A difference is *supported* or *contradicted* where the exact sign-flip test finds it (for the
@@ -147,15 +147,16 @@ def evaluate(folder: str | Path) -> Evaluation:
     counts the values: none is dropped.
 
     Args:
-        folder: as `python -m landscape.study` writes it. Result files may be missing or damaged:
-            what is left is evaluated, and the verdict says what is not there.
+        folder: as `python -m landscape.study` writes it, or the study that `analysis.study.read`
+            has read there. Result files may be missing or damaged: the others are evaluated, and
+            the verdict says which are missing.
 
     Raises:
         ValueError: no readable `study.json`, or endpoints in it that are none.
 
     Cost: each result file is read once; about 0.1 s a row.
     """
-    study = read_study(folder)
+    study = folder if isinstance(folder, Study) else read_study(folder)
     found, missing = samples.gather(study)
     rows: list[_Compared] = []
     seedwise: list[Seedwise] = []
@@ -354,36 +355,36 @@ def _compared(
     return _Compared(endpoint, row, spread, float(np.nan_to_num(told.variance[1])))
 
 
-def _sampled(told: Samples, how: Average) -> Floats:
+def _sampled(told: Samples, how: str) -> Floats:
     """(samples,): each sample's directions, radii or points averaged as the samples will be."""
     return average(told.values, how) if told.values.shape[1] > 1 else told.values[:, 0]
 
 
-def _usable(endpoint: Endpoint, data: Iterable[Samples]) -> tuple[Average, tuple[str, ...]]:
+def _usable(endpoint: Endpoint, data: Iterable[Samples]) -> tuple[str, tuple[str, ...]]:
     """The endpoint's average, or the median where it is not defined for all of these values.
 
     It looks at all values of both arms together, so that exchanging two arms changes nothing and
     the sign-flip test stays exact.
     """
     own = list(data)
-    how: Average = "mean" if endpoint.average == "fraction_below" else endpoint.average
+    how = "mean" if endpoint.average == FRACTION_BELOW else endpoint.average
+    chosen = AVERAGES[how]
     lost = sum(told.not_finite for told in own)
     total = sum(told.values.size for told in own)
     values = np.concatenate([told.values.ravel() for told in own])
     unfit = ~np.isfinite(values)
     counted = [f"{int(unfit.sum())} NaN or infinite"] if unfit.any() else []
-    if how == "log_mean":
-        zero = np.isfinite(values) & (values <= 0)
-        counted += [f"{int(zero.sum())} zero or negative"] if zero.any() else []
-    if endpoint.average == "fraction_below" and lost:
+    if chosen.defined is not None:
+        undefined = ~unfit & ~chosen.defined(values)
+        counted += [f"{int(undefined.sum())} zero or negative"] if undefined.any() else []
+    if endpoint.average == FRACTION_BELOW and lost:
         return how, (f"{lost} values are NaN or infinite, and count as not below the level.",)
     if not counted:
         return how, ()
     note = f"Of {total} values {' and '.join(counted)}"
-    if how == "median":
+    if chosen.defined is None:
         return how, (f"{note}: ranked with the others, NaN as the worst.",)
-    words = {"mean": "mean", "log_mean": "mean of logarithms"}[how]
-    return "median", (f"{note}: the median stands for the {words}, in both arms.",)
+    return "median", (f"{note}: the median stands for the {chosen.words}, in both arms.",)
 
 
 def _decided(rows: Sequence[_Compared]) -> tuple[Verdict, ...]:

@@ -13,7 +13,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from analysis import results
-from analysis.study import CHECKPOINT, SAMPLES, UNMEASURED, Endpoint, Missing, Study
+from analysis.study import CHECKPOINT, FRACTION_BELOW, SAMPLES, UNMEASURED, Endpoint, Missing, Study
 
 Floats = NDArray[np.float64]
 _NEAR = 0.01  # relative: a coordinate further from the one asked for is told
@@ -131,7 +131,7 @@ def samples(result: xr.Dataset, endpoint: Endpoint) -> Samples:
     whole = np.asarray(variable.values, dtype=float)
     lost = int((~np.isfinite(whole)).sum())
     dim = next((name for name in SAMPLES if name in variable.dims), None)
-    if endpoint.average == "fraction_below":
+    if endpoint.average == FRACTION_BELOW:
         with np.errstate(invalid="ignore"):
             fraction = float((whole < cast(float, endpoint.level)).mean())
         return Samples(np.array([[fraction]]), notes=notes, not_finite=lost)

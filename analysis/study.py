@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, Field, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
 import xarray as xr
 
 from analysis import results, upgrade
-from analysis.stats.bootstrap import Average, Compare
+from analysis.stats.bootstrap import AVERAGES, Compare
 from analysis.upgrade import SCHEMA_VERSION
 
+CLAIMS = ("near", "between", "weights", "generalises")
 Role = Literal["baseline", "treatment", "control", "negative"]
 SAMPLES = ("example", "pair")  # dims whose entries are the samples of a seed
 CHECKPOINT = "checkpoint"  # the probe of endpoints that are metrics of the checkpoint files
+MANIFEST = "study.json"
 UNMEASURED = "not measured yet"
+FRACTION_BELOW = "fraction_below"  # of all values, not an average over samples
 
 
 @dataclass(frozen=True)
@@ -34,14 +37,17 @@ class Endpoint:
         predicts: what the claim says of the treatment against the baseline.
         margin: the smallest effect that matters, in units of `compare`.
         compare: of the averages of two arms.
-        average: over the samples of a seed. `fraction_below`: the fraction of all values, such as
-            the points of a surface, below `level`.
+        average: over the samples of a seed, a name in `AVERAGES`; or `fraction_below`, the fraction
+            of all values, such as the points of a surface, below `level`.
         primary: whether it decides its claim.
         select: {name: value}: dims, or variables along a dim such as `kind`. A text selects what is
             named so, else what begins with it; a number the nearest. Dims that are neither
             selected nor samples are averaged over within each sample.
-        level: for `fraction_below`.
+        level: for `fraction_below`, in the variable's unit.
         test: of the paired differences.
+
+    Raises:
+        ValueError: an average that there is not, a margin that is none, a level without need.
     """
 
     claim: str
@@ -51,11 +57,23 @@ class Endpoint:
     predicts: Literal["lower", "higher"]
     margin: float
     compare: Compare
-    average: Average | Literal["fraction_below"] = "mean"
+    average: str = "mean"
     primary: bool = False
-    select: Mapping[str, str | float] = field(default_factory=dict)
+    select: Mapping[str, str | int | float] = field(default_factory=dict)
     level: float | None = None
     test: Literal["sign_flip"] = "sign_flip"
+
+    def __post_init__(self) -> None:
+        known = (*AVERAGES, FRACTION_BELOW)
+        if self.average not in known:
+            raise ValueError(f"average = {self.average!r}; expected {', '.join(known)}.")
+        if not 0 < self.margin < np.inf:
+            raise ValueError(f"margin = {self.margin}; expected above 0 and finite.")
+        if (self.average == FRACTION_BELOW) != (self.level is not None):
+            raise ValueError(
+                f"level goes with average = {FRACTION_BELOW!r}, and only with it; average is "
+                f"{self.average!r}."
+            )
 
     @property
     def worst(self) -> float:
@@ -65,11 +83,65 @@ class Endpoint:
 
 @dataclass(frozen=True)
 class Arm:
-    """Networks that differ by their seed alone."""
+    """Networks that differ by their seed alone.
+
+    Args:
+        name: as figures and verdicts call it.
+        role: what it is compared as.
+        seeds: one network each; seeds of equal number are a pair across arms.
+    """
 
     name: str
     role: Role
     seeds: tuple[int, ...]
+
+
+def check_roles(arms: Sequence[Arm]) -> None:
+    """Refuse arms that are not one baseline, one treatment, and others.
+
+    Raises:
+        ValueError: one line.
+    """
+    roles: tuple[Role, ...] = ("baseline", "treatment")
+    for role in roles:
+        count = sum(arm.role == role for arm in arms)
+        if count != 1:
+            raise ValueError(f"[arms]: {count} have the role {role!r}; expected exactly one.")
+
+
+def check_endpoints(endpoints: Sequence[Endpoint], probes: Collection[str]) -> None:
+    """Refuse endpoints that do not decide their claims.
+
+    Args:
+        endpoints: of one study.
+        probes: labels of its probes.
+
+    Raises:
+        ValueError: one line: an unknown claim; an endpoint of no probe of the study; two of one
+            name; a claim without exactly one primary endpoint.
+    """
+    known = [*probes, CHECKPOINT]
+    for number, endpoint in enumerate(endpoints, 1):
+        if endpoint.claim not in CLAIMS:
+            raise ValueError(
+                f"[endpoints {number}] claim = {endpoint.claim!r}; expected "
+                f"{', '.join(map(repr, CLAIMS))}."
+            )
+        if endpoint.probe not in known:
+            raise ValueError(
+                f"[endpoints {number}] probe = {endpoint.probe!r}; expected a label in [probes] or "
+                f"{CHECKPOINT} ({', '.join(known)})."
+            )
+    names = [endpoint.name for endpoint in endpoints]
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise ValueError(f"[endpoints]: {twice[0]!r} is the name of two; expected one each.")
+    for claim in dict.fromkeys(endpoint.claim for endpoint in endpoints):
+        primary = sum(e.primary for e in endpoints if e.claim == claim)
+        if primary != 1:
+            raise ValueError(
+                f"[endpoints]: {primary} of claim {claim!r} are primary; expected exactly one."
+            )
 
 
 @dataclass(frozen=True)
@@ -109,6 +181,7 @@ class Study:
         hashes: {(arm, seed): SHA-256 of the checkpoint file}.
         probes: {label: the study's table of that probe}.
         problems: {arm: the study's settings of network and data}.
+        manifest: all that `study.json` holds.
     """
 
     folder: Path
@@ -120,6 +193,7 @@ class Study:
     hashes: Mapping[tuple[str, int], str]
     probes: Mapping[str, Mapping[str, Any]]
     problems: Mapping[str, Mapping[str, Any]]
+    manifest: Mapping[str, Any]
 
     def load(self, arm: str, seed: int, label: str, file: str) -> xr.Dataset:
         """One result file of a network, measured or partly so.
@@ -162,7 +236,7 @@ def read(folder: str | Path) -> Study:
         ValueError: no `study.json` there, one that is damaged or of a newer schema, or a study
             with an endpoint or roles that do not fit.
     """
-    path = Path(folder) / "study.json"
+    path = Path(folder) / MANIFEST
     if not path.is_file():
         raise ValueError(
             f"{path}: there is no such file. Give the folder that python -m landscape.study wrote."
@@ -179,11 +253,14 @@ def read(folder: str | Path) -> Study:
             "Update the toolkit, or measure with this one."
         )
     try:
-        tables = upgrade.study(content)["study"]
+        content = upgrade.study(content)
+        tables = content["study"]
         arms = tuple(
             Arm(table["name"], table["role"], tuple(table["seeds"])) for table in tables["arms"]
         )
-        endpoints = tuple(_endpoint(table, path) for table in tables["endpoints"])
+        endpoints = tuple(
+            _endpoint(number, table) for number, table in enumerate(tables["endpoints"], 1)
+        )
         entries = [*content["results"], *content.get("missing", [])]
         files = {(row["arm"], row["seed"], row["probe"]): row for row in entries}
         metrics = {
@@ -204,17 +281,17 @@ def read(folder: str | Path) -> Study:
             raise TypeError("amendments")
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         reason = str(error).strip("'")
-        if reason.startswith(str(path)):  # an endpoint, told in full
-            raise
+        if reason.startswith("["):  # an endpoint, with what is wrong
+            raise ValueError(f"{path}: {reason}") from error
         raise ValueError(f"{path}: damaged ({reason} is missing or wrong). {again}") from error
+    try:
+        check_roles(arms)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     title = str(content.get("title", ""))
-    study = Study(Path(folder), title, arms, endpoints, files, metrics, hashes, probes, problems)
-    roles: tuple[Role, ...] = ("baseline", "treatment")
-    for role in roles:
-        count = len(study.arms_of(role))
-        if count != 1:
-            raise ValueError(f"{path}: {count} arms have the role {role!r}; expected exactly one.")
-    return study
+    return Study(
+        Path(folder), title, arms, endpoints, files, metrics, hashes, probes, problems, content
+    )
 
 
 def _check_numbers(tables: Iterable[Mapping[str, Any]]) -> None:
@@ -256,32 +333,26 @@ def _same(asked: Any, stored: Any) -> bool:
     return bool(asked == stored)
 
 
-def _endpoint(table: Mapping[str, Any], path: Path) -> Endpoint:
-    where = f"{path}: endpoint {table.get('name', '?')!r}"
-    known = {member.name: member for member in fields(Endpoint)}
-    unknown = [key for key in table if key not in known]
-    absent = [
-        name
-        for name, member in known.items()
-        if member.default is MISSING and member.default_factory is MISSING and name not in table
-    ]
+def _endpoint(number: int, table: Mapping[str, Any]) -> Endpoint:
+    hints = {member.name: member for member in fields(Endpoint)}
+    where = f"[endpoints {number}]"
+    unknown = [key for key in table if key not in hints]
+    absent = [key for key, member in hints.items() if _required(member) and key not in table]
     if unknown or absent:
-        told = f"has no key {unknown[0]!r}" if unknown else f"needs the key {absent[0]!r}"
-        raise ValueError(f"{where} {told}. Known: {', '.join(known)}.")
-    choices = {
-        "predicts": ("lower", "higher"),
-        "compare": ("log_ratio", "difference"),
-        "average": ("mean", "log_mean", "median", "fraction_below"),
-        "test": ("sign_flip",),
-    }
-    for key, allowed in choices.items():
-        if table.get(key, allowed[0]) not in allowed:
-            raise ValueError(f"{where}: {key} = {table[key]!r}; expected {', '.join(allowed)}.")
-    if not 0 < table["margin"] < np.inf:
-        raise ValueError(f"{where}: margin = {table['margin']}; expected above 0 and finite.")
-    if (table.get("average") == "fraction_below") != (table.get("level") is not None):
-        raise ValueError(f"{where}: level goes with average = 'fraction_below', and only with it.")
-    return Endpoint(**table)
+        fault = f"has no key {unknown[0]!r}" if unknown else f"needs the key {absent[0]!r}"
+        raise ValueError(f"{where} {fault}. Known: {', '.join(hints)}.")
+    for key, kind in get_type_hints(Endpoint).items():
+        allowed = get_args(kind) if get_origin(kind) is Literal else ()
+        if allowed and key in table and table[key] not in allowed:
+            raise ValueError(f"{where} {key} = {table[key]!r}; expected {', '.join(allowed)}.")
+    try:
+        return Endpoint(**table)
+    except ValueError as error:
+        raise ValueError(f"{where} {error}") from error
+
+
+def _required(member: Field[Any]) -> bool:
+    return member.default is MISSING and member.default_factory is MISSING
 
 
 @dataclass(frozen=True, eq=False)
@@ -306,7 +377,7 @@ class Folder:
             ValueError: `read` refuses it.
         """
         study = read(path)
-        return cls(path, study, json.loads((path / "study.json").read_text()))
+        return cls(path, study, dict(study.manifest))
 
     @property
     def title(self) -> str:

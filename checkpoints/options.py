@@ -272,7 +272,11 @@ def built(kind: type[T], table: Mapping[str, Any], where: str) -> T:
         for member in members
         if member.default is dataclasses.MISSING and member.default_factory is dataclasses.MISSING
     ]
-    return kind(**checked(table, where, typing.get_type_hints(kind), required=required))
+    values = checked(table, where, typing.get_type_hints(kind), required=required)
+    try:
+        return kind(**values)
+    except ValueError as error:
+        raise ValueError(f"[{where}] {error}") from error
 
 
 def checked(

@@ -137,7 +137,7 @@ def report(path: Path) -> Report:
     Cost: every result file is read once, and once more where it is drawn; about a second a figure.
     """
     folder = Folder.open(path)
-    evaluation = claims.evaluate(path)
+    evaluation = claims.evaluate(folder.study)
     sections = [_verdicts(folder, evaluation)]
     gaps = unusable(folder, evaluation)
     if gaps:

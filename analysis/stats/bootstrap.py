@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,11 +11,46 @@ from numpy.typing import NDArray
 from scipy import stats
 
 Floats = NDArray[np.float64]
-Average = Literal["mean", "log_mean", "median"]
 Compare = Literal["log_ratio", "difference"]
 
 DRAWS = 1000  # of samples; the standard error over samples is then known to about 2 %
 _AT_ONCE = 2**21  # values, to bound memory
+
+
+@dataclass(frozen=True)
+class Average:
+    """One number for many samples: `after(centre(before(values)))`.
+
+    Args:
+        words: as a sentence names it.
+        centre: from (..., samples) to (...).
+        before: of each value, once.
+        after: of the centre.
+        defined: which finite values it is defined for; None takes all, infinity and NaN as well.
+    """
+
+    words: str
+    centre: Callable[[Floats], Floats]
+    before: Callable[[Floats], Floats] = np.asarray
+    after: Callable[[Floats], Floats] = np.asarray
+    defined: Callable[[Floats], NDArray[np.bool_]] | None = np.isfinite
+
+
+def _mean(values: Floats) -> Floats:
+    return np.asarray(values.mean(axis=-1))
+
+
+def _median(values: Floats) -> Floats:
+    """NaN counts as the largest, like infinity."""
+    return np.asarray(np.median(np.where(np.isnan(values), np.inf, values), axis=-1))
+
+
+# The only list of them: study files, verdicts and messages go by it.
+AVERAGES = {
+    "mean": Average("mean", _mean),
+    "log_mean": Average("mean of logarithms", _mean, np.log, np.exp, lambda values: values > 0),
+    "median": Average("median", _median, defined=None),
+}
 
 
 @dataclass(frozen=True)
@@ -35,19 +71,15 @@ class Interval:
     variance: tuple[float, float]
 
 
-def average(values: Floats, how: Average) -> Floats:
+def average(values: Floats, how: str) -> Floats:
     """One number for the last axis.
 
     Args:
-        values: (..., samples). "mean" and "log_mean" need them finite, "log_mean" (the geometric
-            mean) positive. "median" takes all: NaN counts as the largest, like infinity.
-        how: which average.
+        values: (..., samples), for which the average is defined.
+        how: a name in `AVERAGES`; `log_mean` is the geometric mean.
     """
-    if how == "median":
-        return np.asarray(np.median(np.where(np.isnan(values), np.inf, values), axis=-1))
-    if how == "log_mean":
-        return np.asarray(np.exp(np.log(values).mean(axis=-1)))
-    return np.asarray(values.mean(axis=-1))
+    chosen = AVERAGES[how]
+    return chosen.after(chosen.centre(chosen.before(values)))
 
 
 def compare(treatment: Floats, baseline: Floats, how: Compare) -> Floats:
@@ -70,7 +102,7 @@ def interval(
     treatment: Floats,
     baseline: Floats,
     *,
-    average_by: Average,
+    average_by: str,
     compare_by: Compare,
     level: float = 0.95,
     draws: int = DRAWS,
@@ -155,27 +187,20 @@ def order_interval(effects: Floats, level: float = 0.95) -> tuple[float, float]:
 def _resampled(
     treatment: Floats,
     baseline: Floats,
-    average_by: Average,
+    average_by: str,
     compare_by: Compare,
     draws: int,
     seed: int,
 ) -> Floats:
     """(draws,) mean effects, each of other samples."""
     pairs, samples = treatment.shape
-    arms = [treatment, baseline]
-    if average_by == "log_mean":  # once, not for every draw
-        arms = [np.log(arm) for arm in arms]
+    chosen = AVERAGES[average_by]
+    arms = [chosen.before(arm) for arm in (treatment, baseline)]  # once, not for every draw
     generator = np.random.default_rng(seed)
     drawn = []
     block = max(1, _AT_ONCE // (pairs * samples))
     for start in range(0, draws, block):
         picks = generator.integers(samples, size=(min(block, draws - start), samples))
-        seedwise = [_averages(arm, picks, average_by) for arm in arms]
+        seedwise = [chosen.after(chosen.centre(arm[:, picks])) for arm in arms]
         drawn.append(compare(seedwise[0], seedwise[1], compare_by).mean(axis=0))
     return np.concatenate(drawn)
-
-
-def _averages(arm: Floats, picks: NDArray[np.int64], how: Average) -> Floats:
-    """(pairs, draws) averages of the picked samples; `arm` holds logarithms for "log_mean"."""
-    means = average(arm[:, picks], "median" if how == "median" else "mean")
-    return np.asarray(np.exp(means)) if how == "log_mean" else means

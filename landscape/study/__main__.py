@@ -6,11 +6,12 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from analysis.study import MANIFEST
 from checkpoints.device import device_named, keep_freed_memory
 from landscape.core import store
 from landscape.core.cli import guarded, say
 from landscape.study import file
-from landscape.study.folder import MANIFEST, Manifest, Network, Run, finished
+from landscape.study.folder import Manifest, Network, Run, finished
 from landscape.study.measure import make_untrained, results
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import math
 import re
 import tomllib
 import typing
@@ -12,8 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from analysis.study import CHECKPOINT, Arm, Endpoint, check_endpoints, check_roles
 from checkpoints.options import as_arguments, built, checked
 from checkpoints.source import Source
 from landscape.registry import probe_named
@@ -37,13 +37,10 @@ SHAPE: dict[str, Any] = {
 
 
 @dataclass(frozen=True)
-class Arm:
-    """Networks that differ by their seed alone.
+class Networks(Arm):
+    """An arm, and where its networks come from.
 
     Args:
-        name: as figures and verdicts call it.
-        role: what it is compared as.
-        seeds: one network each; seeds of equal number are a pair across arms.
         checkpoints: their files, with `{seed}` in the name.
         model: for role `negative`: what is initialised, but not trained.
         options: of that model.
@@ -51,48 +48,11 @@ class Arm:
         problem: what replaces entries of `[problem]` for this arm.
     """
 
-    name: str
-    role: Literal["baseline", "treatment", "control", "negative"]
-    seeds: tuple[int, ...]
     checkpoints: str = ""
     model: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
     reference: str = ""
     problem: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Endpoint:
-    """One number that a claim is judged by, and what the claim says of it.
-
-    Args:
-        claim: which.
-        name: in words.
-        probe: a label in `[probes]`, or `checkpoint` for a metric stored in the checkpoint files.
-        variable: of that probe's result, or the metric.
-        predicts: what the claim says of the treatment against the baseline.
-        margin: the smallest effect that matters, in units of `compare`.
-        compare: of the two averages.
-        average: over the samples of one network; `fraction_below`: those below `level`.
-        primary: whether it decides the claim; exactly one does.
-        select: {dim, or variable along a dim: value}; a text selects what is named so or begins
-            with it, a number the nearest.
-        level: for `fraction_below`, in the variable's units.
-        test: of the paired differences.
-    """
-
-    claim: Literal["near", "between", "weights", "generalises"]
-    name: str
-    probe: str
-    variable: str
-    predicts: Literal["lower", "higher"]
-    margin: float
-    compare: Literal["log_ratio", "difference"]
-    average: Literal["mean", "log_mean", "median", "fraction_below"] = "mean"
-    primary: bool = False
-    select: Mapping[str, str | int | float] = field(default_factory=dict)
-    level: float | None = None
-    test: Literal["sign_flip"] = "sign_flip"
 
 
 @dataclass(frozen=True)
@@ -117,11 +77,11 @@ class Study:
     content: Mapping[str, Any]
     title: str
     problem: Mapping[str, Any]
-    arms: tuple[Arm, ...]
+    arms: tuple[Networks, ...]
     probes: Mapping[str, tuple[str, Mapping[str, Any]]]
     endpoints: tuple[Endpoint, ...]
 
-    def options(self, arm: Arm) -> dict[str, Any]:
+    def options(self, arm: Networks) -> dict[str, Any]:
         """The problem of an arm's networks."""
         return {**DEFAULTS, **self.problem, **arm.problem}
 
@@ -230,40 +190,32 @@ def _checked_study(content: dict[str, Any], path: Path) -> dict[str, Any]:
 
 def _study(content: dict[str, Any]) -> dict[str, Any]:
     top = checked(content, "the file", SHAPE, required=("title", "arms", "probes", "endpoints"))
-    arms = tuple(built(Arm, table, f"arms {i + 1}") for i, table in enumerate(top["arms"]))
+    arms = tuple(built(Networks, table, f"arms {i}") for i, table in enumerate(top["arms"], 1))
+    probes = {label: _probe(label, table) for label, table in top["probes"].items()}
     endpoints = tuple(
-        built(Endpoint, table, f"endpoints {i + 1}") for i, table in enumerate(top["endpoints"])
+        built(Endpoint, table, f"endpoints {i}") for i, table in enumerate(top["endpoints"], 1)
     )
-    study = {
+    problem = checked(top.get("problem", {}), "problem", OPTIONS)
+    arms = tuple(
+        dataclasses.replace(arm, problem=checked(arm.problem, f"arms {i}.problem", OPTIONS))
+        for i, arm in enumerate(arms, 1)
+    )
+    _check_arms(arms)
+    _check_next(arms, probes)
+    check_roles(arms)
+    check_endpoints(endpoints, probes)
+    return {
         "title": top["title"],
-        "problem": checked(top.get("problem", {}), "problem", OPTIONS),
-        "arms": tuple(
-            dataclasses.replace(arm, problem=checked(arm.problem, f"arms {i + 1}.problem", OPTIONS))
-            for i, arm in enumerate(arms)
-        ),
-        "probes": {label: _probe(label, table) for label, table in top["probes"].items()},
+        "problem": problem,
+        "arms": arms,
+        "probes": probes,
         "endpoints": endpoints,
     }
-    _check_arms(arms)
-    _check_next(arms, study["probes"])
-    for number, endpoint in enumerate(endpoints):
-        _check_endpoint(endpoint, f"[endpoints {number + 1}]", study["probes"])
-    names = [endpoint.name for endpoint in endpoints]
-    twice = [name for name in names if names.count(name) > 1]
-    if twice:
-        raise ValueError(f"[endpoints]: {twice[0]!r} is the name of two; expected one each.")
-    for claim in dict.fromkeys(endpoint.claim for endpoint in endpoints):
-        primary = sum(e.primary for e in endpoints if e.claim == claim)
-        if primary != 1:
-            raise ValueError(
-                f"[endpoints]: {primary} of claim {claim!r} are primary; expected exactly one."
-            )
-    return study
 
 
 def _probe(label: str, table: Any) -> tuple[str, dict[str, Any]]:
     where = f"probes.{label}"
-    if not re.fullmatch(r"[\w-]+", label) or label == "checkpoint":
+    if not re.fullmatch(r"[\w-]+", label) or label == CHECKPOINT:
         raise ValueError(
             f"[{where}]; expected a label of letters, digits, - and _, other than checkpoint."
         )
@@ -284,7 +236,7 @@ def _probe(label: str, table: Any) -> tuple[str, dict[str, Any]]:
     return table["probe"], values
 
 
-def _check_arms(arms: tuple[Arm, ...]) -> None:
+def _check_arms(arms: tuple[Networks, ...]) -> None:
     for number, arm in enumerate(arms):
         where = f"[arms {number + 1}]"
         if not re.fullmatch(r"\w[\w .+-]*", arm.name):
@@ -314,13 +266,9 @@ def _check_arms(arms: tuple[Arm, ...]) -> None:
     twice = {name for name in stems if stems.count(name) > 1}
     if twice:
         raise ValueError(f"[arms]: {sorted(twice)[0]} is the name of two; expected one each.")
-    for role in ("baseline", "treatment"):
-        count = sum(arm.role == role for arm in arms)
-        if count != 1:
-            raise ValueError(f"[arms]: {count} have the role {role!r}; expected exactly one.")
 
 
-def _check_next(arms: tuple[Arm, ...], probes: Mapping[str, Any]) -> None:
+def _check_next(arms: tuple[Networks, ...], probes: Mapping[str, Any]) -> None:
     for label, (_, values) in probes.items():
         single = [arm.name for arm in arms if len(arm.seeds) == 1]
         if single and any(NEXT in value for value in values.values() if isinstance(value, str)):
@@ -328,22 +276,6 @@ def _check_next(arms: tuple[Arm, ...], probes: Mapping[str, Any]) -> None:
                 f"[probes.{label}] {NEXT}; expected two seeds or more in every arm, "
                 f"{single[0]!r} has one."
             )
-
-
-def _check_endpoint(endpoint: Endpoint, where: str, probes: Mapping[str, Any]) -> None:
-    known = [*probes, "checkpoint"]
-    if endpoint.probe not in known:
-        raise ValueError(
-            f"{where} probe = {endpoint.probe!r}; expected a label in [probes] or checkpoint "
-            f"({', '.join(known)})."
-        )
-    if not 0 < endpoint.margin < math.inf:
-        raise ValueError(f"{where} margin = {endpoint.margin}; expected above 0 and finite.")
-    if (endpoint.average == "fraction_below") != (endpoint.level is not None):
-        raise ValueError(
-            f"{where} level goes with average = 'fraction_below', and only with it; "
-            f"average is {endpoint.average!r}."
-        )
 
 
 def stem(arm: str) -> str:

@@ -15,14 +15,13 @@ import h5py
 import torch
 
 from analysis import upgrade
+from analysis.study import MANIFEST, UNMEASURED
 from analysis.upgrade import SCHEMA_VERSION
 from checkpoints import loading
 from checkpoints.options import as_flags
 from checkpoints.source import Source
 from landscape.registry import probe_named
-from landscape.study.file import NEXT, Arm, Study, stem
-
-MANIFEST = "study.json"
+from landscape.study.file import NEXT, Networks, Study, stem
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ class Network:
         options: of its problem.
     """
 
-    arm: Arm
+    arm: Networks
     seed: int
     file: str
     options: Mapping[str, Any]
@@ -65,7 +64,7 @@ class Run:
             for seed in arm.seeds
         ]
 
-    def _file(self, arm: Arm, seed: int) -> str:
+    def _file(self, arm: Networks, seed: int) -> str:
         if arm.checkpoints:
             return self.study.checkpoint(arm.checkpoints, seed)
         return str(self.out / f"{stem(arm.name)}-seed{seed}.pt")
@@ -162,9 +161,8 @@ class Manifest:
         """Say what is there now."""
         results: list[dict[str, Any]] = []
         missing: list[dict[str, Any]] = []
-        unmeasured = "not measured yet"
         stored = {row["file"]: row["reason"] for row in self._stored().get("missing", [])}
-        told = {k: v for k, v in stored.items() if v != unmeasured} | self._told
+        told = {k: v for k, v in stored.items() if v != UNMEASURED} | self._told
         for network, label in self._all():
             file = network.result(label)
             row = {
@@ -174,7 +172,7 @@ class Manifest:
             if not told.get(file) and self._finished(self.task.out / file):
                 results.append(row)
             else:
-                missing.append(row | {"reason": told.get(file) or unmeasured})
+                missing.append(row | {"reason": told.get(file) or UNMEASURED})
         study = self.task.study
         content = {
             "schema_version": SCHEMA_VERSION,

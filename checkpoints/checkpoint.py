@@ -72,21 +72,30 @@ class Checkpoint:
 
 
 def find(name: str | Path) -> Path:
-    """The checkpoint called `name`: a path, else a file that ships in `checkpoints/files/`.
+    """The checkpoint called `name`.
+
+    Args:
+        name: a path; else a file that ships in `checkpoints/files/`, with or without `.pt`; else
+            `STUDY/FILE`, a network of a study in `results/STUDY/networks/` of a checkout.
 
     Raises:
-        ValueError: neither is there.
+        ValueError: none of these is there.
     """
     if (path := Path(name)).is_file():
         return path
-    shipped = Path(str(resources.files("checkpoints"))) / "files"
-    for candidate in (shipped / name, shipped / f"{name}.pt"):
+    package = Path(str(resources.files("checkpoints")))
+    shipped = package / "files"
+    of_study = package.parent / "results" / path.parent / "networks" / path.name
+    for candidate in (shipped / name, shipped / f"{name}.pt", of_study):
         if candidate.is_file():
             return candidate
     if path.is_dir():
         raise ValueError(f"{name} is a folder; expected a checkpoint file, such as {name}/FILE.pt.")
     known = ", ".join(sorted(p.name for p in shipped.glob("*.pt"))) or "none"
-    raise ValueError(f"{name}: no such file, nor does it name one that ships (there are: {known}).")
+    where = "; the networks of studies are in the repository" if path.parent.name else ""
+    raise ValueError(
+        f"{name}: no such file, nor does it name one that ships (there are: {known}{where})."
+    )
 
 
 def build(model: str, options: Mapping[str, Any]) -> nn.Module:

@@ -7,6 +7,7 @@ import os
 import pickle
 import sys
 import types
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
@@ -649,7 +650,10 @@ def test_code_in_a_pickle_never_runs(tmp_path: Path, how: str) -> None:
     path, trap = tmp_path / "net.pth", tmp_path / "trap"
     saved_in(path, {"state_dict": {"weight": 3}, "evil": Payload(trap)}, how)
     line = refusal(lambda: load(path))
-    assert f"asks for more than tensors: {os.system.__module__}.system. It was not" in line
+    if how == "zip":
+        assert f"asks for more than tensors: {os.system.__module__}.system. It was not" in line
+    else:  # torch lists the names in its own files of its own pickle protocol alone
+        assert "or a pickle that could run code (" in line
     assert not trap.exists()
     # The file is what it should be: an unsafe reader does run it.
     if how == "pickle 4":
@@ -657,42 +661,44 @@ def test_code_in_a_pickle_never_runs(tmp_path: Path, how: str) -> None:
         assert trap.exists()
 
 
-@pytest.mark.parametrize("how", WAYS)
 def test_classes_of_other_modules_are_listed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made_up = types.ModuleType("made_up")
     for name in ("First", "Second"):
         setattr(made_up, name, type(name, (), {"__module__": "made_up"}))
     monkeypatch.setitem(sys.modules, "made_up", made_up)
     content = {"a": made_up.First(), "b": made_up.Second(), "c": made_up.First()}
-    saved_in(tmp_path / "net.pth", content, how)
+    saved_in(tmp_path / "net.pth", content, "zip")
     monkeypatch.delitem(sys.modules, "made_up")
     line = refusal(lambda: load(tmp_path / "net.pth"))
     assert "made_up.First, made_up.Second" in line
 
 
-@pytest.mark.parametrize("how", ["zip", "legacy"])
-def test_a_whole_pickled_network_is_refused_with_its_classes(tmp_path: Path, how: str) -> None:
-    saved_in(tmp_path / "net.pth", network(), how)
+def test_a_whole_pickled_network_is_refused_with_its_classes(tmp_path: Path) -> None:
+    saved_in(tmp_path / "net.pth", network(), "zip")
     line = refusal(lambda: load(tmp_path / "net.pth"))
-    wanted = (
-        "asks for more than tensors: checkpoints.hooks.Exposed, "
-        "checkpoints.models.merge.Add, "
+    assert (
+        "asks for more than tensors: checkpoints.hooks.Exposed, checkpoints.models.merge.Add, "
         "checkpoints.models.resnet.Block, checkpoints.models.resnet.ResNet, "
-        "torch.nn.modules.batchnorm.BatchNorm2d, torch.nn.modules.container.ModuleDict, "
-        "torch.nn.modules.container.Sequential, "
-        "torch.nn.modules.conv.Conv2d, torch.nn.modules.linear.Identity, "
-        "torch.nn.modules.linear.Linear. "
-    )
-    assert wanted in line
+        "torch.nn.modules.batchnorm.BatchNorm2d, and 5 more. It was not loaded"
+    ) in line
+    assert len(line) < 500 + len(str(tmp_path))
     assert "Save model.state_dict() alone" in line
 
 
 def test_a_global_with_a_line_break_in_its_name_is_told_in_one_line(tmp_path: Path) -> None:
-    hostile = b"\x80\x04\x8c\x04os\n.\x8c\x07sys\x1btem\x93)R."
+    hostile = b"\x80\x02cos\x1bx\nsys\x1btem\n)R."
+    torch.save({"a": 1}, tmp_path / "net.pth")
+    with (
+        zipfile.ZipFile(tmp_path / "net.pth") as whole,
+        zipfile.ZipFile(tmp_path / "evil.pth", "w", zipfile.ZIP_STORED) as changed,
+    ):
+        for name in whole.namelist():
+            changed.writestr(name, hostile if name.endswith("data.pkl") else whole.read(name))
+    assert "os x.sys tem" in refusal(lambda: load(tmp_path / "evil.pth"))
     (tmp_path / "net.pth").write_bytes(hostile)
-    assert "os ..sys tem" in refusal(lambda: load(tmp_path / "net.pth"))
+    refusal(lambda: load(tmp_path / "net.pth"))
 
 
 @pytest.mark.parametrize("settings", [{}, LEGACY], ids=["zip", "legacy"])
@@ -705,7 +711,10 @@ def test_a_truncated_pickle_is_refused_wherever_it_ends(
     for cut in cuts | {len(whole) - back for back in (1, 2, 10, 100, 1000)}:
         (tmp_path / "cut.pth").write_bytes(whole[:cut])
         line = refusal(lambda: load(tmp_path / "cut.pth"))
-        assert "cut.pth is no checkpoint, or damaged (" in line
+        assert (
+            "cut.pth is not a checkpoint, or it is damaged, or a pickle that could run code ("
+            in line
+        )
 
 
 def test_damaged_safetensors_are_refused(tmp_path: Path) -> None:
@@ -723,7 +732,7 @@ def test_damaged_safetensors_are_refused(tmp_path: Path) -> None:
     for what, content in damaged.items():
         (tmp_path / "bad.safetensors").write_bytes(content)
         line = refusal(lambda: load(tmp_path / "bad.safetensors"))
-        assert "bad.safetensors is no checkpoint, or damaged (" in line, what
+        assert "bad.safetensors is not a checkpoint, or it is damaged" in line, what
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
@@ -743,7 +752,9 @@ def test_damaged_safetensors_are_refused(tmp_path: Path) -> None:
 )
 def test_what_is_no_checkpoint_is_refused(tmp_path: Path, suffix: str, content: bytes) -> None:
     (tmp_path / f"net{suffix}").write_bytes(content)
-    assert "is no checkpoint, or damaged (" in refusal(lambda: load(tmp_path / f"net{suffix}"))
+    assert "is not a checkpoint, or it is damaged" in refusal(
+        lambda: load(tmp_path / f"net{suffix}")
+    )
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])

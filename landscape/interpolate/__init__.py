@@ -5,7 +5,7 @@ from __future__ import annotations
 from checkpoints.problem import Problem
 from landscape.core.plan import Plan, Probe
 from landscape.interpolate import networks, path_statistics, samples
-from landscape.interpolate.spec import Spec
+from landscape.interpolate.spec import BetweenNetworks, Spec
 
 
 def interpolate(problem: Problem, spec: Spec) -> Plan:
@@ -36,11 +36,11 @@ def interpolate(problem: Problem, spec: Spec) -> Plan:
     Source: Novak et al. 2018, arXiv:1802.08760 (Jacobian, transitions, circles); Zhang et al.
         2018, arXiv:1710.09412 (misses).
     """
-    spec = spec.resolved(problem)
+    decided = spec.resolved(problem)
     t = path_statistics.grid(spec.points, spec.beyond)
-    if spec.to is not None:
-        return networks.plan(problem, spec.to, spec.statistics or (), t, spec)
-    return samples.plan(problem, t, spec)
+    if isinstance(decided, BetweenNetworks):
+        return networks.plan(problem, decided.to, decided.statistics, t, decided)
+    return samples.plan(problem, t, decided)
 
 
 PROBE = Probe("interpolate", Spec, interpolate)

@@ -16,7 +16,7 @@ from landscape.core.spaces import Inputs
 from landscape.core.variables import Coordinate, Coordinates, Floats, Variable, numbered
 from landscape.interpolate import between, pairs
 from landscape.interpolate.pairs import SamplePath
-from landscape.interpolate.spec import Spec
+from landscape.interpolate.spec import BetweenSamples
 
 STEPS = np.linspace(0, 1, 7)  # where on its path the gallery has images
 GALLERY_VARIABLES = {
@@ -25,7 +25,7 @@ GALLERY_VARIABLES = {
 }
 
 
-def plan(problem: Problem, t: Floats, spec: Spec) -> Plan:
+def plan(problem: Problem, t: Floats, spec: BetweenSamples) -> Plan:
     """A cell for every path between samples; see `landscape.interpolate.interpolate`."""
     if problem.correct is None:
         raise ValueError("paths between samples need a classification problem; this has no labels.")
@@ -37,7 +37,7 @@ def plan(problem: Problem, t: Floats, spec: Spec) -> Plan:
         spec=spec,
         provenance=problem.fingerprints(),
         coords=_coords(space, spec, drawn, t, shown),
-        variables=between.variables(with_jacobian=bool(spec.jacobian))
+        variables=between.variables(with_jacobian=spec.jacobian)
         | (GALLERY_VARIABLES if shown else {}),
         walk=("pair",),
         measure=partial(_measure, space, drawn, shown, t, spec),
@@ -47,7 +47,7 @@ def plan(problem: Problem, t: Floats, spec: Spec) -> Plan:
     )
 
 
-def _drawn(space: Inputs, spec: Spec) -> list[SamplePath]:
+def _drawn(space: Inputs, spec: BetweenSamples) -> list[SamplePath]:
     """Every path, kind after kind."""
     allowed = np.arange(len(space.problem))
     if spec.correct_only:
@@ -55,7 +55,6 @@ def _drawn(space: Inputs, spec: Spec) -> list[SamplePath]:
         assert hits is not None  # interpolate() has seen to it
         allowed = np.flatnonzero(hits)
     labels = space.problem.targets.cpu().numpy()[allowed]
-    assert spec.pairs is not None  # resolved() has decided it
     return [
         SamplePath(kind, tuple(map(int, allowed[list(samples)])), (spec.seed, number))
         for kind in spec.kinds()
@@ -64,7 +63,11 @@ def _drawn(space: Inputs, spec: Spec) -> list[SamplePath]:
 
 
 def _coords(
-    space: Inputs, spec: Spec, drawn: Sequence[SamplePath], t: Floats, shown: Sequence[int]
+    space: Inputs,
+    spec: BetweenSamples,
+    drawn: Sequence[SamplePath],
+    t: Floats,
+    shown: Sequence[int],
 ) -> Coordinates:
     with torch.inference_mode():
         logits = space.outputs({name: value[:1] for name, value in space.origin.items()})
@@ -97,7 +100,7 @@ def _coords(
     return coords
 
 
-def _gallery(drawn: Sequence[SamplePath], spec: Spec) -> list[int]:
+def _gallery(drawn: Sequence[SamplePath], spec: BetweenSamples) -> list[int]:
     """The paths whose images are stored: between real samples, one of each kind in turn."""
     real = [i for i, path in enumerate(drawn) if path.kind in ("same_class", "cross_class")]
     order = sorted(real or range(len(drawn)), key=lambda index: drawn[index].seed[1])
@@ -109,7 +112,7 @@ def _measure(
     drawn: Sequence[SamplePath],
     shown: Sequence[int],
     t: Floats,
-    spec: Spec,
+    spec: BetweenSamples,
     cells: Sequence[Cell],
 ) -> Values:
     numbers = [cell["pair"] for cell in cells]
@@ -119,7 +122,7 @@ def _measure(
             drawn[number],
             t,
             ranks=3 if spec.controls else 2,
-            with_jacobian=bool(spec.jacobian),
+            with_jacobian=spec.jacobian,
         )
         for number in numbers
     ]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from checkpoints import options
 from checkpoints.options import option
 from checkpoints.problem import Problem
@@ -16,7 +14,7 @@ MOST_BEYOND = 100  # of the way itself, on either side
 
 @options.spec
 class Spec:
-    """Every number that changes an interpolation. What is None is decided by `resolved`."""
+    """Every number that changes an interpolation. `None`: `resolved` picks the default."""
 
     to: str | None = option(
         None, "a second checkpoint: the line between the two networks' weights", "FILE"
@@ -59,8 +57,8 @@ class Spec:
         return {"inputs": int(self.jacobian is not False)} if self.to is None else {"weights": 0}
 
     @options.in_callers_words
-    def resolved(self, problem: Problem) -> Spec:
-        """This spec with every default decided.
+    def resolved(self, problem: Problem) -> BetweenSamples | BetweenNetworks:
+        """This spec with every default decided, for the one kind of path or the other.
 
         Raises:
             ValueError: options that contradict each other, or a grid that is none.
@@ -79,17 +77,17 @@ class Spec:
         drawable = len(problem.inputs) == len(images) == 1
         if self.gallery and not drawable:
             raise ValueError(f"--gallery {self.gallery} needs one batch of images (N, C, H, W).")
-        chosen = replace(
-            self,
-            pairs=PAIRS if self.pairs is None else self.pairs,
-            correct_only=bool(self.correct_only),
-            gallery=GALLERY * drawable if self.gallery is None else self.gallery,
-            same_class=self.same_class is not False,
-            cross_class=self.cross_class is not False,
-            controls=self.controls is not False,
-            jacobian=self.jacobian is not False,
-        )
-        if min(chosen.pairs or 0, 1) < 1 or (chosen.gallery or 0) < 0 or self.seed < 0:
+        decided = {
+            "pairs": PAIRS if self.pairs is None else self.pairs,
+            "correct_only": bool(self.correct_only),
+            "gallery": GALLERY * drawable if self.gallery is None else self.gallery,
+            "same_class": self.same_class is not False,
+            "cross_class": self.cross_class is not False,
+            "controls": self.controls is not False,
+            "jacobian": self.jacobian is not False,
+        }
+        chosen = BetweenSamples(**vars(self) | decided)
+        if chosen.pairs < 1 or chosen.gallery < 0 or self.seed < 0:
             raise ValueError(
                 f"--pairs {chosen.pairs} --gallery {chosen.gallery} --seed {self.seed}; expected "
                 "at least 1 pair, the others not negative."
@@ -98,7 +96,7 @@ class Spec:
             raise ValueError("no kind of path is left. Leave out one of the --no- options.")
         return chosen
 
-    def _between_networks(self, problem: Problem) -> Spec:
+    def _between_networks(self, problem: Problem) -> BetweenNetworks:
         between = ("pairs", "same_class", "cross_class", "controls", "correct_only", "jacobian")
         for name in (*between, "gallery"):
             if getattr(self, name) is not None:
@@ -107,9 +105,31 @@ class Spec:
                     "between networks. Pass one of them."
                 )
         usual = ("interpolated", *(["recomputed"] if problem.calibration else []))
-        return replace(self, statistics=networks.checked(self.statistics or usual, problem))
+        statistics = networks.checked(self.statistics or usual, problem)
+        return BetweenNetworks(**vars(self) | {"statistics": statistics})
+
+
+@options.spec
+class BetweenSamples(Spec):
+    """A spec of paths between samples, with every default decided."""
+
+    pairs: int
+    same_class: bool
+    cross_class: bool
+    controls: bool
+    correct_only: bool
+    jacobian: bool
+    gallery: int
 
     def kinds(self) -> list[str]:
         """The kinds of path that are measured, in the order of `pairs.KINDS`."""
         wanted = (self.same_class, self.cross_class, self.controls, self.controls)
         return [kind for kind, wants in zip(KINDS, wanted, strict=True) if wants]
+
+
+@options.spec
+class BetweenNetworks(Spec):
+    """A spec of a line between two networks, with every default decided."""
+
+    to: str
+    statistics: tuple[str, ...]

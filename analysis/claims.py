@@ -234,7 +234,10 @@ class _Rows:
         blank = replace(blank, notes=tuple(dict.fromkeys(notes)))
         pairs = [(first[seed], second[seed]) for seed in seeds]
         made = _compared(self.endpoint, blank, pairs) if pairs else _Compared(self.endpoint, blank)
-        return replace(made, lost=len(set(arm.seeds) & set(against.seeds)) - len(pairs))
+        named = set(arm.seeds) & set(against.seeds)
+        if row != "control":  # a seed that one arm alone names has no pair, as one that is missing
+            named = set(arm.seeds) | set(against.seeds)
+        return replace(made, lost=len(named) - len(pairs))
 
     def accuracy_matched(self, arm: Arm, against: Arm, arms: Sequence[Arm]) -> list[_Compared]:
         """The same on the samples that every trained network classifies correctly."""

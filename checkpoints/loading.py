@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,13 @@ from checkpoints.checkpoint import SCHEMA_VERSION, Checkpoint, build, find, spel
 from checkpoints.models.family import Family
 from checkpoints.reader import FORMAT, one_line, read
 from checkpoints.registry import FAMILIES, MODELS
-from checkpoints.state_dict import differences, state_dict_in, tensors_of, told_of, unwrapped
+from checkpoints.state_dict import below, differences, state_dict_in, tensors_of, told_of, unwrapped
 
 
 def load(
     name: str | Path,
     *,
+    weights: str | None = None,
     model: str | None = None,
     options: Mapping[str, Any] | None = None,
     mean: tuple[float, ...] = (),
@@ -35,6 +36,7 @@ def load(
 
     Args:
         name: a path, or the name of a file that ships.
+        weights: the entry to take, of a foreign file that holds several state dicts.
         model: the architecture; needed for a foreign file unless exactly one of `MODELS` fits, and
             for one of ours that names code outside this package: no file decides what code runs.
         options: keyword arguments for the builder, beyond those that the file or the shapes tell.
@@ -54,7 +56,9 @@ def load(
     if content.get("format") == FORMAT:
         checkpoint = _as_told(_own(content, path), path, model, options, say)
     else:
-        checkpoint = _foreign(state_dict_in(content, path), path, model, options, say)
+        state = state_dict_in(content, path, weights, say)
+        checkpoint = _foreign(state, path, model, options, say)
+    check_values(checkpoint.state_dict, path)
     given: dict[str, Any] = {"mean": mean, "std": std, "data": data}
     return replace(
         checkpoint, file=path.name, sha256=digest, **{k: v for k, v in given.items() if v}
@@ -62,14 +66,18 @@ def load(
 
 
 def load_end(
-    name: str | Path, origin: Mapping[str, Tensor], known: Mapping[str, Any]
+    name: str | Path,
+    origin: Mapping[str, Tensor],
+    known: Mapping[str, Any],
+    tensors: Collection[str] | None = None,
 ) -> dict[str, Tensor]:
     """The tensors of a second network, named as `origin` names them.
 
     Args:
         name: a path, or the name of a file that ships.
-        origin: {name: tensor}, of the first network.
+        origin: {name: tensor}, of the first network, those that are wanted.
         known: what is known of the first network: `model`, `options`, and `mean` and `std`.
+        tensors: the names of all its parameters and buffers; a file that has others is refused.
 
     Raises:
         ValueError: no such file, damaged, or a network of another architecture.
@@ -103,7 +111,33 @@ def load_end(
             f"{path}: the first checkpoint's network {told_of(misfits)} A direction fits only the "
             "architecture it was made for."
         )
+    known_names = best if tensors is None else tensors
+    beyond = [k for k in best if k not in known_names and not k.endswith("num_batches_tracked")]
+    if beyond:
+        more = f" and {len(beyond) - 3} more" if len(beyond) > 3 else ""
+        raise ValueError(
+            f"{path} has {one_line(', '.join(beyond[:3]))}{more}, which the first checkpoint's "
+            "network lacks. A line needs two networks of one architecture."
+        )
+    check_values(best, path)
     return {key: best[key] for key in origin}
+
+
+def check_values(state: Mapping[str, Tensor], path: Path) -> None:
+    """Refuse weights that are no real numbers.
+
+    Raises:
+        ValueError: one line that names the first tensor with NaN, infinity or complex numbers.
+    """
+    for name, value in state.items():
+        if value.is_complex():
+            raise ValueError(f"{path}: {one_line(name)} is complex; expected real numbers.")
+        if value.is_floating_point() and not bool(value.isfinite().all()):
+            count = int((~value.isfinite()).sum())
+            raise ValueError(
+                f"{path}: {one_line(name)} has {count} NaN or infinite values of {value.numel()}. "
+                "The training has diverged, or the file is damaged."
+            )
 
 
 def _with_defaults(model: str, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -165,19 +199,32 @@ def _foreign(
 ) -> Checkpoint:
     if model is not None and model not in MODELS:
         network = build(model, options)
-        return _fitted(network, unwrapped(state), path, model, options)
+        return _fitted(network, unwrapped(state), path, model, options, say)
     spellings = unwrapped(state)
     if model is not None:
         family = next(f for f in _families() if model in f.builders)
         named = [_spelled_by(family, spelling) for spelling in spellings]
+        if not _fits(model, _options_of(family, named[-1]) | options, named[-1]):
+            spelled_parts = {
+                prefix: _spelled_by(family, part) for prefix, part in below(state).items()
+            }
+            fitting = [
+                prefix
+                for prefix, part in spelled_parts.items()
+                if _fits(model, _options_of(family, part) | options, part)
+            ]
+            if len(fitting) == 1:
+                named = [spelled_parts[fitting[0]]]
+                say(_taken(path, fitting[0], state, named[0]))
         options = _options_of(family, named[-1]) | options
-        return _fitted(build(model, options), named, path, model, options)
-    fits = []
-    for family in _families():
-        bare = _spelled_by(family, spellings[-1])
-        asked = _options_of(family, bare) | options
-        plausible = family.candidates(bare) if family.candidates else family.builders
-        fits += [(name, asked, bare) for name in plausible if _fits(name, asked, bare)]
+        return _fitted(build(model, options), named, path, model, options, say)
+    fits = _fitting(spellings[-1], options)
+    if not fits:
+        for prefix, part in below(state).items():
+            found = _fitting(part, options)
+            fits += found
+            if found:
+                say(_taken(path, prefix, state, part))
     if len(fits) != 1:
         what = (
             f"{len(fits)} registered models fit ({', '.join(name for name, _, _ in fits)})"
@@ -190,7 +237,26 @@ def _foreign(
         )
     name, options, bare = fits[0]
     say(f"{path.name}: taken for {name} with {spelled(options)}, the only one that fits.")
-    return _fitted(build(name, options), [bare], path, name, options)
+    return _fitted(build(name, options), [bare], path, name, options, say)
+
+
+def _fitting(
+    state: dict[str, Tensor], options: dict[str, Any]
+) -> list[tuple[str, dict[str, Any], dict[str, Tensor]]]:
+    """(model, its options, state dict in its names) of all registered models that it fits."""
+    fits = []
+    for family in _families():
+        bare = _spelled_by(family, state)
+        asked = _options_of(family, bare) | options
+        plausible = family.candidates(bare) if family.candidates else family.builders
+        fits += [(name, asked, bare) for name in plausible if _fits(name, asked, bare)]
+    return fits
+
+
+def _taken(path: Path, prefix: str, state: Mapping[str, Tensor], part: Mapping[str, Tensor]) -> str:
+    left = len(state) - len(part)
+    others = f"; {left} other entries were left out" if left else ""
+    return f"{path.name}: took the entries under {one_line(prefix)}, which alone fit{others}."
 
 
 def _families() -> list[Family]:
@@ -222,11 +288,25 @@ def _fitted(
     path: Path,
     model: str,
     options: dict[str, Any],
+    say: Callable[[str], None],
 ) -> Checkpoint:
-    misfits = [differences(network.state_dict(), spelling) for spelling in spellings]
+    needed = network.state_dict()
+    misfits = [differences(needed, spelling) for spelling in spellings]
     best = min(range(len(spellings)), key=lambda i: len(misfits[i]))
+    state = spellings[best]
     if misfits[best]:
-        raise ValueError(f"{path}: {model} {told_of(misfits[best])}")
+        parts = {
+            prefix: part
+            for prefix, part in below(spellings[0]).items()
+            if not differences(needed, part)
+        }
+        if len(parts) != 1:
+            names = one_line(", ".join(list(state)[:3]))
+            raise ValueError(
+                f"{path}: {model} {told_of(misfits[best])} The file's own names begin with {names}."
+            )
+        ((prefix, state),) = parts.items()
+        say(_taken(path, prefix, spellings[0], state))
     outputs = [m for m in network.modules() if isinstance(m, nn.Linear)]
     classes = outputs[-1].out_features if outputs else 0
-    return Checkpoint(spellings[best], model, options, classes=classes)
+    return Checkpoint(state, model, options, classes=classes)

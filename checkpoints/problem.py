@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias, get_args
@@ -29,10 +30,18 @@ class Normalization:
     std: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        if len(self.mean) != len(self.std) or not self.mean or not all(s > 0 for s in self.std):
+        values = [*self.mean, *self.std]
+        real = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
+        if (
+            not real
+            or len(self.mean) != len(self.std)
+            or not self.mean
+            or not all(math.isfinite(v) for v in values)
+            or not all(s > 0 for s in self.std)
+        ):
             raise ValueError(
                 f"--mean {self.mean} and --std {self.std}; expected one value a channel each, "
-                "std positive; one value alone serves every channel."
+                "finite, std positive; one value alone serves every channel."
             )
 
     def __call__(self, images: Tensor) -> Tensor:

@@ -40,7 +40,7 @@ def read(path: Path) -> Mapping[str, Any]:
             ) from error
         code = "" if path.suffix == ".safetensors" else ", or a pickle that could run code"
         raise ValueError(
-            f"{path} is not a checkpoint, or it is damaged{code} "
+            f"{path} is not a checkpoint, or damaged{code} "
             f"({reason(error).split('. ')[0][:80]}). Expected a state dict that torch.save wrote, "
             "or safetensors under a name that ends so."
         ) from error

@@ -61,6 +61,12 @@ class Source:
     size: tuple[int, int] | None = option(
         None, "resize the images of folder:DIR", "H W", group=EXAMPLES
     )
+    weights: str | None = option(
+        None,
+        "the entry that is taken, of a file that holds several state dicts, such as state_dict_ema",
+        "NAME",
+        group=UNSAID,
+    )
     model: str | None = option(
         None,
         "its architecture: resnet20, path/to/file.py:build or package.module:build",
@@ -126,6 +132,7 @@ class Source:
         provenance = _provenance(checkpoint, normalization, images.take(measured))
         provenance["source"] = self._record()
         calibrating: Tensors = {}
+        pool: Images | None = None
         if self.batch_norm == "recompute":
             pool = self._calibration(data, images, others)
             calibrating = _tensors(pool)["inputs"]
@@ -151,12 +158,22 @@ class Source:
                 f"temperature: {problem.temperature:.4f}, fitted on {len(held_out)} held-out "
                 f"{held_out.split} images of {held_out.name}."
             )
+        return self._placed(problem, images.take(measured), pool)
+
+    def _placed(self, problem: Problem, measured: Images, pool: Images | None) -> Problem:
+        """On the device, in the precision asked for: pixels are divided in that precision."""
         rank = int(os.environ.get("LOCAL_RANK", "0"))
-        return problem.to(device_named(self.device, rank), getattr(torch, self.dtype))
+        placed = problem.to(device_named(self.device, rank), getattr(torch, self.dtype))
+        if self.dtype != "float64":
+            return placed
+        inputs = {"input": _pixels(measured, torch.float64).to(placed.device)}
+        calibration = {"input": _pixels(pool, torch.float64).to(placed.device)} if pool else {}
+        return replace(placed, inputs=inputs, calibration=calibration)
 
     def _checkpoint(self, say: Callable[[str], None]) -> Checkpoint:
         checkpoint = loading.load(
             self.ckpt,
+            weights=self.weights,
             model=self.model,
             options=self.options,
             mean=self.mean,
@@ -280,8 +297,12 @@ def _at_fitted_temperature(problem: Problem, held_out: Images) -> Problem:
 
 
 def _tensors(images: Images) -> dict[str, Any]:
-    pixels = torch.from_numpy(images.pixels).float() / 255
+    pixels = _pixels(images, torch.float32)
     return {"inputs": {"input": pixels}, "targets": torch.from_numpy(images.labels)}
+
+
+def _pixels(images: Images, dtype: torch.dtype) -> torch.Tensor:
+    return torch.from_numpy(images.pixels).to(dtype) / 255
 
 
 def _for_channels(

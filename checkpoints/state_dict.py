@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from checkpoints.reader import one_line
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
 # Where a training's checkpoint keeps the network's state dict, beside the optimizer's and others.
 ENTRIES = ("state_dict", "model", "net", "model_state_dict")
+DEPTH = 3  # components of a prefix that is taken off
 
 
 def tensors_of(state: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -25,8 +26,19 @@ def tensors_of(state: Mapping[str, Any]) -> dict[str, Tensor]:
     }
 
 
-def state_dict_in(content: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
+def state_dict_in(
+    content: Mapping[str, Any],
+    path: Path,
+    weights: str | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> dict[str, Tensor]:
     """The network's tensors among a file's entries: the file itself, or one of its entries.
+
+    Args:
+        content: of the file.
+        path: its name, for messages.
+        weights: the entry to take; by default the first of `ENTRIES` that is there.
+        say: is handed a line where another entry holds weights of the same network.
 
     Raises:
         ValueError: there are none, or several state dicts and none under a usual name.
@@ -36,8 +48,21 @@ def state_dict_in(content: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
         for key, value in content.items()
         if isinstance(value, Mapping) and (tensors := tensors_of(value))
     }
+    if weights is not None:
+        if weights not in found:
+            there = one_line(", ".join(found)) or "none"
+            raise ValueError(
+                f"--weights {weights}: {path} has no such state dict (it has {there})."
+            )
+        return found[weights]
     for key in ENTRIES:
         if key in found:
+            others = [name for name in found if name != key and _alike(found[name], found[key])]
+            if others:
+                say(
+                    f"{path.name}: took {key}; there is also {one_line(', '.join(others))} "
+                    f"(--weights {one_line(others[0])} takes it)."
+                )
             return found[key]
     tensors = tensors_of(content)
     if any(value.ndim for value in tensors.values()):  # not only a loss or an accuracy
@@ -45,9 +70,34 @@ def state_dict_in(content: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
     if len(found) == 1:
         return next(iter(found.values()))
     names = one_line(", ".join(found or map(str, content)))
+    first = next(iter(found), "")
     if found:
-        raise ValueError(f"{path} holds several state dicts, {names}; save one alone.")
+        raise ValueError(
+            f"{path} holds several state dicts, {names}. Say which: --weights {one_line(first)}."
+        )
     raise ValueError(f"{path} holds no state dict; it has {names or 'nothing'}.")
+
+
+def _alike(other: dict[str, Tensor], state: dict[str, Tensor]) -> bool:
+    """Whether two state dicts are of one network: they share most of their names."""
+    names, known = (set(unwrapped(each)[-1]) for each in (other, state))
+    return 2 * len(names & known) > len(known)
+
+
+def below(state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """The entries under each prefix, without it: parts of what a training's module holds.
+
+    Returns:
+        {prefix: tensors}, such as those under `model.` beside the tensors of a metric, or all of
+        them under `backbone.`; prefixes of up to `DEPTH` components.
+    """
+    parts: dict[str, dict[str, Tensor]] = {}
+    for key, value in state.items():
+        components = key.split(".")
+        for depth in range(1, min(DEPTH, len(components) - 1) + 1):
+            prefix = ".".join(components[:depth]) + "."
+            parts.setdefault(prefix, {})[key.removeprefix(prefix)] = value
+    return parts
 
 
 def unwrapped(state: dict[str, Tensor]) -> list[dict[str, Tensor]]:

@@ -226,7 +226,7 @@ def _directions(space: Space, spec: Decided) -> tuple[list[Tensors], dict[str, s
 def _towards(space: Space, name: str) -> Tensors:
     """The direction to a second checkpoint of the same architecture and normalisation."""
     known = space.problem.provenance.get("checkpoint", {})
-    end = loading.load_end(name, space.origin, known)
+    end = loading.load_end(name, space.origin, known, space.tensors)
     return directions.difference(end, space.origin)
 
 

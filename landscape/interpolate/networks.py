@@ -81,7 +81,7 @@ def plan(
     for treatment in statistics:
         how: BatchNorm = "recompute" if treatment == "recomputed" else "running"
         space = Weights(replace(problem, batch_norm=how), statistics=treatment == "interpolated")
-        end = loading.load_end(to, space.origin, known)
+        end = loading.load_end(to, space.origin, known, space.tensors)
         directions.check(end, space.origin)
         lines.append((space, {name: end[name].to(value) for name, value in space.origin.items()}))
     where = f"from this network (0) to {checkpoint.find(to).name} (1)"

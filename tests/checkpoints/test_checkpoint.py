@@ -561,7 +561,8 @@ def test_misfits_are_counted_and_the_first_three_named(tmp_path: Path) -> None:
     assert line == (
         f"{tmp_path / 'net.pth'}: resnet8 does not fit the file: conv1.weight is (4, 1, 5, 5) in "
         "the file and (4, 1, 3, 3) in the model; bn1.weight is not in the file; fc.bias is not in "
-        "the file; and 1 more (4 in all)."
+        "the file; and 1 more (4 in all). The file's own names begin with conv1.weight, bn1.bias, "
+        "bn1.running_mean."
     )
     del state["bn1.running_var"], state["bn1.running_mean"], state["bn1.bias"]
     save(example(state_dict=state), tmp_path / "own.pt")
@@ -609,7 +610,7 @@ def test_several_state_dicts_or_none_are_refused(tmp_path: Path) -> None:
     state = network().state_dict()
     torch.save({"generator": state, "critic": state}, tmp_path / "gan.pth")
     line = refusal(lambda: load(tmp_path / "gan.pth"))
-    assert "holds several state dicts, generator, critic; save one alone" in line
+    assert "holds several state dicts, generator, critic. Say which: --weights generator." in line
     for content, told in (({}, "nothing"), ({"epoch": 3, 4: "x"}, "epoch, 4")):
         torch.save(content, tmp_path / "none.pth")
         assert f"holds no state dict; it has {told}." in refusal(
@@ -618,6 +619,102 @@ def test_several_state_dicts_or_none_are_refused(tmp_path: Path) -> None:
     for other in (torch.zeros(3), [1, 2], 3):
         torch.save(other, tmp_path / "other.pth")
         assert "expected a dict of tensors" in refusal(lambda: load(tmp_path / "other.pth"))
+
+
+# Which of several state dicts, and which of their entries.
+
+
+@pytest.mark.parametrize("names", [("state_dict", "state_dict_ema"), ("model", "model_ema")])
+def test_another_state_dict_of_the_network_is_named_and_can_be_asked_for(
+    tmp_path: Path, names: tuple[str, str]
+) -> None:
+    raw, ema = network().state_dict(), network(seed=5).state_dict()
+    torch.save({names[0]: raw, names[1]: prefixed("module.", ema)}, tmp_path / "net.pt")
+    said: list[str] = []
+    found = load(tmp_path / "net.pt", say=said.append)
+    assert said[0] == (
+        f"net.pt: took {names[0]}; there is also {names[1]} (--weights {names[1]} takes it)."
+    )
+    assert found.state_dict["fc.weight"].equal(raw["fc.weight"])
+    other = load(tmp_path / "net.pt", weights=names[1])
+    assert other.state_dict["fc.weight"].equal(ema["fc.weight"])
+    line = refusal(lambda: load(tmp_path / "net.pt", weights="average"))
+    assert line.startswith(f"--weights average: {tmp_path / 'net.pt'} has no such state dict (it")
+
+
+def test_an_optimizer_s_state_is_not_taken_for_weights(tmp_path: Path) -> None:
+    net = network()
+    optimizer = torch.optim.Adam(net.parameters()).state_dict()
+    torch.save({"state_dict": net.state_dict(), "optimizer": optimizer}, tmp_path / "net.pt")
+    said: list[str] = []
+    load(tmp_path / "net.pt", say=said.append)
+    assert not [line for line in said if "there is also" in line]
+
+
+HELD: dict[str, Callable[[dict[str, Tensor]], dict[str, Tensor]]] = {
+    "an attribute": lambda state: prefixed("backbone.", state),
+    "two attributes": lambda state: prefixed("student.encoder.", state),
+    "beside a criterion": lambda state: {
+        **prefixed("model.", state), "criterion.weight": torch.ones(10)
+    },
+    "AveragedModel": lambda state: {
+        "n_averaged": torch.tensor(3), **prefixed("module.", state)
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("how", HELD)
+@pytest.mark.parametrize("model", [None, "resnet8"])
+def test_the_one_prefix_that_makes_all_fit_is_taken_off_and_said(
+    tmp_path: Path, how: str, model: str | None
+) -> None:
+    state = network().state_dict()
+    torch.save({"state_dict": HELD[how](state)}, tmp_path / "net.pt")
+    said: list[str] = []
+    found = load(tmp_path / "net.pt", model=model, say=said.append)
+    assert found.state_dict["fc.weight"].equal(state["fc.weight"])
+    assert any("took the entries under" in line for line in said), said
+    found.network()
+
+
+def test_two_parts_that_both_fit_are_refused(tmp_path: Path) -> None:
+    state = network().state_dict()
+    both = {**prefixed("student.", state), **prefixed("teacher.", network(seed=5).state_dict())}
+    torch.save(both, tmp_path / "net.pt")
+    line = refusal(lambda: load(tmp_path / "net.pt", model="resnet8"))
+    assert "does not fit" in line
+    assert "The file's own names begin with student." in line
+    assert "2 registered models fit" in refusal(lambda: load(tmp_path / "net.pt"))
+
+
+@pytest.mark.parametrize(
+    ("value", "line"),
+    [
+        (torch.full((10,), torch.nan), "fc.bias has 10 NaN or infinite values of 10"),
+        (torch.tensor([torch.inf] + [0.0] * 9), "fc.bias has 1 NaN or infinite values of 10"),
+        (torch.zeros(10, dtype=torch.complex64), "fc.bias is complex"),
+    ],
+)
+@pytest.mark.parametrize("own", [True, False])
+def test_weights_that_are_no_real_numbers_are_refused(
+    tmp_path: Path, value: Tensor, line: str, own: bool
+) -> None:
+    state = network(classes=10).state_dict() | {"fc.bias": value}
+    if own:
+        save(example(state_dict=state), tmp_path / "net.pt")
+    else:
+        torch.save(state, tmp_path / "net.pt")
+    assert line in refusal(lambda: load(tmp_path / "net.pt"))
+
+
+def test_the_end_of_a_line_may_have_nothing_that_the_first_network_lacks(tmp_path: Path) -> None:
+    first, deeper = network(), network(depth=14)
+    torch.save(deeper.state_dict(), tmp_path / "deeper.pt")
+    origin = dict(first.named_parameters())
+    names = first.state_dict()
+    line = refusal(lambda: loading.load_end(tmp_path / "deeper.pt", origin, {}, names))
+    assert "has layer1.1.conv1.weight" in line
+    assert "which the first checkpoint's network lacks" in line
 
 
 # Files that want more than tensors, and files that are none.
@@ -711,10 +808,7 @@ def test_a_truncated_pickle_is_refused_wherever_it_ends(
     for cut in cuts | {len(whole) - back for back in (1, 2, 10, 100, 1000)}:
         (tmp_path / "cut.pth").write_bytes(whole[:cut])
         line = refusal(lambda: load(tmp_path / "cut.pth"))
-        assert (
-            "cut.pth is not a checkpoint, or it is damaged, or a pickle that could run code ("
-            in line
-        )
+        assert "cut.pth is not a checkpoint, or damaged, or a pickle that could run code (" in line
 
 
 def test_damaged_safetensors_are_refused(tmp_path: Path) -> None:
@@ -732,7 +826,7 @@ def test_damaged_safetensors_are_refused(tmp_path: Path) -> None:
     for what, content in damaged.items():
         (tmp_path / "bad.safetensors").write_bytes(content)
         line = refusal(lambda: load(tmp_path / "bad.safetensors"))
-        assert "bad.safetensors is not a checkpoint, or it is damaged" in line, what
+        assert "bad.safetensors is not a checkpoint, or damaged" in line, what
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
@@ -752,9 +846,7 @@ def test_damaged_safetensors_are_refused(tmp_path: Path) -> None:
 )
 def test_what_is_no_checkpoint_is_refused(tmp_path: Path, suffix: str, content: bytes) -> None:
     (tmp_path / f"net{suffix}").write_bytes(content)
-    assert "is not a checkpoint, or it is damaged" in refusal(
-        lambda: load(tmp_path / f"net{suffix}")
-    )
+    assert "is not a checkpoint, or damaged" in refusal(lambda: load(tmp_path / f"net{suffix}"))
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])

@@ -230,7 +230,7 @@ def test_normalization_is_its_closed_form() -> None:
 def test_a_normalization_that_is_none_is_refused(
     mean: tuple[float, ...], std: tuple[float, ...]
 ) -> None:
-    assert "expected one value a channel each, std positive" in refusal(
+    assert "expected one value a channel each, finite, std positive" in refusal(
         lambda: Normalization(mean, std)
     )
 
@@ -373,6 +373,15 @@ def test_a_problem_has_the_precision_that_is_asked_for(file: Path) -> None:
     assert load_problem(file, dtype="float64").dtype == torch.float64
     line = refusal(lambda: load_problem(file, dtype="float16"))
     assert line == "dtype float16; expected 'float32' or 'float64'."
+
+
+def test_float64_divides_the_pixels_in_float64(file: Path) -> None:
+    made = load_problem(file, dtype="float64", batch_norm="recompute", calibration=20)
+    for values in (made.inputs["input"], made.calibration["input"]):
+        assert values.dtype == torch.float64
+        bytes_ = values * 255
+        assert (bytes_ - bytes_.round()).abs().max() < 1e-12
+        assert values.equal(bytes_.round() / 255)
 
 
 def test_an_option_that_there_is_not_is_refused_with_those_that_there_are(file: Path) -> None:

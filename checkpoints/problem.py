@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
 
 from checkpoints.device import KERNELS, Kernels
 from checkpoints.losses import cross_entropy, top1
@@ -20,6 +22,7 @@ from checkpoints.losses import cross_entropy, top1
 Tensors: TypeAlias = dict[str, Tensor]
 Loss: TypeAlias = Callable[[Any, Tensor], Tensor]
 BatchNorm: TypeAlias = Literal["running", "recompute"]
+INPUT = "input"  # the name of a single input, which the model takes positionally
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,9 @@ class Problem:
     from a checkpoint file.
 
     Args:
-        model: called with the inputs: one tensor positionally, several by their names. Probes
+        model: called with the inputs: one called `input` positionally, others by their names.
+            Outputs that are a mapping with `logits` stand for these. What DataParallel,
+            `torch.compile` or AveragedModel wrap is taken out. Probes
             work on a private copy in eval mode.
         inputs: {name: (N, ...)}, the first axis the example. Images are in [0, 1].
         targets: (N, ...).
@@ -98,6 +103,16 @@ class Problem:
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if isinstance(self.model, torch.jit.ScriptModule):
+            raise ValueError(
+                "the model is TorchScript, whose weights cannot be replaced by others. Expected "
+                "the torch.nn.Module that it was made of."
+            )
+        while isinstance(inner := _wrapped(self.model), nn.Module):
+            object.__setattr__(self, "model", inner)
+        if isinstance(self.loss, nn.Module):  # outputs reach it as float64
+            wide = copy.deepcopy(self.loss).to(self.targets.device, torch.float64)
+            object.__setattr__(self, "loss", wide)
         sizes = {name: len(value) for name, value in self.inputs.items()}
         if not sizes or any(size != len(self.targets) for size in sizes.values()):
             raise ValueError(f"inputs hold {sizes} examples, targets {len(self.targets)}.")
@@ -152,7 +167,7 @@ class Problem:
                     f"a batch is a {type(batch).__name__}; expected a pair (inputs, targets)."
                 )
             inputs, target = batch
-            part = dict(inputs) if isinstance(inputs, Mapping) else {"input": inputs}
+            part = dict(inputs) if isinstance(inputs, Mapping) else {INPUT: inputs}
             for value in (*part.values(), target):
                 if not isinstance(value, Tensor):
                     raise ValueError(
@@ -165,8 +180,11 @@ class Problem:
             targets.append(target)
         if not parts:
             raise ValueError("there are no batches.")
+        dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
         where = next((p.device for p in model.parameters()), targets[0].device)
         joined = {name: torch.cat([part[name] for part in parts]).to(where) for name in parts[0]}
+        if dtype in (torch.float32, torch.float64):
+            joined = {n: v.to(dtype) if v.is_floating_point() else v for n, v in joined.items()}
         labels = torch.cat(targets).to(where)
         if labels.is_floating_point() or labels.ndim != 1:
             others.setdefault("correct", None)
@@ -216,8 +234,11 @@ class Problem:
         if len(inputs) > 1:
             outputs = call(**inputs)
         else:
-            (value,) = inputs.values()
-            outputs = call(self.normalization(value) if self.normalization else value)
+            ((name, value),) = inputs.items()
+            value = self.normalization(value) if self.normalization else value
+            outputs = call(value) if name == INPUT else call(**{name: value})
+        if isinstance(outputs, Mapping) and "logits" in outputs:
+            outputs = outputs["logits"]
         return outputs if self.temperature == 1 else outputs / self.temperature
 
     def losses(self, outputs: Any, targets: Tensor) -> Tensor:
@@ -254,6 +275,13 @@ class Problem:
         told["device"] = self.device.type
         told["dtype"] = str(self.dtype).removeprefix("torch.")
         return told
+
+
+def _wrapped(model: nn.Module) -> Any:
+    """The network inside what torch wraps around one for training or compiling; None if bare."""
+    if isinstance(model, nn.DataParallel | DistributedDataParallel | AveragedModel):
+        return model.module
+    return getattr(model, "_orig_mod", None)
 
 
 def is_real(value: Any) -> bool:

@@ -10,7 +10,7 @@ from statistics import median
 
 import torch
 
-from checkpoints import kernels
+from checkpoints import checks, kernels
 from checkpoints.device import memory_exhausted
 from checkpoints.problem import Problem
 from landscape.core import store
@@ -35,8 +35,10 @@ def prepared(
         say: is handed a line where a faster choice of kernels is given up.
 
     Raises:
-        ValueError: no kernels agree with float64.
+        ValueError: the problem is not a function of one example, see `checkpoints.checks`; no
+            gradient reaches what moves; no kernels agree with float64.
     """
+    problem = _checked(problem, derivatives, say)
     recorded = {
         name: store.recorded(path, name) if path is not None else None
         for name in ("kernels", "batch_size")
@@ -47,6 +49,48 @@ def prepared(
     problem = replace(problem, kernels=choice.kernels, provenance=provenance)
     size = problem.batch_size or recorded["batch_size"] or fastest_batch(problem)
     return replace(problem, batch_size=size)
+
+
+def _checked(
+    problem: Problem, derivatives: kernels.Derivatives, say: Callable[[str], None]
+) -> Problem:
+    try:
+        space = _first(problem, 2)
+    except ValueError:
+        raise
+    except Exception as error:  # the network may be the user's own and raise anything
+        text = checks.reason(error)
+        raise ValueError(f"the network fails on the first examples: {text}") from error
+    before = {name: value.clone() for name, value in space.tensors.items()}
+    found = checks.checked(problem, space.outputs_of, say)
+    for name, value in space.tensors.items():
+        if not torch.equal(value, before[name]) and not value.isnan().any():
+            raise ValueError(
+                f"{name} changes with every pass in evaluation mode: the network keeps state, and "
+                "is not a function of its inputs."
+            )
+    kinds: dict[str, type[Space]] = {"weights": Weights, "inputs": Inputs}
+    for name in [name for name, order in derivatives.items() if order]:
+        _check_gradient(kinds[name](replace(found.first(2), batch_size=2)), name)
+    return found
+
+
+def _check_gradient(space: Space, name: str) -> None:
+    """Refuse a loss that depends on nothing that moves: all its derivatives would be 0."""
+    point = {key: value.detach().requires_grad_() for key, value in space.origin.items()}
+    with torch.random.fork_rng(devices=[]), space.exact():
+        outputs = space.outputs(point)
+        loss = space.problem.losses(outputs, space.problem.targets).sum()
+        tensors = list(point.values())
+        reached = loss.requires_grad and any(
+            gradient is not None
+            for gradient in torch.autograd.grad(loss, tensors, allow_unused=True)
+        )
+    if not reached:
+        raise ValueError(
+            f"no gradient reaches the {name}: every derivative would be 0. Look for no_grad, "
+            "detach or reentrant activation checkpointing in the network's forward."
+        )
 
 
 def fastest_batch(problem: Problem) -> int:

@@ -81,7 +81,12 @@ def _prepared(problem: Problem, derivatives: Derivatives, out: Path, workers: Wo
     def prepare() -> dict[str, Any]:
         told = batch_size.prepared(problem, derivatives, out, say)
         errors = told.provenance["kernel_errors"]
-        return {"batch_size": told.batch_size, "kernels": told.kernels, "errors": errors}
+        return {
+            "batch_size": told.batch_size,
+            "kernels": told.kernels,
+            "errors": errors,
+            "accuracy": told.correct is not None,
+        }
 
     told = workers.share("problem", prepare)
     if workers.rank:
@@ -96,6 +101,7 @@ def _prepared(problem: Problem, derivatives: Derivatives, out: Path, workers: Wo
         problem,
         batch_size=told["batch_size"],
         kernels=told["kernels"],
+        correct=problem.correct if told["accuracy"] else None,
         provenance=provenance,
     )
 

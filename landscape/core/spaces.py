@@ -19,6 +19,7 @@ from torch.func import functional_call
 from checkpoints import hooks, kernels
 from checkpoints.batch_norm import NORMS, recompute_statistics
 from checkpoints.device import exact_arithmetic, in_order
+from checkpoints.differentiable import twice_differentiable
 from checkpoints.problem import Problem, Tensors
 from landscape.core.summary import mean_and_stderr
 
@@ -169,7 +170,7 @@ class Space(ABC):
 
         call = self._network if tensors is None else moved
         batch = {name: in_order(value, self._kernels) for name, value in inputs.items()}
-        with self.exact():
+        with self.exact(), twice_differentiable():
             return self.problem.outputs(call, batch)
 
     def _recompute_statistics(self) -> None:

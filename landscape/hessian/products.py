@@ -16,8 +16,8 @@ from torch import Tensor, func
 from checkpoints.problem import Tensors
 
 NO_SECOND = (
-    "a layer has no second derivative: {}. Replace it by one that has, such as attention without a "
-    "fused kernel."
+    "a layer has no second derivative: {}. Replace it by the same function of elementary "
+    "operations."
 )
 Part: TypeAlias = Literal["hessian", "gauss_newton"]
 

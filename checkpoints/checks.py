@@ -1,0 +1,163 @@
+"""Whether a problem is what probes take it for, asked once before anything is measured.
+
+Every number of this package is a mean over examples of a function of one example. A network that
+draws random numbers, keeps state between passes, or mixes the examples of a batch gives numbers
+too, and they mean nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from checkpoints.losses import IGNORED, cross_entropy, top1
+from checkpoints.problem import Problem, Tensors, is_real
+
+# How far two passes over the same example may be apart, relative to the largest output: rounding
+# of sums in another order, with room for deep networks.
+TOLERANCE = {torch.float64: 1e-7, torch.float32: 1e-3}
+LOW_PRECISION = 5e-2
+BYTES = 3.0  # a mean or standard deviation above this was computed from bytes, not from [0, 1]
+
+
+def checked(
+    problem: Problem, call: Callable[[Tensors], Any], say: Callable[[str], None]
+) -> Problem:
+    """The problem, without an accuracy where that means nothing.
+
+    Args:
+        problem: its first two examples are looked at.
+        call: the network's outputs for raw inputs, in evaluation mode.
+        say: is handed a line for what is probably not what was meant.
+
+    Raises:
+        ValueError: one line: two passes over the same examples differ; an example alone gives
+            other outputs, or another loss, than among others; network or loss fail.
+
+    Cost: three forward passes of two examples.
+    """
+    inputs = {name: value[:2] for name, value in problem.inputs.items()}
+    targets = problem.targets[:2]
+    first = {name: value[:1] for name, value in inputs.items()}
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        together, again, alone = (_outputs(call, each) for each in (inputs, inputs, first))
+        tolerance = TOLERANCE.get(problem.dtype, LOW_PRECISION)
+        if not _same(together, again, tolerance):
+            raise ValueError(
+                "two passes over the same examples differ: the network draws random numbers, or "
+                "keeps state between passes, in evaluation mode. A landscape needs a function."
+            )
+        if not _same(_rows(together, len(targets)), _rows(alone, 1), tolerance):
+            raise ValueError(
+                "example 0 alone gives other outputs than among others: the network mixes the "
+                "examples of a batch, so that no example has outputs of its own."
+            )
+        _check_labels(problem, together)
+        losses, loss = (
+            _losses(problem, outputs, part)
+            for outputs, part in ((together, targets), (alone, targets[:1]))
+        )
+    if not torch.isclose(losses[:1], loss, rtol=tolerance, atol=tolerance, equal_nan=True).all():
+        raise ValueError(
+            f"example 0 alone has the loss {float(loss[0]):.4g}, among others "
+            f"{float(losses[0]):.4g}: the loss mixes examples, as a broadcast of (N, 1) with (N,) "
+            "does. Expected one value per example that depends on that example alone."
+        )
+    for line in _implausible(problem, together):
+        say(line)
+    classes = together.shape[1] if isinstance(together, Tensor) and together.ndim == 2 else 0
+    if problem.correct is top1 and classes < 2:
+        say("accuracy is left out: it needs outputs of shape (N, classes), two classes or more.")
+        return replace(problem, correct=None)
+    return problem
+
+
+def _check_labels(problem: Problem, outputs: Any) -> None:
+    """Refuse class labels that the network has no output for."""
+    labels = problem.targets
+    if problem.loss is not cross_entropy or labels.is_floating_point():
+        return
+    if not isinstance(outputs, Tensor) or outputs.ndim < 2 or labels.ndim != outputs.ndim - 1:
+        return
+    known = labels[labels != IGNORED]
+    if known.numel() and not 0 <= int(known.min()) <= int(known.max()) < outputs.shape[1]:
+        raise ValueError(
+            f"targets run from {int(known.min())} to {int(known.max())}, and the network has "
+            f"{outputs.shape[1]} outputs; expected 0 to {outputs.shape[1] - 1}."
+        )
+
+
+def _outputs(call: Callable[[Tensors], Any], inputs: Tensors) -> Any:
+    try:
+        return call(inputs)
+    except Exception as error:  # the network may be the user's own and raise anything
+        raise ValueError(f"the network fails on the first examples: {reason(error)}") from error
+
+
+def _losses(problem: Problem, outputs: Any, targets: Tensor) -> Tensor:
+    try:
+        return problem.losses(outputs, targets)
+    except ValueError:
+        raise
+    except Exception as error:  # likewise
+        raise ValueError(f"the loss fails on the first examples: {reason(error)}") from error
+
+
+def reason(error: Exception) -> str:
+    """What a foreign error says, in one line."""
+    first = (str(error).strip() or "no message").splitlines()[0]
+    return f"{type(error).__name__}: {first}"
+
+
+def _tensors(outputs: Any) -> list[Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
+
+
+def _rows(outputs: Any, count: int) -> list[Tensor]:
+    """The first example's part of every output that has one row per example."""
+    return [leaf[:1] for leaf in _tensors(outputs) if leaf.ndim and len(leaf) == count]
+
+
+def _same(one: Any, other: Any, tolerance: float) -> bool:
+    pairs = zip(_tensors(one), _tensors(other), strict=False)
+    return all(a.shape == b.shape and _close(a, b, tolerance) for a, b in pairs)
+
+
+def _close(a: Tensor, b: Tensor, tolerance: float) -> bool:
+    if not is_real(a):
+        return bool((a == b).all())
+    finite = a[a.isfinite()]
+    largest = float(finite.abs().max()) if finite.numel() else 0.0
+    return bool(torch.isclose(a, b, rtol=0, atol=tolerance * largest, equal_nan=True).all())
+
+
+def _implausible(problem: Problem, outputs: Any) -> Iterator[str]:
+    """What is probably not what was meant, a line each."""
+    if problem.loss is cross_entropy and is_real(outputs) and outputs.ndim == 2:
+        sums = outputs.double().sum(dim=1)
+        likely = bool((outputs >= 0).all()) and bool(((sums - 1).abs() < 1e-3).all())
+        if likely and outputs.shape[1] > 1:
+            yield (
+                "the outputs look like probabilities (not negative, rows sum to 1), and the loss, "
+                "the cross-entropy, takes logits. Leave out the network's softmax."
+            )
+    norm = problem.normalization
+    if norm is not None and max(*norm.mean, *norm.std) > BYTES:
+        yield (
+            f"mean {norm.mean} and std {norm.std} look like those of bytes; inputs are in [0, 1]. "
+            "Divide both by 255."
+        )
+    images = [value for value in problem.inputs.values() if value.ndim == 4 and is_real(value)]
+    for value in images:
+        low, high = float(value.min()), float(value.max())
+        if norm is None and (low < 0 or high > 1):
+            yield (
+                f"inputs run from {low:.3g} to {high:.3g}, not from 0 to 1: where a unit says "
+                "pixel range 1, read the unit of these inputs. With raw pixels and "
+                "Problem.of(..., normalization=Normalization(mean, std)) distances are comparable."
+            )

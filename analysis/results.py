@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from analysis import upgrade
+from analysis import result_file, upgrade
 from analysis.upgrade import SCHEMA_VERSION
 
 VARIABLES = {  # always there; accuracy only where it is defined
@@ -28,7 +28,7 @@ def load(path: str | Path) -> xr.Dataset:
     with `measured` = 0.
 
     Raises:
-        ValueError: no such file, not HDF5, damaged or cut short, or `checked` refuses it.
+        ValueError: no such file, or `result_file.read` or `checked` refuses it.
 
     Cost: the memory of the whole file.
     """
@@ -36,13 +36,11 @@ def load(path: str | Path) -> xr.Dataset:
     if not path.is_file():
         raise ValueError(f"{path}: there is no such file. Give the path of a result file (.h5).")
     try:
-        with xr.open_dataset(path, engine="h5netcdf") as result:
-            result.load()
-    except Exception as error:  # h5py documents no exception types for damaged files
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        result = result_file.read(path)
+    except ValueError as error:
         raise ValueError(
-            f"{path}: is no result file, or a damaged one ({reason}). Give a file written by "
-            "python -m landscape.<probe>; if this is a copy of one, copy it again."
+            f"{error}. Give a file written by python -m landscape.<probe>; if this is a copy of "
+            "one, copy it again."
         ) from error
     return checked(result)
 

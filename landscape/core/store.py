@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import io
 import json
 import logging
 import os
 import platform
+import secrets
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -18,7 +20,7 @@ import numpy as np
 import xarray as xr
 from filelock import FileLock, Timeout
 
-from analysis import upgrade
+from analysis import result_file, upgrade
 from analysis.upgrade import SCHEMA_VERSION
 
 log = logging.getLogger(__name__)
@@ -76,6 +78,8 @@ def check_writable(path: Path) -> None:
     """
     if path.is_dir():
         raise ValueError(f"{path} is a folder; expected a file, such as {path / 'result.h5'}.")
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} is not a regular file. Pass another --out.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path.parent):
@@ -108,19 +112,32 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def save(result: xr.Dataset, path: Path) -> None:
-    """Write `result` beside `path` and move it there, so that a file is always whole.
+    """Write `result` next to `path` and move it there, so that a file is always whole.
 
-    Large arrays are compressed without loss: what was measured in float32 fills half of a float64.
+    The file is made in memory, where HDF5 cannot fail halfway, and carries the checksum of its
+    content. Large arrays are compressed without loss: what was measured in float32 fills half of
+    a float64.
+
+    Raises:
+        OSError: no space left, or no right to write; `path` is as it was.
     """
-    partial = path.with_name(f".{path.name}.partial")
     encoding: dict[Any, dict[str, Any]] = {
         name: {"_FillValue": None} | (PACKED if variable.size >= LARGE else {})
         for name, variable in result.variables.items()
     }
-    result.to_netcdf(partial, engine="h5netcdf", encoding=encoding)
-    with partial.open("rb+") as file:
-        os.fsync(file.fileno())
-    partial.replace(path)
+    sealed = result.assign_attrs({result_file.DIGEST: result_file.digest(result)})
+    image = io.BytesIO()
+    sealed.to_netcdf(image, engine="h5netcdf", encoding=encoding)
+    path = path.resolve()
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    try:
+        with partial.open("xb") as file:
+            file.write(image.getbuffer())
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def load(path: Path) -> xr.Dataset:
@@ -130,14 +147,9 @@ def load(path: Path) -> xr.Dataset:
         ValueError: it is no result of this toolkit, damaged, or of a newer schema.
     """
     try:
-        with xr.open_dataset(path, engine="h5netcdf") as file:
-            result = file.load()
-    except Exception as error:  # h5py documents no exception types for damaged files
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(
-            f"{path} is no result file, or damaged ({reason}). Delete it, or pass --out with a "
-            "new name."
-        ) from error
+        result = result_file.read(path)
+    except ValueError as error:
+        raise ValueError(f"{error}. Delete it, or pass --out with a new name.") from error
     version = result.attrs.get("schema_version")
     if not isinstance(version, int | np.integer) or not _told(result):
         raise ValueError(f"{path} is not a result of this toolkit. Pass --out with a new name.")

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from landscape.core import store
+
 SEEDS = 8
 ARMS = {"vanilla": "baseline", "multiplicative": "treatment", "gated": "control"}
 EFFECT = {"vanilla": 0.0, "multiplicative": -0.5, "gated": -0.1}  # log ratio of the gradients
@@ -29,7 +31,7 @@ def planted(folder: Path, surface: Any, *, seeds: int = SEEDS) -> Path:
             about = {"file": f"{arm}-seed{seed}.pt", "sha256": sha256, "model": "resnet8"}
             data = {"name": "planted", "split": "test", "examples": EXAMPLES}
             result.attrs["provenance"] = json.dumps({"checkpoint": about, "data": data})
-            result.to_netcdf(folder / file, engine="h5netcdf")
+            store.save(result, folder / file)
             probe = result.attrs["probe"]
             command = f"python -m landscape.{probe} --ckpt {arm}-seed{seed}.pt --out {file}"
             results.append(

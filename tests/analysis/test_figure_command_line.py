@@ -7,6 +7,7 @@ import pytest
 
 from analysis.figures import draw, draw_beside, save
 from analysis.figures.__main__ import main
+from landscape.core import store
 
 
 @pytest.fixture
@@ -16,7 +17,7 @@ def files(bowl, surface, tmp_path):
     paths = {}
     for name, result in (("resnet18", bowl), ("fmmnet18", other), ("line", line)):
         paths[name] = tmp_path / f"{name}.surface.h5"
-        result.to_netcdf(paths[name], engine="h5netcdf")
+        store.save(result, paths[name])
     return paths
 
 
@@ -33,7 +34,7 @@ def test_figures_stand_beside_their_result(files):
 
 def test_result_without_a_kind_of_figure_has_none_beside_it(bowl, tmp_path):
     path = tmp_path / "resnet18.attention.h5"
-    bowl.assign_attrs(probe="attention").to_netcdf(path, engine="h5netcdf")
+    store.save(bowl.assign_attrs(probe="attention"), path)
     assert draw_beside(path) == []
 
 

@@ -15,6 +15,7 @@ from analysis.figures import draw, draw_beside, fitting
 from analysis.figures.curvature import curvature
 from analysis.figures.spectrum import ranked, resolution, spectrum
 from analysis.stats.density import density, mean_and_stderr, negative_square, place, values_at
+from landscape.core import store
 
 PARAMETERS = 1000
 
@@ -188,7 +189,7 @@ def test_every_part_alone_draws_what_it_holds(tmp_path):
     assert text.get_text() == "norm of the negative part 8.9 ± 2.2"
     assert draw(weights_result("eigenpairs")).axes
     path = tmp_path / "net.hessian.h5"
-    weights_result("trace").to_netcdf(path, engine="h5netcdf")
+    store.save(weights_result("trace"), path)
     assert draw_beside(path) == []
 
 

@@ -245,12 +245,10 @@ def test_texts_and_what_is_known_of_a_dim_are_stored_as_they_are(tmp_path: Path)
 
 def test_a_file_measured_at_other_coordinates_is_not_continued(tmp_path: Path) -> None:
     run(make_plan(), tmp_path / "a.h5")
-    before = (tmp_path / "a.h5").read_bytes()
-    with h5py.File(tmp_path / "a.h5", "r+") as file:
-        file["alpha"][...] = [5, 6, 7]
+    other = store.load(tmp_path / "a.h5").assign_coords(alpha=[5.0, 6.0, 7.0])
+    store.save(other, tmp_path / "a.h5")
     changed = (tmp_path / "a.h5").read_bytes()
-    assert changed != before
-    with pytest.raises(ValueError, match=r"was measured at another a \(alpha\). Pass --out"):
+    with pytest.raises(ValueError, match=r"was measured at another (a|alpha) \(alpha\). Pass --out"):
         run(make_plan(), tmp_path / "a.h5")
     assert (tmp_path / "a.h5").read_bytes() == changed
 

@@ -62,8 +62,15 @@ class _Measurement:
         scale = filter_scale(space.origin) if spec.scale == "filter" else None
         return Curvature(space, spec.matrix, names=self.names, scale=scale, keep=keep)
 
+    @cached_property
+    def asymmetry(self) -> float:
+        """See `Curvature.check_symmetry`."""
+        seed = stream_seed(self.spec.seed, "symmetry")
+        return self.operator.check_symmetry(torch.Generator().manual_seed(seed))
+
     def measure(self, cells: Sequence[Cell]) -> Values:
         (cell,) = cells
+        _ = self.asymmetry  # refused before anything is measured
         kind, _, which = self.cells[cell["measurement"]].partition(" ")
         # One stream a cell, so that no cell depends on another having been measured.
         generator = torch.Generator().manual_seed(stream_seed(self.spec.seed, kind, which))
@@ -150,7 +157,9 @@ class _Measurement:
         """The differences of a second opinion, if asked for; and see `_save_measured`."""
         if self.spec.save_directions:
             self._save_measured(result)
-        return verify.differences(result)
+        known = float(result["asymmetry"])
+        asymmetry = self.asymmetry if np.isnan(known) else known
+        return {"asymmetry": np.array(asymmetry), **verify.differences(result)}
 
     def _save_measured(self, result: xr.Dataset) -> None:
         """Write the eigenvectors of eigenpairs that an earlier run has measured."""
@@ -197,6 +206,7 @@ def plan(problem: Problem, spec: Spec) -> Plan:
             label = name.replace("_", " ").replace("frobenius", "Frobenius")
             variables[name] = Variable((), label, unit)
             variables[f"{name}_stderr"] = Variable((), f"standard error of the {label}", unit)
+    variables["asymmetry"] = Variable((), "|u'Av - v'Au| of the matrix, relative to its size")
     if spec.verify:
         asked = {"eigenvalues": "eigenpairs" in parts, "trace": "trace" in parts}
         variables |= verify.variables(("end", "rank"), unit, **asked)

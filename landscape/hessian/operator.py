@@ -29,6 +29,8 @@ PARTS: dict[str, tuple[products.Part, ...]] = {
 # Of the memory that is free when a product is first asked for, what kept activations may take.
 MEMORY_SHARE = 0.5
 # A product from a traced graph that differs by more than this from the plain one is not used.
+# More than this is no rounding.
+ASYMMETRY = {torch.float32: 1e-2, torch.float64: 1e-6}
 TRACE_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-8}
 
 
@@ -105,6 +107,36 @@ class Curvature(CurvatureOperator):  # type: ignore[misc]
         self._kept: dict[int, list[Any]] | None = None
         self._kept_with = space.replacements
         self._split: split_graph.Split | None = None
+
+    def check_symmetry(self, generator: torch.Generator) -> float:
+        """How far the matrix is from a symmetric one: |u'Av - v'Au| for random u and v.
+
+        In units of its rounding-free size |Av| |u| / sqrt(rows): about |A - A'| / |A|, in
+        Frobenius norms.
+
+        Raises:
+            ValueError: it is far: some layer's second derivative is wrong.
+
+        Cost: two products.
+        """
+        like = torch.empty(self.size, dtype=torch.float64)
+        u, v = (
+            torch.randn(like.shape, generator=generator, dtype=torch.float64).to(
+                self.device, self.dtype
+            )
+            for _ in range(2)
+        )
+        of_u, of_v = self.matvec(u).double(), self.matvec(v).double()
+        apart = float((u.double() @ of_v - v.double() @ of_u).abs())
+        size = float(of_u.norm() * v.double().norm() + of_v.norm() * u.double().norm()) / 2
+        found = apart / (size / self.size**0.5) if size > 0 else 0.0
+        if found > ASYMMETRY.get(self.dtype, 1e-2):
+            raise ValueError(
+                f"the {self.matrix.replace('_', '-')} matrix is not symmetric (u'Av and v'Au "
+                f"differ by {found:.1g} of its size): the second derivative of some layer is "
+                "wrong. Replace custom or fused layers by elementary operations."
+            )
+        return found
 
     @property
     def size(self) -> int:

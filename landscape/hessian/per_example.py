@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import cast
 
 import numpy as np
@@ -131,7 +132,14 @@ def plan(problem: Problem, spec: Spec) -> Plan:
     spec = spec.resolved(size)
     top = spec.top
 
+    @cache
+    def check() -> float:
+        seed = stream_seed(spec.seed, "symmetry")
+        operator = Curvature(space, "hessian", part=slice(0, 1))
+        return operator.check_symmetry(torch.Generator().manual_seed(seed))
+
     def measure(cells: Sequence[Cell]) -> Values:
+        check()  # refused before anything is measured
         part = slice(cells[0]["example"], cells[-1]["example"] + 1)
         # An example's start depends on the example alone, not on who shares its batch.
         streams = [

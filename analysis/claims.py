@@ -21,7 +21,10 @@ from analysis.study import FRACTION_BELOW, Arm, Endpoint, Missing, Study
 from analysis.study import read as read_study
 
 Floats = NDArray[np.float64]
-Word = Literal["supported", "contradicted", "no relevant difference", "undecided"]
+# Verdicts of primary endpoints, corrected; and what other rows say, uncorrected.
+Word = Literal[
+    "supported", "contradicted", "no relevant difference", "undecided", "lower", "higher", "unclear"
+]
 Row = Literal["treatment", "accuracy-matched", "control", "untrained", "halves"]
 
 CLAIMS = {
@@ -140,7 +143,8 @@ def evaluate(folder: str | Path | Study) -> Evaluation:
     and samples lies on one side of zero; there is *no relevant difference* where the equivalence
     test excludes the margin (likewise corrected) and the interval lies within it, even where the
     difference is not zero; else, and where a pair of seeds that the study names is missing, it is
-    *undecided*. See docs/statistics.md.
+    *undecided*. All other rows, which are not corrected, say *lower*, *higher* or *unclear*: they
+    are no verdicts. See docs/statistics.md.
 
     Where the average that the endpoint asks for is not defined for a value of either arm (the
     logarithm of zero, infinity or NaN), both arms are averaged by the median instead, and a note
@@ -404,13 +408,14 @@ def _decided(rows: Sequence[_Compared]) -> tuple[Verdict, ...]:
             row = replace(row, p_holm=float(next(p)), p_equivalence=float(next(p_equivalence)))
             decisive = row.p_holm
         word = _word(made.endpoint, row, decisive)
-        if made.lost and word != "undecided":
+        if made.lost and word not in ("undecided", "unclear"):
             note = (
                 f"{made.lost} of {made.lost + row.seeds} pairs of seeds are missing. The others "
                 f"alone would say {word!r}, but seeds may be lost for a reason: only all decide."
             )
-            row, word = replace(row, notes=(*row.notes, note)), "undecided"
-        elif word == "undecided" and row.row != "halves":
+            row = replace(row, notes=(*row.notes, note))
+            word = "undecided" if row.primary else "unclear"
+        elif word in ("undecided", "unclear") and row.row != "halves":
             row = _with_needed(made, row, alpha)
         verdicts.append(replace(row, verdict=word))
     return tuple(verdicts)
@@ -418,9 +423,12 @@ def _decided(rows: Sequence[_Compared]) -> tuple[Verdict, ...]:
 
 def _word(endpoint: Endpoint, row: Verdict, p: float) -> Word:
     margin = endpoint.margin
+    apart = p <= ALPHA and (row.low > 0 or row.high < 0)
+    if not row.primary:
+        return "unclear" if not apart else "higher" if row.effect > 0 else "lower"
     if row.p_equivalence <= ALPHA and -margin < row.low and row.high < margin:
         return "no relevant difference"
-    if p <= ALPHA and (row.low > 0 or row.high < 0):
+    if apart:
         higher = row.effect > 0
         return "supported" if higher == (endpoint.predicts == "higher") else "contradicted"
     return "undecided"

@@ -12,8 +12,10 @@ import h5py
 import numpy as np
 import xarray as xr
 
+from analysis.upgrade import SCHEMA_VERSION
+
 DIGEST = "sha256"  # the attribute that holds it
-FIRST_WITH_DIGEST = 2  # schema version
+WITH_DIGEST = range(2, SCHEMA_VERSION + 1)
 KINDS = "fiuOSU"  # of dtypes: numbers and texts
 
 
@@ -42,8 +44,8 @@ def read(path: Path) -> xr.Dataset:
         raise ValueError(f"{path} is no result file, or damaged ({reason})") from error
     stored = result.attrs.pop(DIGEST, None)
     version = result.attrs.get("schema_version")
-    if not isinstance(version, int | np.integer) or version < FIRST_WITH_DIGEST:
-        return result  # the first schema had none; another is refused by who asked for the file
+    if not isinstance(version, int | np.integer) or version not in WITH_DIGEST:
+        return result  # the first schema had none; a later one is refused by the caller
     if stored is None:
         raise ValueError(f"{path} has no checksum, so it was not written by this toolkit")
     if stored != digest(result):

@@ -18,6 +18,7 @@ _LATEX = {
     "\N{LESS-THAN OR EQUAL TO}": r"$\leq$", "\N{GREATER-THAN OR EQUAL TO}": r"$\geq$",
     "\N{RIGHTWARDS ARROW}": r"$\rightarrow$", "\N{EN DASH}": "--", "\N{MIDDLE DOT}": r"$\cdot$",
     "\N{ALMOST EQUAL TO}": r"$\approx$", "\N{INFINITY}": r"$\infty$",
+    "\N{DOWNWARDS ARROW}": r"$\downarrow$", "\N{UPWARDS ARROW}": r"$\uparrow$",
     "\N{CHECK MARK}": "+", "\N{BALLOT X}": "--",
 }  # fmt: skip
 SYMBOLS = {
@@ -25,6 +26,9 @@ SYMBOLS = {
     "contradicted": "\N{BALLOT X}",
     "no relevant difference": "\N{ALMOST EQUAL TO}",
     "undecided": "?",
+    "lower": "\N{DOWNWARDS ARROW}",
+    "higher": "\N{UPWARDS ARROW}",
+    "unclear": "?",
 }
 
 

@@ -211,7 +211,7 @@ def test_page_is_made_without_results_and_tells_how_to_make_them(small, capsys):
     damaged = {
         "vanilla-seed0.near.h5": "no such file",
         "multiplicative-seed0.near.h5": "damaged",
-        "gated-seed0.near.h5": "no result of this toolkit",
+        "gated-seed0.near.h5": "does not fit its checksum",
         "gated-seed1.near.h5": "schema version is 99",
         "multiplicative-seed0.plane.h5": "the study names",
     }

@@ -27,8 +27,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(path)
         missing = len(unusable(made.folder, made.evaluation))
         if missing:
-            told = many(missing, "result")
-            print(f"{told} missing or incomplete: {out} says which.", file=sys.stderr)
+            count = many(missing, "result")
+            print(f"{count} missing or incomplete: {out} says which.", file=sys.stderr)
     except (ValueError, OSError) as error:
         print(" ".join(str(error).split()), file=sys.stderr)
         return 1
@@ -47,9 +47,11 @@ def _parser() -> argparse.ArgumentParser:
         "--out", type=Path, metavar="FILE", help="the page (default: RESULTS/report.html)"
     )
     parser.add_argument(
-        "--paper", type=Path, metavar="DIR",
+        "--paper",
+        type=Path,
+        metavar="DIR",
         help="also write the figures as PDF, and the tables as LaTeX and CSV, into this folder",
-    )  # fmt: skip
+    )
     return parser
 
 

@@ -41,12 +41,12 @@ def p_value(value: float) -> str:
     return f"{value:.2g}" if value >= _SMALLEST_P else f"< {_SMALLEST_P:.4f}"
 
 
-def interval(told: Effect, compare: str) -> str:
+def interval(of: Effect, compare: str) -> str:
     """An effect and its interval; of a log ratio, in a second line the ratio itself."""
-    ends = [told.effect, told.low, told.high]
-    form = "{}, no interval" if math.isnan(told.low) else "{} [{}, {}]"
+    ends = [of.effect, of.low, of.high]
+    form = "{}, no interval" if math.isnan(of.low) else "{} [{}, {}]"
     text = form.format(*map(number, ends))
-    if compare != "log_ratio" or not math.isfinite(told.effect):
+    if compare != "log_ratio" or not math.isfinite(of.effect):
         return text
     ratios = [number(_exp(end), 2) for end in ends]
     return f"{text}\n\N{MULTIPLICATION SIGN}" + form.removesuffix(", no interval").format(*ratios)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import base64
-import html
 import io
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -21,7 +20,7 @@ from analysis.figures.grid import Grid
 from analysis.figures.scale import finite, shared_scale
 
 _LARGEST_SVG = 600_000  # bytes; with more marks a PNG is smaller and draws sooner
-# Beside an axis that turns a letter is read; its label in words stands above.
+# At an axis that turns a letter can be read; its label in words stands above the surfaces.
 _SYMBOLS = {"alpha": "\N{GREEK SMALL LETTER ALPHA}", "beta": "\N{GREEK SMALL LETTER BETA}"}
 _ROOM = 0.04  # of its height, above its top
 _DIGITS = 5  # of a height: finer than a screen
@@ -55,13 +54,22 @@ class Drawing:
             self.figure.savefig(pixels, format="png")
         return _uri("image/png", pixels.getvalue())
 
-    def html(self, kind: str = "") -> str:
-        """The figure with its caption, for a class of the style sheet."""
-        alt, caption = html.escape(self.alt, quote=True), html.escape(self.caption)
-        return (
-            f'<figure{f" class={kind!r}" if kind else ""}>\n<img src="{self.uri}" alt="{alt}">\n'
-            f"<figcaption>{caption}</figcaption>\n</figure>\n"
-        )
+
+@dataclass(frozen=True)
+class Surfaces:
+    """Surfaces that turn together by mouse, finger or button.
+
+    Args:
+        name: of the group, unique on the page.
+        axes: what its axes are, in a line.
+        alts: of each surface, a text for those who cannot see it.
+        content: what `surfaces.js` draws.
+    """
+
+    name: str
+    axes: str
+    alts: Sequence[str]
+    content: dict[str, Any]
 
 
 def drawings(shown: Sequence[xr.Dataset], name: str, what: str) -> tuple[list[Drawing], list[str]]:
@@ -119,11 +127,10 @@ def described(kind: str) -> str:
     return first[0].upper() + first[1:]
 
 
-def turning(shown: Sequence[xr.Dataset], labels: Sequence[str], name: str) -> str:
-    """Surfaces that turn together by mouse, finger or button.
+def turning(shown: Sequence[xr.Dataset], labels: Sequence[str], name: str) -> Surfaces:
+    """Surfaces on one scale, that of the figures.
 
-    They have one scale, that of the figures: what lies above it is drawn at its top, and the
-    label under the pointer tells the true value.
+    What lies above the scale is drawn at its top; the label under the pointer has the true value.
 
     Args:
         shown: surfaces on planes, of any grids.
@@ -166,35 +173,16 @@ def turning(shown: Sequence[xr.Dataset], labels: Sequence[str], name: str) -> st
         "x": _SYMBOLS.get(str(across), str(across)),
         "y": _SYMBOLS.get(str(up), str(up)),
     }
-    axes = f"Height: {html.escape(scale.label(results.axis_label(shown[0]['loss'])))}. " + "".join(
-        f"{content[key]}: {html.escape(label)}. "
-        for key, label in (
-            ("x", results.grid_label(shown[0], across)),
-            ("y", results.grid_label(shown[0], up)),
-        )
+    axes = (
+        f"Height: {scale.label(results.axis_label(shown[0]['loss']))}. "
+        f"{content['x']}: {results.grid_label(shown[0], across)}. "
+        f"{content['y']}: {results.grid_label(shown[0], up)}."
     )
-    data = json.dumps(content, separators=(",", ":")).replace("</", "<\\/")
-    boxes = "".join(
-        f'<div class="panel"><h4>{html.escape(str(panel["label"]))}</h4>'
-        f'<div class="plot" id="{name}-{at}" role="img" aria-label="'
-        f"{html.escape(_surface_alt(result, str(panel['label'])), quote=True)}"
-        f'"></div><p class="note">{html.escape(str(panel["note"]))}</p></div>\n'
-        for at, (panel, result) in enumerate(zip(panels, shown, strict=True))
-    )
-    turns = (("left", "\N{LEFTWARDS ARROW}"), ("right", "\N{RIGHTWARDS ARROW}"),
-             ("up", "\N{UPWARDS ARROW}"), ("down", "\N{DOWNWARDS ARROW}"))  # fmt: skip
-    buttons = "".join(
-        f'<button type="button" data-turn="{way}" aria-label="turn {way}">{arrow}</button>'
-        for way, arrow in turns
-    )
-    return (
-        f'<div class="surfaces" id="{name}">\n'
-        "<p>Turn either by mouse or finger: the other turns with it. By keyboard: "
-        f'<span class="buttons">{buttons}'
-        '<button type="button" data-turn="reset">reset</button></span></p>\n'
-        f'<p class="note">{axes}</p>\n<div class="pair">\n{boxes}</div>\n'
-        f'<script type="application/json">{data}</script>\n</div>\n'
-    )
+    alts = [
+        f"Interactive surface of {label}. {_ranges([result], ['loss'])}"
+        for result, label in zip(shown, labels, strict=True)
+    ]
+    return Surfaces(name, axes, alts, content)
 
 
 def _ranges(shown: Sequence[xr.Dataset], variables: Sequence[str]) -> str:
@@ -213,12 +201,8 @@ def _ranges(shown: Sequence[xr.Dataset], variables: Sequence[str]) -> str:
     return " ".join(parts)
 
 
-def _surface_alt(result: xr.Dataset, label: str) -> str:
-    return f"Interactive surface of {label}. {_ranges([result], ['loss'])}"
-
-
 def _tick(text: str) -> str:
-    """A tick label of matplotlib's mathematics as HTML: `$10^{3}$` becomes 10<sup>3</sup>."""
+    """A tick label of matplotlib's mathematics in Plotly's: `$10^{3}$` becomes 10<sup>3</sup>."""
     return text.replace("$", "").replace("^{", "<sup>").replace("}", "</sup>")
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import html
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,11 @@ from analysis import claims, results
 from analysis.claims import CLAIMS, Evaluation, Verdict
 from analysis.figures import save
 from analysis.report import render
+from analysis.report.blocks import Block, Details, Figures, Heading, Items, Listing, Section, Text
 from analysis.report.effects import Row, effects
 from analysis.report.numbers import NONE, interval, many, number, p_value, times
 from analysis.report.plots import Drawing, drawings, turning
-from analysis.report.tables import Column, Table
+from analysis.report.tables import Column, Table, columns
 from analysis.study import Endpoint, Folder, Missing
 
 _MOST = 6  # networks in one figure: as many lines as differ in colour and dash
@@ -32,45 +32,22 @@ ROWS = {
     "halves": "negative control: half of the {arm} seeds against the others",
 }
 VERDICTS = [
-    Column("claim"), Column("verdict", "verdict"), Column("effect and 95 % interval", "number"),
-    Column("p, Holm", "number"), Column("p", "number"), Column("pairs of seeds", "number"),
+    Column("claim"),
+    Column("verdict", "verdict"),
+    *columns("number", "effect and 95 % interval", "p, Holm", "p", "pairs of seeds"),
     Column("endpoint"),
-]  # fmt: skip
+]
 NUMBERS = [
-    Column("endpoint"), Column("compared"), Column("effect and 95 % interval", "number"),
-    Column("verdict", "verdict"), Column("p", "number"), Column("p, Holm", "number"),
-    Column("p, equivalence", "number"), Column("pairs of seeds", "number"),
-    Column("samples", "number"),
-]  # fmt: skip
-
-
-@dataclass
-class Section:
-    """One part of the page, with what of it a paper takes.
-
-    Args:
-        name: its anchor.
-        title: its heading.
-        body: HTML.
-        drawings: its figures.
-        tables: its tables.
-    """
-
-    name: str
-    title: str
-    body: list[str] = field(default_factory=list)
-    drawings: list[Drawing] = field(default_factory=list)
-    tables: list[Table] = field(default_factory=list)
-
-    def add(self, table: Table) -> None:
-        """Append a table."""
-        self.tables.append(table)
-        self.body.append(table.html())
+    *columns("text", "endpoint", "compared"),
+    Column("effect and 95 % interval", "number"),
+    Column("verdict", "verdict"),
+    *columns("number", "p", "p, Holm", "p, equivalence", "pairs of seeds", "samples"),
+]
 
 
 @dataclass(frozen=True, eq=False)
 class Report:
-    """A study, told.
+    """A study as it is shown.
 
     Args:
         folder: of its results.
@@ -100,7 +77,7 @@ class Report:
             summary=summary,
             footer=f"Made by python -m analysis.report from {self.folder.path.name}; "
             f"SHA-256 of the study file {study}…",
-            sections=[(s.name, s.title, "".join(s.body)) for s in self.sections],
+            sections=self.sections,
         )
 
     def paper(self, folder: Path) -> list[Path]:
@@ -164,108 +141,92 @@ def _verdicts(folder: Folder, evaluation: Evaluation) -> Section:
     section = Section("verdicts", "Verdicts")
     for amendment in folder.manifest.get("amendments") or []:
         changes = "; ".join(map(str, amendment.get("changes", [])))
-        section.body.append(_p(f"The study was changed after it was begun: {changes}."))
+        section.blocks.append(Text(f"The study was changed after it was begun: {changes}."))
     compares = {endpoint.name: endpoint.compare for endpoint in evaluation.endpoints}
-    rows = [
-        [
-            CLAIMS.get(v.claim, v.claim), v.verdict, interval(v, compares[v.endpoint]),
-            p_value(v.p_holm), p_value(v.p), str(v.seeds), v.endpoint,
-        ]
-        for v in evaluation.primary()
-    ]  # fmt: skip
+    rows = []
+    for v in evaluation.primary():
+        effect = interval(v, compares[v.endpoint])
+        ps = map(p_value, (v.p_holm, v.p))
+        name = CLAIMS.get(v.claim, v.claim)
+        rows.append([name, v.verdict, effect, *ps, str(v.seeds), v.endpoint])
     (treatment,), (baseline,) = (folder.study.arms_of(r) for r in ("treatment", "baseline"))
     caption = f"What the seeds say of each claim: {treatment.name} against {baseline.name}"
     data = [_record(v, evaluation) for v in evaluation.primary()]
-    section.add(Table("verdicts", caption, VERDICTS, rows, data))
-    section.body.append(
-        _p(
+    section.blocks += [
+        Table("verdicts", caption, VERDICTS, rows, data),
+        Text(
             "One endpoint decides each claim, fixed before anything was measured. Effects are log "
             "ratios or differences of what the two arms have for the same seed, averaged over "
             "seeds; × is the ratio itself. p is of the exact two-sided sign-flip test over seeds; "
             "Holm corrects it over the claims.",
-            "note",
-        )
-    )
+            note=True,
+        ),
+    ]
     return section
 
 
 def _missing(gaps: Sequence[Missing]) -> Section:
-    section = Section("missing", "Missing results")
-    columns = [Column("result", "code"), Column("why"), Column("made by", "code", paper=False)]
+    shown = [Column("result", "code"), Column("why"), Column("made by", "code", paper=False)]
     rows = [[gap.file or f"{gap.arm}, seed {gap.seed}", gap.why, gap.command] for gap in gaps]
-    data = [{"file": g.file, "arm": g.arm, "seed": g.seed, "why": g.why, "command": g.command}
-            for g in gaps]  # fmt: skip
-    section.add(
-        Table("missing", "Results that are missing, damaged or incomplete", columns, rows, data)
-    )
-    section.body.append(_p("python -m landscape.study makes all of them; it measures only these."))
-    return section
+    keys = ("file", "arm", "seed", "why", "command")
+    data = [{key: getattr(gap, key) for key in keys} for gap in gaps]
+    caption = "Results that are missing, damaged or incomplete"
+    hint = Text("python -m landscape.study makes all of them; it measures only these.")
+    table = Table("missing", caption, shown, rows, data)
+    return Section("missing", "Missing results", [table, hint])
 
 
 def _claim(section: Section, evaluation: Evaluation, claim: str) -> None:
     """Verdict in a sentence, effects in a figure, numbers in a table."""
     endpoints = {e.name: e for e in evaluation.endpoints if e.claim == claim}
     verdicts = [v for v in evaluation.verdicts if v.endpoint in endpoints]
-    for verdict in verdicts:
-        if verdict.primary:
-            section.body.append(_p(_sentence(verdict, endpoints[verdict.endpoint])))
+    section.blocks += [Text(_sentence(v, endpoints[v.endpoint])) for v in verdicts if v.primary]
     made = list(_effects(claim, verdicts, endpoints))
-    section.drawings += made
-    section.body.append(_figures(made))
+    section.blocks += [Figures(made)] if made else []
     rows = []
     for v in verdicts:
-        compare = endpoints[v.endpoint].compare
-        role = "primary: " if endpoints[v.endpoint].primary else ""
-        rows.append(
-            [
-                role + v.endpoint, _compared(v), interval(v, compare), v.verdict, p_value(v.p),
-                p_value(v.p_holm), p_value(v.p_equivalence), str(v.seeds), f"{v.samples:,}",
-            ]
-        )  # fmt: skip
+        endpoint = endpoints[v.endpoint]
+        name = f"primary: {v.endpoint}" if endpoint.primary else v.endpoint
+        effect = interval(v, endpoint.compare)
+        ps = map(p_value, (v.p, v.p_holm, v.p_equivalence))
+        rows.append([name, _compared(v), effect, v.verdict, *ps, str(v.seeds), f"{v.samples:,}"])
     data = [_record(v, evaluation) for v in verdicts]
-    section.body.append("<h3>Numbers</h3>\n")
     caption = f"{section.title}: all endpoints and comparisons"
-    section.add(Table(f"{claim}.endpoints", caption, NUMBERS, rows, data))
-    notes = [(f"{v.endpoint}, {_compared(v)}", n) for v in verdicts for n in v.notes]
+    table = Table(f"{claim}.endpoints", caption, NUMBERS, rows, data)
+    section.blocks += [Heading("Numbers"), table]
+    notes = [f"{v.endpoint}, {_compared(v)}: {note}" for v in verdicts for note in v.notes]
     if notes:
-        items = "".join(f"<li>{_t(about)}: {_t(note)}</li>\n" for about, note in notes)
-        section.body.append(_details("Notes on these numbers", f"<ul>\n{items}</ul>\n"))
-    section.body.append(
-        _details("The number of every seed", _seeds(section, evaluation, endpoints))
-    )
+        section.blocks.append(Details("Notes on these numbers", [Items(notes)]))
+    seeds = _seeds(section, evaluation, endpoints)
+    section.blocks.append(Details("The number of every seed", [seeds]))
 
 
-def _seeds(section: Section, evaluation: Evaluation, endpoints: dict[str, Endpoint]) -> str:
-    columns = [
-        Column("endpoint"), Column("arm"), Column("seed", "number"), Column("value", "number"),
-        Column("average"), Column("samples", "number"),
-    ]  # fmt: skip
-    data: list[dict[str, object]] = [
-        {
-            "endpoint": told.endpoint, "arm": told.arm, "role": told.role, "seed": seed,
-            "value": value, "average": told.average, "samples": told.samples,
-        }
-        for told in evaluation.seedwise
-        if told.endpoint in endpoints
-        for seed, value in zip(told.seeds, told.values, strict=True)
-    ]  # fmt: skip
+def _seeds(section: Section, evaluation: Evaluation, endpoints: dict[str, Endpoint]) -> Table:
+    shown = [
+        *columns("text", "endpoint", "arm"),
+        *columns("number", "seed", "value"),
+        Column("average"),
+        Column("samples", "number"),
+    ]
+    data: list[dict[str, Any]] = [
+        {"endpoint": s.endpoint, "arm": s.arm, "role": s.role, "seed": seed, "value": value}
+        | {"average": s.average, "samples": s.samples}
+        for s in evaluation.seedwise
+        if s.endpoint in endpoints
+        for seed, value in zip(s.seeds, s.values, strict=True)
+    ]
     rows = [
-        [
-            str(r["endpoint"]), str(r["arm"]), str(r["seed"]), number(float(str(r["value"]))),
-            str(r["average"]), str(r["samples"]),
-        ]
+        [number(r[c.heading]) if c.heading == "value" else str(r[c.heading]) for c in shown]
         for r in data
-    ]  # fmt: skip
-    table = Table(f"{section.name}.seeds", f"{section.title}: each seed", columns, rows, data)
-    section.tables.append(table)
-    return table.html()
+    ]
+    return Table(f"{section.name}.seeds", f"{section.title}: each seed", shown, rows, data)
 
 
 def _sentence(verdict: Verdict, endpoint: Endpoint) -> str:
     measured = interval(verdict, endpoint.compare).replace("\n", ", that is ")
     known = verdict.low == verdict.low  # one pair has no interval
     bracket = " (in brackets the 95 % interval)" if known else ""
-    told = [
+    sentences = [
         f"{verdict.verdict.capitalize()}. The claim predicts a {endpoint.predicts} "
         f"{endpoint.name} in {verdict.arm} than in {verdict.against}. Measured: "
         f"{UNITS[endpoint.compare]} {measured}{bracket}, corrected p "
@@ -274,21 +235,21 @@ def _sentence(verdict: Verdict, endpoint: Endpoint) -> str:
         f"matters is {times(endpoint.margin, endpoint.compare)}."
     ]
     if verdict.seeds_needed is not None:
-        told.append(
+        sentences.append(
             f"About {verdict.seeds_needed:,} pairs of seeds would decide with 80 % probability, "
             "were effect and spread as observed."
             if known
             else f"At least {verdict.seeds_needed} pairs of seeds are needed to show a difference."
         )
     if verdict.missing:
-        told.append(f"Missing for this endpoint: {many(len(verdict.missing), 'result')}.")
-    return " ".join(told)
+        sentences.append(f"Missing for this endpoint: {many(len(verdict.missing), 'result')}.")
+    return " ".join(sentences)
 
 
 def _effects(
     claim: str, verdicts: Sequence[Verdict], endpoints: dict[str, Endpoint]
 ) -> Iterable[Drawing]:
-    """A figure for each unit: all endpoints, and beside the primary one its controls."""
+    """A figure for each unit: all endpoints, the primary one followed by its controls."""
     groups: dict[tuple[str, float], list[Verdict]] = {}
     for verdict in sorted(verdicts, key=lambda v: not endpoints[v.endpoint].primary):
         endpoint = endpoints[verdict.endpoint]
@@ -297,44 +258,46 @@ def _effects(
             unit = 0.0 if endpoint.compare == "log_ratio" else endpoint.margin
             groups.setdefault((endpoint.compare, unit), []).append(verdict)
     for at, ((compare, _), members) in enumerate(groups.items()):
-        rows, told = [], []
+        rows, numbers = [], []
         for v in members:
             label = v.endpoint if v.row == "treatment" else _compared(v)
             margin = endpoints[v.endpoint].margin
             rows.append(Row(label, v.effect, v.low, v.high, v.effects, margin, v.primary))
-            told.append(f"{label}: {interval(v, compare)}.")
+            numbers.append(f"{label}: {interval(v, compare)}.")
         caption = (
             f"Effects of {members[0].arm} against {members[0].against}, with 95 % intervals; each "
             "stroke is a pair of seeds, the grey band what is too small to matter."
         )
         name = f"{claim}.effects" + (f"-{at + 1}" if at else "")
         figure = effects(rows, unit=f"{UNITS[compare]} (below 0: lower)")
-        yield Drawing(name, caption, f"{caption} {' '.join(told)}", figure)
+        yield Drawing(name, caption, f"{caption} {' '.join(numbers)}", figure)
 
 
 def _measured(section: Section, folder: Folder, label: str, gaps: Sequence[Missing]) -> None:
     """Figures of one probe, surfaces that turn, and how it was measured."""
+    blocks = section.blocks
     chosen, seed = _chosen(folder, label)
     records = [record for record in folder.planned if record["probe"] == label]
     if chosen:
         shown = list(chosen.values())
         what = f"{', '.join(chosen)}; seed {seed}."
         made, complaints = drawings(shown, f"{section.name}.{label}", f"Here: {what}")
-        section.body.append(f"<h3>Figures of {_t(label)}, seed {seed}</h3>\n")
-        section.drawings += made
-        turns = ""
+        blocks.append(Heading(f"Figures of {label}, seed {seed}"))
+        turns = None
         if all(r.attrs["probe"] == "surface" and r["measured"].ndim == 2 for r in shown):
             try:
                 turns = turning(shown, list(chosen), f"turn-{label}")
             except ValueError as error:
                 complaints.append(str(error))
-        section.body.append(_figures(made, still="surface3d" if turns else ""))
-        section.body.append(turns)
-        section.body += [_p(f"Not drawn: {complaint}", "note") for complaint in complaints]
+        blocks += [Figures(made, still="surface3d" if turns else "")] if made else []
+        blocks += [turns] if turns else []
+        blocks += [Text(f"Not drawn: {complaint}", note=True) for complaint in complaints]
     else:
-        section.body.append(f"<h3>{_t(label)}</h3>\n")
-        section.body.append(_p("No result of this probe can be drawn: see the missing results."))
-    section.body.append(_details(f"How {label} was measured", _how(folder, records, chosen, gaps)))
+        blocks += [
+            Heading(label),
+            Text("No result of this probe can be drawn: see the missing results."),
+        ]
+    blocks.append(Details(f"How {label} was measured", _how(folder, records, chosen, gaps)))
 
 
 def _chosen(folder: Folder, label: str) -> tuple[dict[str, xr.Dataset], int]:
@@ -364,14 +327,15 @@ def _how(
     records: Sequence[dict[str, Any]],
     chosen: dict[str, xr.Dataset],
     gaps: Sequence[Missing],
-) -> str:
+) -> list[Block]:
     """Settings, versions, and for each network the checkpoint and the command."""
     hashes = {(c.get("arm"), c.get("seed")): str(c.get("sha256") or "") for c in folder.checkpoints}
     why = {gap.file: gap.why for gap in gaps}
-    columns = [
-        Column("file", "code"), Column("checkpoint SHA-256", "code"), Column("state"),
+    shown = [
+        *columns("code", "file", "checkpoint SHA-256"),
+        Column("state"),
         Column("command", "code"),
-    ]  # fmt: skip
+    ]
     rows = [
         [
             record["file"],
@@ -381,52 +345,50 @@ def _how(
         ]
         for record in records
     ]
-    parts = [Table("", "The command that made each file", columns, rows, []).html()]
+    blocks: list[Block] = [Table("", "The command that made each file", shown, rows, [])]
     for arm, result in list(chosen.items())[:1]:
-        for title, content in (("Settings", results.spec(result)),
-                               ("Provenance", results.provenance(result))):  # fmt: skip
-            parts.append(f"<h4>{title} of {_t(arm)}</h4>\n{_json(content)}")
-    return "".join(parts)
+        blocks += [
+            Heading(f"Settings of {arm}", level=4),
+            _json(results.spec(result)),
+            Heading(f"Provenance of {arm}", level=4),
+            _json(results.provenance(result)),
+        ]
+    return blocks
 
 
 def _checkpoints(folder: Folder) -> Section:
-    section = Section("checkpoints", "Networks")
     metrics = list(dict.fromkeys(key for c in folder.checkpoints for key in c.get("metrics") or {}))
     metrics = [key for key in metrics if "test_accuracy" in key] or metrics[:3]
-    columns = [
-        Column("arm"), Column("seed", "number"), Column("model"),
-        *(Column(key.replace("_", " "), "number") for key in metrics),
-        Column("parameters", "number"), Column("file", "code", paper=False),
+    shown = [
+        Column("arm"),
+        Column("seed", "number"),
+        Column("model"),
+        *columns("number", *(key.replace("_", " ") for key in metrics), "parameters"),
+        Column("file", "code", paper=False),
         Column("SHA-256", "code", paper=False),
-    ]  # fmt: skip
+    ]
     rows, data = [], []
     for c in folder.checkpoints:
-        told = c.get("metrics") or {}
+        measured = c.get("metrics") or {}
+        values = [number(float(measured[key]), 4) if key in measured else NONE for key in metrics]
         options = ", ".join(f"{k} {v}" for k, v in (c.get("options") or {}).items())
         model = f"{c.get('model')} ({options})" if options else str(c.get("model"))
-        rows.append(
-            [
-                str(c["arm"]), str(c["seed"]), model,
-                *(number(float(told[key]), 4) if key in told else NONE for key in metrics),
-                f"{c.get('parameters', 0):,}", Path(str(c.get("file", ""))).name,
-                str(c.get("sha256") or ""),
-            ]
-        )  # fmt: skip
+        file = Path(str(c.get("file", ""))).name
+        tail = [f"{c.get('parameters', 0):,}", file, str(c.get("sha256") or "")]
+        rows.append([str(c["arm"]), str(c["seed"]), model, *values, *tail])
         data.append(
             {key: c.get(key) for key in ("arm", "seed", "model", "parameters", "file", "sha256")}
-            | {key: told.get(key) for key in metrics}
+            | {key: measured.get(key) for key in metrics}
             | {"options": json.dumps(c.get("options") or {}, sort_keys=True)}
         )
-    section.add(Table("checkpoints", "Every network of the study", columns, rows, data))
-    return section
+    table = Table("checkpoints", "Every network of the study", shown, rows, data)
+    return Section("checkpoints", "Networks", [table])
 
 
 def _study(folder: Folder) -> Section:
-    section = Section("study", "The study file")
-    sha256 = str(folder.manifest.get("study_sha256", ""))
-    section.body.append(_p(f"SHA-256 {sha256}"))
-    section.body.append(_details("All of it", _json(folder.manifest.get("study"))))
-    return section
+    sha256 = Text(f"SHA-256 {folder.manifest.get('study_sha256', '')}")
+    whole = Details("All of it", [_json(folder.manifest.get("study"))])
+    return Section("study", "The study file", [sha256, whole])
 
 
 def unusable(folder: Folder, evaluation: Evaluation) -> list[Missing]:
@@ -437,41 +399,18 @@ def unusable(folder: Folder, evaluation: Evaluation) -> list[Missing]:
 
 def _record(verdict: Verdict, evaluation: Evaluation) -> dict[str, object]:
     (endpoint,) = (e for e in evaluation.endpoints if e.name == verdict.endpoint)
-    told = {
-        key: getattr(verdict, key)
-        for key in (
-            "claim", "endpoint", "primary", "row", "arm", "against", "verdict", "effect", "low",
-            "high", "p", "p_holm", "p_equivalence", "seeds", "samples", "seeds_needed",
-        )
-    }  # fmt: skip
-    return told | {"compare": endpoint.compare, "predicts": endpoint.predicts,
-                   "margin": endpoint.margin, "notes": " ".join(verdict.notes)}  # fmt: skip
+    several = ("effects", "notes", "missing")
+    return {key: value for key, value in vars(verdict).items() if key not in several} | {
+        "compare": endpoint.compare,
+        "predicts": endpoint.predicts,
+        "margin": endpoint.margin,
+        "notes": " ".join(verdict.notes),
+    }
 
 
 def _compared(verdict: Verdict) -> str:
     return ROWS[verdict.row].format(arm=verdict.arm, against=verdict.against)
 
 
-def _figures(made: Sequence[Drawing], *, still: str = "") -> str:
-    """All figures in a frame; one kind is `still`: on paper in place of a surface that turns."""
-    inside = "".join(
-        drawing.html("still" if still and drawing.name.endswith(still) else "") for drawing in made
-    )
-    return f'<div class="figures">\n{inside}</div>\n' if made else ""
-
-
-def _details(summary: str, content: str) -> str:
-    return f"<details>\n<summary>{_t(summary)}</summary>\n{content}</details>\n"
-
-
-def _json(content: object) -> str:
-    text = html.escape(json.dumps(content, indent=1, sort_keys=True))
-    return f'<pre tabindex="0">{text}</pre>\n'
-
-
-def _p(text: str, kind: str = "") -> str:
-    return f"<p{f' class={kind!r}' if kind else ''}>{_t(text)}</p>\n"
-
-
-def _t(text: str) -> str:
-    return html.escape(text)
+def _json(content: object) -> Listing:
+    return Listing(json.dumps(content, indent=1, sort_keys=True))

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+import tomllib
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -15,8 +16,9 @@ import pytest
 import xarray as xr
 
 from analysis import claims
-from analysis.report import numbers, plots
+from analysis.report import numbers, plots, render
 from analysis.report.__main__ import main
+from analysis.report.blocks import Details, Figures, Heading, Items, Listing, Section, Text
 from analysis.report.effects import Row, effects
 from analysis.report.sections import Report, report
 from analysis.report.tables import Column, Table
@@ -62,13 +64,13 @@ class Reader(HTMLParser):
         self.feed(re.sub(r"<script>.*?</script>", "", page, flags=re.DOTALL))
 
     def handle_starttag(self, tag, attributes):
-        told = dict(attributes)
-        self.ids += [told["id"]] if "id" in told else []
-        self.addresses += [told[key] for key in ("src", "href") if key in told]
+        own = dict(attributes)
+        self.ids += [own["id"]] if "id" in own else []
+        self.addresses += [own[key] for key in ("src", "href") if key in own]
         if tag == "img":
-            self.images.append(told)
+            self.images.append(own)
         elif tag == "a":
-            self.links.append(told["href"])
+            self.links.append(own["href"])
         elif tag == "table":
             self._rows = []
         elif tag == "tr":
@@ -90,7 +92,7 @@ class Reader(HTMLParser):
             self.headings.append((tag, self._text))
 
 
-def test_verdict_table_comes_first_and_tells_the_evaluation(folder, page):
+def test_verdict_table_comes_first_and_agrees_with_the_evaluation(folder, page):
     evaluation = claims.evaluate(folder)
     reader = Reader(page)
     (caption, (heading, *rows)), *_ = reader.tables.items()
@@ -102,8 +104,8 @@ def test_verdict_table_comes_first_and_tells_the_evaluation(folder, page):
         assert row[1].endswith(verdict.verdict)
         shown = [float(x) for x in re.findall(r"[-\d.e]+", row[2].replace("\N{MINUS SIGN}", "-"))]
         # Three significant digits are shown: half a unit of the third is at most 0.5 %.
-        told = [verdict.effect, verdict.low, verdict.high]
-        np.testing.assert_allclose(shown[:3], told, rtol=5e-3, atol=1e-12)
+        expected = [verdict.effect, verdict.low, verdict.high]
+        np.testing.assert_allclose(shown[:3], expected, rtol=5e-3, atol=1e-12)
         assert float(row[3]) == pytest.approx(verdict.p_holm, rel=0.05)  # two digits
         assert float(row[4]) == pytest.approx(verdict.p, rel=0.05)
         assert row[5] == str(verdict.seeds) == "8"
@@ -134,7 +136,7 @@ def test_every_row_of_the_evaluation_is_on_the_page(made, page):
     assert "multiplicative against vanilla, accuracy-matched" in compared
 
 
-def test_commands_settings_and_hashes_stand_beside_the_numbers(made, page):
+def test_commands_settings_and_hashes_stand_next_to_the_numbers(made, page):
     text = html.unescape(page)
     for record in made.folder.planned:
         assert record["command"] in text
@@ -178,36 +180,82 @@ def test_texts_of_the_study_are_escaped(page):
 def test_same_results_give_the_same_bytes(bowl, made, page):
     assert made.html() == page
     once, again = (plots.drawings([bowl], "x", "Here.")[0] for _ in range(2))
-    assert [drawing.html() for drawing in once] == [drawing.html() for drawing in again]
+    assert [drawing.uri for drawing in once] == [drawing.uri for drawing in again]
 
 
 def test_surfaces_that_turn_hold_the_measured_values(folder, page):
     (content,) = re.findall(r'<script type="application/json">(.*?)</script>', page)
-    told = json.loads(content)
-    assert [panel["label"] for panel in told["panels"]] == list(ARMS)
+    drawn = json.loads(content)
+    assert [panel["label"] for panel in drawn["panels"]] == list(ARMS)
     result = xr.open_dataset(folder / "vanilla-seed0.plane.h5", engine="h5netcdf")
-    panel = told["panels"][0]
+    panel = drawn["panels"][0]
     # Heights are rounded to five decimals; rows run along beta.
     np.testing.assert_allclose(panel["z"], result["loss"].values.T, atol=6e-6)
     np.testing.assert_array_equal(panel["x"], result["alpha"].values)
     result.close()
 
 
-def test_what_explodes_is_cut_at_the_top_and_told(surface):
+def test_what_explodes_is_cut_at_the_top_and_noted(surface):
     axis = np.linspace(-1, 1, 3)
     loss = np.array([[1.0, 2.0, 1e9], [1.0, 0.5, 3.0], [np.inf, 2.0, np.nan]])
-    text = plots.turning([surface(loss, alpha=axis, beta=axis)], ["a </script> b"], "x")
+    turning = plots.turning([surface(loss, alpha=axis, beta=axis)], ["a </script> b"], "x")
+    text = render.show(turning)
     assert "a </script>" not in text
-    told = json.loads(re.findall(r"json\">(.*?)</script>", text)[0])
-    (panel,) = told["panels"]
-    assert panel["z"][2][0] == pytest.approx(told["range"][1], abs=1e-5)  # rounded
+    drawn = json.loads(re.findall(r"json\">(.*?)</script>", text)[0])
+    (panel,) = drawn["panels"]
+    assert panel["label"] == "a </script> b"
+    assert panel["z"][2][0] == pytest.approx(drawn["range"][1], abs=1e-5)  # rounded
     assert panel["text"][2][0] == "1e+09"
     assert panel["z"][0][2] is None
     assert panel["z"][2][2] is None
     assert panel["note"] == "1 of 9 points above the scale; 2 not finite: holes"
 
 
-def test_page_is_made_without_results_and_tells_how_to_make_them(small, capsys):
+def test_plotly_is_there_once_and_only_for_surfaces_that_turn(made, page):
+    assert page.count("plotly.js v") == 1
+    still = [
+        Section(s.name, s.title, [b for b in s.blocks if not isinstance(b, plots.Surfaces)])
+        for s in made.sections
+    ]
+    without = render.page(title="t", summary="s", footer="f", sections=still)
+    assert "<script" not in without
+    assert len(Reader(without).images) == len(Reader(page).images)
+
+
+@pytest.mark.parametrize("kind", ["text", "number", "code", "verdict"])
+def test_every_block_escapes_its_texts(bowl, kind):
+    bad = "<b>'\"&"
+    (drawing, *_), _ = plots.drawings([bowl], "x", bad)
+    cells = [["supported", "supported"]] if kind == "verdict" else [[bad, bad]]
+    table = Table("t", bad, [Column(bad, kind), Column(bad, kind)], cells, [])
+    blocks = [Text(bad), Heading(bad), Items([bad]), Listing(bad), Figures([drawing]), table]
+    section = Section("s", bad, [*blocks, Details(bad, blocks)])
+    page = render.page(title=bad, summary=bad, footer=bad, sections=[section])
+    assert "<b>" not in page
+    assert section.tables == [table, table]
+    assert section.drawings == [drawing, drawing]
+    for attributes in Reader(page).images:
+        assert set(attributes) == {"src", "alt"}
+        assert bad in attributes["alt"]
+    assert Reader(page).tables[bad][0] == [bad, bad]
+
+
+def test_package_has_every_file_that_the_page_is_made_of():
+    folder = Path(render.__file__).parent
+    content = tomllib.loads((folder.parents[1] / "pyproject.toml").read_text())
+    patterns = content["tool"]["setuptools"]["package-data"]["analysis.report"]
+    packed = {path for pattern in patterns for path in folder.glob(pattern)}
+    files = {path for path in folder.rglob("*") if path.is_file()}
+    assert packed == {path for path in files if path.suffix not in (".py", ".pyc")}
+    assert len(packed) >= 4
+
+
+def test_a_row_of_another_length_than_the_columns_is_refused():
+    with pytest.raises(ValueError, match="shorter"):
+        render.show(Table("t", "c", [Column("a"), Column("b")], [["1"]], []))
+
+
+def test_page_is_made_without_results_and_shows_how_to_make_them(small, capsys):
     damaged = {
         "vanilla-seed0.near.h5": "no such file",
         "multiplicative-seed0.near.h5": "damaged",
@@ -225,9 +273,9 @@ def test_page_is_made_without_results_and_tells_how_to_make_them(small, capsys):
     swapped.write_bytes((small / "vanilla-seed0.plane.h5").read_bytes())
     out = small / "page.html"
     assert main([str(small), "--out", str(out)]) == 0
-    told = capsys.readouterr()
-    assert told.out.splitlines() == [str(out)]
-    assert told.err.startswith("5 results missing or incomplete")
+    printed = capsys.readouterr()
+    assert printed.out.splitlines() == [str(out)]
+    assert printed.err.startswith("5 results missing or incomplete")
     reader = Reader(out.read_text())
     rows = reader.tables["Results that are missing, damaged or incomplete"][1:]
     assert sorted(row[0] for row in rows) == sorted(damaged)
@@ -264,7 +312,7 @@ def test_missing_metrics_are_no_missing_files(small):
     assert len(rows) == 18
 
 
-def test_amendments_are_told(small):
+def test_amendments_are_shown(small):
     for path in small.glob("*.h5"):  # nothing to draw: the test is quicker
         path.unlink()
     path = small / "study.json"
@@ -276,10 +324,10 @@ def test_amendments_are_told(small):
 
 def test_folder_without_a_study_is_refused_with_one_line(tmp_path, capsys):
     assert main([str(tmp_path)]) == 1
-    told = capsys.readouterr()
-    assert told.out == ""
-    assert "study.json: there is no such file" in told.err
-    assert len(told.err.splitlines()) == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "study.json: there is no such file" in printed.err
+    assert len(printed.err.splitlines()) == 1
 
 
 def test_paper_has_every_figure_as_pdf_and_every_table_twice(made, tmp_path):
@@ -319,11 +367,11 @@ def test_latex_and_html_escape_what_they_would_read_as_commands():
     table = Table("t", "c", [Column("a_b"), Column("n", "number")], [["x & <y> 5 %", "−1"]], [])
     assert "a\\_b & n \\\\" in table.latex()
     assert "x \\& \\textless{}y\\textgreater{} 5 \\% & $-$1 \\\\" in table.latex()
-    assert "x &amp; &lt;y&gt; 5 %" in table.html()
+    assert "x &amp; &lt;y&gt; 5 %" in render.show(table)
     assert table.csv() == "\n"
 
 
-def test_numbers_are_written_with_what_is_not_known_told():
+def test_numbers_are_written_with_dashes_for_what_is_not_known():
     assert numbers.number(float("nan")) == "\N{EN DASH}"
     assert numbers.number(float("-inf")) == "\N{MINUS SIGN}\N{INFINITY}"
     assert numbers.number(-0.012345) == "\N{MINUS SIGN}0.0123"
@@ -335,8 +383,10 @@ def test_numbers_are_written_with_what_is_not_known_told():
 
 
 def test_effects_figure_shows_effects_intervals_seeds_and_margins():
-    rows = [Row("a", -0.5, -0.7, -0.3, (-0.4, -0.6), 0.05, True),
-            Row("b", 0.1, -np.inf, np.inf, (), 0.2, False)]  # fmt: skip
+    rows = [
+        Row("a", -0.5, -0.7, -0.3, (-0.4, -0.6), 0.05, True),
+        Row("b", 0.1, -np.inf, np.inf, (), 0.2, False),
+    ]
     (ax,) = effects(rows, unit="log ratio").axes
     drawn = [(line.get_xdata(), line.get_ydata()) for line in ax.lines]
     for expected in (([-0.4, -0.6], [0, 0]), ([-0.7, -0.3], [0, 0]), ([-0.5], [0]), ([0.1], [1])):

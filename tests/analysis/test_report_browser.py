@@ -116,13 +116,13 @@ def test_surfaces_turn_by_keyboard(browser, page):
 def test_first_tab_reaches_a_visible_link_past_the_contents(browser, page):
     browser.open(page)
     browser.key("Tab")
-    told = browser.run(
+    focused = browser.run(
         "(e => [e.className, e.getBoundingClientRect().x, getComputedStyle(e).outlineStyle])"
         "(document.activeElement)"
     )
-    assert told[0] == "skip"
-    assert told[1] >= 0
-    assert told[2] == "solid"
+    assert focused[0] == "skip"
+    assert focused[1] >= 0
+    assert focused[2] == "solid"
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

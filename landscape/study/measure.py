@@ -162,20 +162,29 @@ def _spread(
     threads = max(1, (os.cpu_count() or 1) // jobs)
     os.environ["OMP_NUM_THREADS"] = str(threads)  # read when a process starts
     context = multiprocessing.get_context("spawn")
+    lost: list[Network] = []
     with ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin_worker) as pool:
         futures = {pool.submit(_whole, task, network, labels): network for network in networks}
         try:
             for future in as_completed(futures):
                 try:
                     rows = future.result()
-                except BrokenProcessPool:
-                    rows = [(label, "its process was killed") for label in labels]
+                except BrokenProcessPool:  # one killed worker fails all that were waiting
+                    lost.append(futures[future])
+                    continue
                 yield from ((futures[future], *row) for row in rows)
         except BaseException:  # the others must not go on alone
             pool.shutdown(wait=False, cancel_futures=True)
             for process in multiprocessing.active_children():
                 process.terminate()
             raise
+    for network in lost:  # each alone, so that the one that kills its process is blamed
+        try:
+            with ProcessPoolExecutor(1, mp_context=context, initializer=_begin_worker) as pool:
+                rows = pool.submit(_whole, task, network, labels).result()
+        except BrokenProcessPool:
+            rows = [(label, "its process was killed") for label in labels]
+        yield from ((network, *row) for row in rows)
 
 
 def _begin_worker() -> None:

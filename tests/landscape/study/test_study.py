@@ -590,3 +590,31 @@ def test_a_mistake_about_the_base_is_told_in_a_line(
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1
     assert told in lines[0]
+
+
+def test_one_killed_worker_costs_its_own_results_alone(
+    networks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "kill.py").write_text(
+        "import multiprocessing, os, signal\n"
+        "from checkpoints.models.resnet import ResNet\n"
+        "def build(**options):\n"
+        "    if multiprocessing.parent_process() is not None:\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return ResNet(8, merge='bn_product_mean1', **options)\n"
+    )
+    own = 'seeds = [0, 1]\n[[arms]]\nname = "untrained'
+    assert own in TEXT
+    options = "options = { width = 4, channels = 1, classes = 10 }"
+    model = f'problem = {{ model = "{tmp_path}/kill.py:build", {options} }}\n'
+    (tmp_path / "tiny.toml").write_text(
+        TEXT.replace(own, model + own)
+        .replace('"resnet-seed', f'"{networks}/resnet-seed')
+        .replace('"fmmnet-seed{seed}.pt"', f'"{networks}/fmmnet-seed{{seed}}.pt"')
+    )
+    out = tmp_path / "results"
+    assert run(tmp_path / "tiny.toml", out, "--jobs", "2") == 1
+    missing = {row["file"] for row in manifest(out)["missing"]}
+    assert missing == {name for name in FILES if name.startswith("multiplicative")}
+    assert len(list(out.glob("*.h5"))) == len(FILES) - len(missing)
+    assert "its process was killed" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Protocol
 
 MINUS, NONE = "\N{MINUS SIGN}", "\N{EN DASH}"
@@ -45,11 +46,35 @@ def interval(of: Effect, compare: str) -> str:
     """An effect and its interval; of a log ratio, in a second line the ratio itself."""
     ends = [of.effect, of.low, of.high]
     form = "{}, no interval" if math.isnan(of.low) else "{} [{}, {}]"
-    text = form.format(*map(number, ends))
+    text = form.format(*alike(ends, null=0.0))
     if compare != "log_ratio" or not math.isfinite(of.effect):
         return text
-    ratios = [number(_exp(end), 2) for end in ends]
+    ratios = alike([_exp(end) for end in ends], null=1.0)
     return f"{text}\n\N{MULTIPLICATION SIGN}" + form.removesuffix(", no interval").format(*ratios)
+
+
+def alike(ends: Sequence[float], *, null: float) -> list[str]:
+    """An effect and the ends of its interval with the same decimals.
+
+    As many as give the interval's width two significant digits, and more where an end would round
+    onto the null, which it is not. Where the ends are not finite or orders of magnitude apart,
+    each to three significant digits.
+
+    Args:
+        ends: effect, low, high.
+        null: the value of no effect.
+    """
+    effect, low, high = ends
+    width = high - low
+    size = max(map(abs, ends))
+    if not (math.isfinite(width) and math.isfinite(effect) and width > 0) or size > 1e4 * width:
+        return [number(end) for end in ends]
+    if size >= 1e4:
+        return [number(end) for end in ends]
+    decimals = max(0, 1 - math.floor(math.log10(width)))
+    while decimals < 12 and any(round(x, decimals) == null != x for x in (low, high)):
+        decimals += 1
+    return [f"{end:.{decimals}f}".replace("-", MINUS) for end in ends]
 
 
 def times(margin: float, compare: str) -> str:

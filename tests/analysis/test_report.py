@@ -408,3 +408,21 @@ def test_report_needs_no_torch_and_no_measuring_package():
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == ""
+
+
+@pytest.mark.parametrize(
+    ("ends", "null", "shown"),
+    [
+        ((1.4449, 1.04, 2.006), 1.0, ["1.44", "1.04", "2.01"]),
+        ((1.4, 1.0004, 2.0), 1.0, ["1.4000", "1.0004", "2.0000"]),
+        ((0.0138, -0.00693, 0.0346), 0.0, ["0.014", "-0.007", "0.035"]),
+        ((-0.5, -0.9, -0.0001), 0.0, ["-0.5000", "-0.9000", "-0.0001"]),
+        ((0.5, 0.0, 0.9), 0.0, ["0.50", "0.00", "0.90"]),
+        ((123.4, 80.2, 166.0), 0.0, ["123", "80", "166"]),
+        ((0.5, 0.5, 0.5), 0.0, ["0.5", "0.5", "0.5"]),
+        ((2e9, 1.0, 4e18), 1.0, ["2e+09", "1", "4e+18"]),
+    ],
+)
+def test_ends_of_an_interval_share_their_decimals_and_never_round_onto_the_null(ends, null, shown):
+    found = [text.replace("\N{MINUS SIGN}", "-") for text in numbers.alike(ends, null=null)]
+    assert found == shown

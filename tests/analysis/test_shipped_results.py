@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from analysis.claims import Evaluation, evaluate
+from analysis.results import load
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -109,3 +110,23 @@ def test_primary_effects_and_their_p_can_be_recomputed_with_h5py_alone(folder, e
     signs = np.array(list(product([-1, 1], repeat=len(SEEDS))))
     reached = np.abs(signs @ apart) >= np.abs(apart.sum()) - 1e-12
     assert verdict.p == pytest.approx(reached.mean())
+
+
+def test_what_the_readme_says_of_adversarial_directions_is_in_the_files():
+    text = (RESULTS / "README.md").read_text()
+    tops, over = {}, {}
+    for arm in ("multiplicative", "vanilla"):
+        losses = []
+        for seed in SEEDS:
+            result = load(RESULTS / "fashion-mnist" / f"{arm}-seed{seed}.near.h5")
+            chosen = result["moved_loss"].sel(direction="adversarial")
+            losses.append(chosen.sel(radius=0.1, method="nearest").values)
+        tops[arm] = [float(values.max()) for values in losses]
+        over[arm] = int((np.concatenate(losses) > 1000).sum())
+    assert over == {"multiplicative": 9, "vanilla": 0}
+    assert "nine of their 1,600 samples exceed 1,000 nat, none of the sums'" in text
+    said = [98, 1e12, 28, 37, 4900, 320, 27, 31]
+    assert "are 98, 10¹², 28, 37, 4,900, 320, 27 and 31" in text
+    np.testing.assert_allclose(tops["multiplicative"], said, rtol=0.05)
+    assert max(tops["vanilla"]) < 29
+    assert "where the sums reach 29 at most" in text

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from analysis import samples
 from analysis.samples import Samples
+from analysis.stats.arrays import Floats
 from analysis.stats.bootstrap import AVERAGES, average, compare, interval
 from analysis.stats.multiplicity import holm
 from analysis.stats.permutation import divisions, permutation, unpaired_interval
@@ -20,7 +20,6 @@ from analysis.stats.sign_flip import equivalence, sign_flip
 from analysis.study import FRACTION_BELOW, Arm, Endpoint, Missing, Study
 from analysis.study import read as read_study
 
-Floats = NDArray[np.float64]
 # Verdicts of primary endpoints, corrected; and what other rows say, uncorrected.
 Word = Literal[
     "supported", "contradicted", "no relevant difference", "undecided", "lower", "higher", "unclear"

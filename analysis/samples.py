@@ -13,9 +13,9 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from analysis import results
+from analysis.stats.arrays import Floats
 from analysis.study import CHECKPOINT, FRACTION_BELOW, SAMPLES, UNMEASURED, Endpoint, Missing, Study
 
-Floats = NDArray[np.float64]
 _NEAR = 0.01  # relative: a coordinate further from the one asked for is told
 
 

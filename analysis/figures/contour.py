@@ -12,8 +12,9 @@ from matplotlib.collections import PolyCollection
 
 from analysis import results
 from analysis.figures import style
-from analysis.figures.grid import Floats, Grid
+from analysis.figures.grid import Grid
 from analysis.figures.scale import Scale, shared_scale
+from analysis.stats.arrays import Floats
 
 _LABELLED, _TICKS = 2.2, 2.2  # contours with a number on them and ticks, an inch of panel
 _LONGEST = 4.0  # sides of a panel drawn to scale: more than this would be a thin strip

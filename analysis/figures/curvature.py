@@ -11,7 +11,7 @@ from analysis import results
 from analysis.figures import style
 from analysis.figures.arrange import Page, fit_height, legend, new_figure, title, wrapped
 from analysis.figures.distribution import steps
-from analysis.stats.density import Floats
+from analysis.stats.arrays import Floats
 
 _HEIGHT = {1: 0.6, 2: 0.85}  # of a panel's width, for one panel and two
 _NAMES = {

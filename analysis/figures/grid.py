@@ -8,7 +8,8 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from analysis.stats.arrays import Floats
+
 Mask = NDArray[np.bool_]
 
 _CORNERS = ((0, 0), (0, 1), (1, 1), (1, 0))  # (row, column) around one cell, in turn

@@ -10,9 +10,9 @@ import numpy as np
 import xarray as xr
 from matplotlib.colors import Normalize
 from matplotlib.ticker import MaxNLocator
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from analysis.stats.arrays import Floats
+
 Choice = Literal["auto", "linear", "log"]
 
 CEILING_RATIO = 1e3  # of a logarithmic scale: values further above the smallest lie above it

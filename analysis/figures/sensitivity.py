@@ -16,7 +16,8 @@ from analysis import results
 from analysis.figures import style
 from analysis.figures.arrange import Page, fit_height, legend, new_figure, title, wrapped
 from analysis.figures.distribution import few_ticks, steps, tick_text
-from analysis.figures.scale import CEILING_RATIO, Floats
+from analysis.figures.scale import CEILING_RATIO
+from analysis.stats.arrays import Floats
 
 KINDS = ("random", "gradient", "adversarial", "tangent")
 _PANEL = {1: 2, 2: 4}  # panels side by side

@@ -17,9 +17,9 @@ from analysis import results
 from analysis.figures import style
 from analysis.figures.arrange import Page, fit_height, legend, new_figure, title, wrapped
 from analysis.figures.distribution import tick_text
+from analysis.stats.arrays import Floats
 from analysis.stats.density import (
     WIDTH,
-    Floats,
     density,
     mean_and_stderr,
     negative_square,

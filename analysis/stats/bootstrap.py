@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-Floats = NDArray[np.float64]
+from analysis.stats.arrays import Floats
+
 Compare = Literal["log_ratio", "difference"]
 
 DRAWS = 1000  # of samples; the standard error over samples is then known to about 2 %

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from analysis.stats.arrays import Floats
 
 WIDTH = 0.15  # decades, the standard deviation of the kernel
 

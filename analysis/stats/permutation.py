@@ -6,10 +6,9 @@ from itertools import combinations
 from math import comb
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import stats
 
-Floats = NDArray[np.float64]
+from analysis.stats.arrays import Floats
 
 EXACT = 200_000  # ways to divide up to which each is counted
 DRAWS = 100_000  # random divisions beyond

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import stats
 
-Floats = NDArray[np.float64]
+from analysis.stats.arrays import Floats
+
 Alternative = Literal["two-sided", "greater", "less"]
 
 EXACT = 20  # pairs up to which every choice of signs is counted

@@ -157,7 +157,7 @@ def evaluate(folder: str | Path | Study) -> Evaluation:
     Raises:
         ValueError: no readable `study.json`, or endpoints in it that are none.
 
-    Cost: each result file is read once; about 0.1 s a row.
+    Cost: each result file is read once; about 0.1 s per row.
     """
     study = folder if isinstance(folder, Study) else read_study(folder)
     found, missing = samples.gather(study)
@@ -173,7 +173,7 @@ def evaluate(folder: str | Path | Study) -> Evaluation:
             }
             for arm in study.arms
         }
-        lost = [told for (name, _, _), told in missing.items() if name == endpoint.name]
+        lost = [one for (name, _, _), one in missing.items() if name == endpoint.name]
         make = _Rows(endpoint, data, lost)
         rows.append(make.paired("treatment", treatment, baseline))
         rows += make.accuracy_matched(treatment, baseline, study.arms)
@@ -220,10 +220,10 @@ class _Rows:
     def seedwise(self, arm: Arm, treatment: Arm, baseline: Arm) -> Seedwise:
         own = self.data[arm.name]
         shown = {arm.name} if arm.role == "negative" else {arm.name, treatment.name, baseline.name}
-        together = [told for name in sorted(shown) for told in self.data[name].values()]
+        together = [one for name in sorted(shown) for one in self.data[name].values()]
         how, _ = _usable(self.endpoint, together)
-        values = tuple(float(average(_sampled(told, how), how)) for told in own.values())
-        count = max(len(told.values) for told in own.values())
+        values = tuple(float(average(_sampled(one, how), how)) for one in own.values())
+        count = max(len(one.values) for one in own.values())
         return Seedwise(self.endpoint.name, arm.name, arm.role, tuple(own), values, how, count)
 
     def paired(self, row: Row, arm: Arm, against: Arm) -> _Compared:
@@ -245,19 +245,19 @@ class _Rows:
     def accuracy_matched(self, arm: Arm, against: Arm, arms: Sequence[Arm]) -> list[_Compared]:
         """The same on the samples that every trained network classifies correctly."""
         trained = [
-            told
+            one
             for other in arms
             if other.role != "negative"
-            for told in self.data[other.name].values()
+            for one in self.data[other.name].values()
         ]
-        right = [told.correct for told in trained if told.correct is not None]
-        if not right or len(right) < len(trained) or len({told.identity for told in trained}) > 1:
+        right = [one.correct for one in trained if one.correct is not None]
+        if not right or len(right) < len(trained) or len({one.identity for one in trained}) > 1:
             return []
         keep = np.logical_and.reduce(right)
         matched = {
             name: {
-                seed: replace(told, values=told.values[keep])
-                for seed, told in self.data[name].items()
+                seed: replace(one, values=one.values[keep])
+                for seed, one in self.data[name].items()
                 if keep.any()
             }
             for name in (arm.name, against.name)
@@ -286,7 +286,7 @@ class _Rows:
         if len(own) < _HALVES:
             return []
         how, notes = _usable(self.endpoint, own.values())
-        scores = np.array([average(_sampled(told, how), how) for told in own.values()])
+        scores = np.array([average(_sampled(one, how), how) for one in own.values()])
         if self.endpoint.compare == "log_ratio":
             scores = compare(scores, np.ones_like(scores), "log_ratio")
         count = len(next(iter(own.values())).values)
@@ -302,30 +302,47 @@ class _Rows:
             f"in the median and at most {apart.max():.3g}."
         )
         row = replace(
-            blank, effect=float(first.mean() - second.mean()), low=low, high=high,
-            p=permutation(first, second), notes=(*notes, note),
-        )  # fmt: skip
+            blank,
+            effect=float(first.mean() - second.mean()),
+            low=low,
+            high=high,
+            p=permutation(first, second),
+            notes=(*notes, note),
+        )
         return [_Compared(self.endpoint, row)]
 
     def _blank(self, row: Row, arm: Arm, against: Arm) -> Verdict:
-        lost = tuple(told for told in self.lost if told.arm in (arm.name, against.name))
+        lost = tuple(one for one in self.lost if one.arm in (arm.name, against.name))
         return Verdict(
-            self.endpoint.claim, self.endpoint.name, self.endpoint.primary and row == "treatment",
-            row, arm.name, against.name, "undecided", _NAN, _NAN, _NAN, _NAN, _NAN, _NAN, 0, 0,
+            self.endpoint.claim,
+            self.endpoint.name,
+            self.endpoint.primary and row == "treatment",
+            row,
+            arm.name,
+            against.name,
+            "undecided",
+            _NAN,
+            _NAN,
+            _NAN,
+            _NAN,
+            _NAN,
+            _NAN,
+            0,
+            0,
             missing=lost,
-        )  # fmt: skip
+        )
 
 
 def _compared(
     endpoint: Endpoint, blank: Verdict, pairs: Sequence[tuple[Samples, Samples]]
 ) -> _Compared:
-    how, notes = _usable(endpoint, [told for pair in pairs for told in pair])
+    how, notes = _usable(endpoint, [one for pair in pairs for one in pair])
     arms = [[_sampled(pair[i], how) for pair in pairs] for i in (0, 1)]
-    same = len({(told.identity, len(told.values)) for pair in pairs for told in pair}) == 1
+    same = len({(one.identity, len(one.values)) for pair in pairs for one in pair}) == 1
     if not same:
         notes = (*notes, "The networks saw different samples: the interval is over seeds alone.")
         arms = [[np.atleast_1d(average(values, how)) for values in arm] for arm in arms]
-    told = interval(
+    estimate = interval(
         np.array(arms[0]),
         np.array(arms[1]),
         average_by=how,
@@ -333,37 +350,43 @@ def _compared(
         level=LEVEL,
     )
     row = replace(
-        blank, effect=told.effect, low=told.low, high=told.high, seeds=len(pairs),
-        samples=min(len(told.values) for pair in pairs for told in pair),
-        effects=tuple(map(float, told.seeds)), notes=(*blank.notes, *notes),
-    )  # fmt: skip
-    if np.isnan(told.seeds).any():
+        blank,
+        effect=estimate.effect,
+        low=estimate.low,
+        high=estimate.high,
+        seeds=len(pairs),
+        samples=min(len(one.values) for pair in pairs for one in pair),
+        effects=tuple(map(float, estimate.seeds)),
+        notes=(*blank.notes, *notes),
+    )
+    if np.isnan(estimate.seeds).any():
         note = (
-            f"{int(np.isnan(told.seeds).sum())} of {len(pairs)} pairs cannot be compared: both "
+            f"{int(np.isnan(estimate.seeds).sum())} of {len(pairs)} pairs cannot be compared: both "
             "averages are zero or infinite, or one is negative and has no log ratio."
         )
         return _Compared(endpoint, replace(row, notes=(*row.notes, note)))
-    if np.isfinite(told.seeds).all() and np.isnan(told.variance[1]):
+    if np.isfinite(estimate.seeds).all() and np.isnan(estimate.variance[1]):
         note = "Other samples could make an average zero or infinite: interval of the sign test."
         row = replace(row, notes=(*row.notes, note))
     row = replace(
         row,
-        p=float(sign_flip(told.seeds)),
-        p_equivalence=float(equivalence(told.seeds, endpoint.margin)),
+        p=float(sign_flip(estimate.seeds)),
+        p_equivalence=float(equivalence(estimate.seeds, endpoint.margin)),
     )
-    if not np.isfinite(told.seeds).all():
+    if not np.isfinite(estimate.seeds).all():
         note = (
-            f"{int(np.isinf(told.seeds).sum())} of {len(pairs)} pairs differ infinitely: signed "
-            "ranks are tested, the effect is the median and the interval that of the sign test."
+            f"{int(np.isinf(estimate.seeds).sum())} of {len(pairs)} pairs differ infinitely: "
+            "signed ranks are tested, the effect is the median and the interval that of the sign "
+            "test."
         )
         return _Compared(endpoint, replace(row, notes=(*row.notes, note)))
-    spread = float(told.seeds.std(ddof=1)) if len(pairs) > 1 else _NAN
-    return _Compared(endpoint, row, spread, float(np.nan_to_num(told.variance[1])))
+    spread = float(estimate.seeds.std(ddof=1)) if len(pairs) > 1 else _NAN
+    return _Compared(endpoint, row, spread, float(np.nan_to_num(estimate.variance[1])))
 
 
-def _sampled(told: Samples, how: str) -> Floats:
+def _sampled(one: Samples, how: str) -> Floats:
     """(samples,): each sample's directions, radii or points averaged as the samples will be."""
-    return average(told.values, how) if told.values.shape[1] > 1 else told.values[:, 0]
+    return average(one.values, how) if one.values.shape[1] > 1 else one.values[:, 0]
 
 
 def _usable(endpoint: Endpoint, data: Iterable[Samples]) -> tuple[str, tuple[str, ...]]:
@@ -375,9 +398,9 @@ def _usable(endpoint: Endpoint, data: Iterable[Samples]) -> tuple[str, tuple[str
     own = list(data)
     how = "mean" if endpoint.average == FRACTION_BELOW else endpoint.average
     chosen = AVERAGES[how]
-    lost = sum(told.not_finite for told in own)
-    total = sum(told.values.size for told in own)
-    values = np.concatenate([told.values.ravel() for told in own])
+    lost = sum(one.not_finite for one in own)
+    total = sum(one.values.size for one in own)
+    values = np.concatenate([one.values.ravel() for one in own])
     unfit = ~np.isfinite(values)
     counted = [f"{int(unfit.sum())} NaN or infinite"] if unfit.any() else []
     if chosen.defined is not None:
@@ -448,9 +471,13 @@ def _with_needed(made: _Compared, row: Verdict, alpha: float) -> Verdict:
         few = row.seeds < least
         return replace(row, notes=tuple(notes), seeds_needed=least if few else None)
     needed = pairs_needed(
-        row.effect, made.spread, margin=made.endpoint.margin, alpha=alpha, wanted=WANTED_POWER,
+        row.effect,
+        made.spread,
+        margin=made.endpoint.margin,
+        alpha=alpha,
+        wanted=WANTED_POWER,
         floor=made.over_samples,
-    )  # fmt: skip
+    )
     if needed is None:
         enough = (
             ": more samples are needed too" if made.over_samples > made.spread**2 / MOST else ""

@@ -16,7 +16,7 @@ from analysis import results
 from analysis.stats.arrays import Floats
 from analysis.study import CHECKPOINT, FRACTION_BELOW, SAMPLES, UNMEASURED, Endpoint, Missing, Study
 
-_NEAR = 0.01  # relative: a coordinate further from the one asked for is told
+_NEAR = 0.01  # relative: a coordinate further from the one asked for is noted
 
 
 @dataclass(frozen=True, eq=False)

@@ -163,8 +163,8 @@ class Missing:
     command: str
 
     def __str__(self) -> str:
-        told = f"{self.arm} seed {self.seed} is missing: {self.why}"
-        return f"{told} Make it: {self.command}" if self.command else told
+        text = f"{self.arm} seed {self.seed} is missing: {self.why}"
+        return f"{text} Make it: {self.command}" if self.command else text
 
 
 @dataclass(frozen=True)
@@ -277,7 +277,7 @@ def read(folder: str | Path) -> Study:
             table["name"]: common | dict(table.get("problem") or {}) for table in tables["arms"]
         }
         _check_numbers(metrics.values())
-        if not all(isinstance(told, dict) for told in content.get("amendments") or []):
+        if not all(isinstance(row, dict) for row in content.get("amendments") or []):
             raise TypeError("amendments")
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         reason = str(error).strip("'")
@@ -305,19 +305,19 @@ def _settings(
     result: xr.Dataset, probe: Mapping[str, Any], problem: Mapping[str, Any]
 ) -> Iterator[tuple[str, Any, Any]]:
     """(name, what the study asks for, what the file tells) of all that both speak of."""
-    spec, told = results.spec(result), results.provenance(result)
+    spec, provenance = results.spec(result), results.provenance(result)
     yield "probe", probe.get("probe"), result.attrs["probe"]
     for name, asked in probe.items():
         if name != "probe" and not (isinstance(asked, str) and "{next}" in asked):
             yield name, asked, spec.get(name)
-    temperature, data = told.get("temperature") or {}, told.get("data") or {}
+    temperature, data = provenance.get("temperature") or {}, provenance.get("data") or {}
     if temperature:
         value = "fit" if "sha256" in temperature else temperature.get("value")
         yield "temperature", problem.get("temperature", 1), value
     stored = {
-        "batch_norm": (told.get("batch_norm") or {}).get("policy"),
-        "batch_size": told.get("batch_size"),
-        "dtype": told.get("dtype"),
+        "batch_norm": (provenance.get("batch_norm") or {}).get("policy"),
+        "batch_size": provenance.get("batch_size"),
+        "dtype": provenance.get("dtype"),
         "examples": data.get("examples"),
         "split": data.get("split"),
     }
@@ -396,7 +396,7 @@ class Folder:
 
     @property
     def planned(self) -> list[dict[str, Any]]:
-        """One record a result, measured or not: arm, seed, probe, file, command."""
+        """One record per result, measured or not: arm, seed, probe, file, command."""
         return [dict(record) for record in self.study.files.values()]
 
     def load(self, record: dict[str, Any]) -> xr.Dataset:
@@ -411,13 +411,13 @@ class Folder:
     def missing(self) -> list[Missing]:
         """Every planned result that cannot be used, or is not finished, of probes without endpoint.
 
-        Those with endpoints the evaluation has read and told already.
+        The evaluation has reported those with endpoints already.
 
         Cost: opens their files.
         """
         found = []
         judged = {endpoint.probe for endpoint in self.study.endpoints}
-        for record in [told for told in self.planned if told["probe"] not in judged]:
+        for record in [row for row in self.planned if row["probe"] not in judged]:
             why = ""
             try:
                 measured = self.load(record)["measured"]

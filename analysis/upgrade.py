@@ -17,11 +17,16 @@ SCHEMA_VERSION = 2
 # {probe: {name in schema 1: name in schema 2}} of dims and their coordinates.
 RENAMED: dict[str, dict[str, str]] = {
     "hessian": {"part": "measurement", "step": "lanczos_step"},
-    "interpolate": {"part": "path_kind", "rank": "path_sample", "draw": "gallery",
-                    "step": "gallery_t"},
+    "interpolate": {
+        "part": "path_kind",
+        "rank": "path_sample",
+        "draw": "gallery",
+        "step": "gallery_t",
+    },
     "sensitivity": {"part": "direction_kind", "noise": "sigma"},
     "surface": {},
-}  # fmt: skip
+}
+UNITS = {"L2 distance a filter": "L2 distance per filter"}
 BETWEEN_NETWORKS = {"part": "batch_norm_statistics"}  # an interpolation with `to`
 
 
@@ -37,6 +42,9 @@ def result(stored: xr.Dataset) -> xr.Dataset:
     for name in list(found.variables):
         if "flag_meanings" in found[name].attrs:
             found = found.assign_coords({name: _texts(found[name])})
+    for coordinate in found.coords.values():
+        unit = coordinate.attrs.get("units")
+        coordinate.attrs |= {"units": UNITS.get(unit, unit)} if unit else {}
     found.attrs["schema_version"] = SCHEMA_VERSION
     found.encoding = dict(stored.encoding)
     return found

@@ -78,7 +78,7 @@ def captum_gradients(problem: Problem, size: int, count: int) -> Tensor:
 
 
 def plain_jacobians(problem: Problem, size: int, count: int) -> Tensor:
-    """A forward pass and a backward pass a class, and the sum of squares of what they give."""
+    """A forward pass and a backward pass per class, and the sum of squares of what they give."""
     norms = []
     for images, _ in batches(problem, size, count):
         images = images.clone().requires_grad_()
@@ -187,7 +187,7 @@ def main() -> None:
         f"Jacobian norms of {few} images",
         {
             "ours, all five": lambda: our_jacobians(space, size, few),
-            "a backward pass a class, Frobenius": lambda: plain_jacobians(problem, size, few),
+            "a backward pass per class, Frobenius": lambda: plain_jacobians(problem, size, few),
         },
         our_jacobians(wide, size, few), chosen.rounds, clock,
     )  # fmt: skip

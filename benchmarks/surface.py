@@ -59,11 +59,11 @@ class Task:
         model: a name in `resnet.ARCHITECTURES`.
         options: the builder's keyword arguments.
         state_dict: the weights.
-        mean: of the images, one value a channel.
-        std: one value a channel.
+        mean: of the images, one value per channel.
+        std: one value per channel.
         images: (N, C, H, W) in [0, 1].
         labels: (N,).
-        points: grid points an axis, odd.
+        points: grid points per axis, odd.
         directions: two directions for whoever takes them, {parameter: tensor}.
     """
 

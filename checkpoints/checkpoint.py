@@ -31,13 +31,13 @@ class Checkpoint:
         options: keyword arguments of that model's builder.
         classes: number of classes.
         input_shape: (C, H, W); empty where it is not known.
-        mean: one value a channel, subtracted from images in [0, 1].
-        std: one value a channel, by which they are then divided.
+        mean: one value per channel, subtracted from images in [0, 1].
+        std: one value per channel, by which they are then divided.
         data: the data set's name, as `--data` takes it; empty where it is not known.
         recipe: the training's options.
         seed: the training's seed; None where it is not known.
         metrics: accuracies (fractions) and losses (nat).
-        history: one dict an epoch.
+        history: one dict per epoch.
         file: where it was read from.
         sha256: of that file's bytes.
     """

@@ -40,8 +40,8 @@ def load(
         model: the architecture; needed for a foreign file unless exactly one of `MODELS` fits, and
             for one of ours that names code outside this package: no file decides what code runs.
         options: keyword arguments for the builder, beyond those that the file or the shapes tell.
-        mean: overrides the file's, one value a channel.
-        std: overrides the file's, one value a channel.
+        mean: overrides the file's, one value per channel.
+        std: overrides the file's, one value per channel.
         data: overrides the file's data set.
         say: is handed one line for what was inferred.
 

@@ -43,7 +43,7 @@ class Normalization:
             or not all(s > 0 for s in self.std)
         ):
             raise ValueError(
-                f"--mean {self.mean} and --std {self.std}; expected one value a channel each, "
+                f"--mean {self.mean} and --std {self.std}; expected one value per channel each, "
                 "finite, std positive; one value alone serves every channel."
             )
 
@@ -69,7 +69,7 @@ class Problem:
             work on a private copy in eval mode.
         inputs: {name: (N, ...)}, the first axis the example. Images are in [0, 1].
         targets: (N, ...).
-        loss: (outputs, targets) to (N,), one value an example in nat. Floating-point outputs
+        loss: (outputs, targets) to (N,), one value per example in nat. Floating-point outputs
             reach it as float64, since in float32 a confident example's loss cancels.
         correct: (outputs, targets) to (N,) bool; None where accuracy means nothing.
         normalization: applied to a single input before the model sees it.
@@ -153,7 +153,7 @@ class Problem:
             batches: (inputs, targets) pairs of tensors, such as a DataLoader; they are read once
                 and kept, where the model is. Inputs may also be a mapping of several, which the
                 model takes as keyword arguments.
-            loss: (outputs, targets) to (N,): one value an example.
+            loss: (outputs, targets) to (N,): one value per example.
             **others: further fields of `Problem`.
 
         Raises:
@@ -245,7 +245,7 @@ class Problem:
         """The loss of each example, (N,) float64.
 
         Raises:
-            ValueError: the loss does not return one value an example.
+            ValueError: the loss does not return one value per example.
         """
         wide = outputs.double() if is_real(outputs) else outputs
         target = targets.double() if targets.is_floating_point() else targets
@@ -254,7 +254,7 @@ class Problem:
         if shape != (len(targets),):
             raise ValueError(
                 f"the loss returned shape {shape} for {len(targets)} examples; "
-                "expected one value an example. Use reduction='none', and a mean over all axes "
+                "expected one value per example. Use reduction='none', and a mean over all axes "
                 "but the first."
             )
         return losses.double()

@@ -313,7 +313,7 @@ def _for_channels(
     if len(mean) != channels or len(std) != channels:
         raise ValueError(
             f"{images.name} has {channels} channels; mean has {len(mean)} values, std {len(std)}. "
-            "Pass --mean and --std with one value a channel, or other --data."
+            "Pass --mean and --std with one value per channel, or other --data."
         )
     return mean, std
 

@@ -35,7 +35,7 @@ class Spec:
     )
     dimensions: Literal[1, 2] = option(2, "a line or a plane")
     points: tuple[int, ...] | None = option(
-        None, "points an axis, one number or one an axis (default: 51 on a line, 21 in a plane)"
+        None, "points per axis, one number or one per axis (default: 51 on a line, 21 in a plane)"
     )
     extent: tuple[float, ...] | None = option(
         None,
@@ -44,8 +44,8 @@ class Spec:
     )
     normalize: Literal["filter", "layer", "unit", "none"] | None = option(
         None,
-        "scale of random directions: that of the origin's filters or layers, norm 1 a slice, or as "
-        "drawn (default: filter in the weights; in the inputs unit, so that a step is an L2 "
+        "scale of random directions: that of the origin's filters or layers, norm 1 per slice, or "
+        "as drawn (default: filter in the weights; in the inputs unit, so that a step is an L2 "
         "distance in units of the [0, 1] pixel range)",
     )
     orthogonal: bool = option(False, "make the second direction orthogonal to the first")
@@ -76,7 +76,7 @@ class Spec:
             if given is not None and len(given) not in (1, self.dimensions):
                 raise ValueError(
                     f"--{name} {' '.join(map(str, given))}; expected one number, or "
-                    f"{self.dimensions}, one an axis (--dimensions {self.dimensions})."
+                    f"{self.dimensions}, one per axis (--dimensions {self.dimensions})."
                 )
         if self.space == "inputs" and (self.to or self.directions):
             raise ValueError("--to and --directions are for --space weights.")
@@ -134,7 +134,7 @@ def surface(problem: Problem, spec: Spec) -> Plan:
         ValueError: options that contradict each other; a second checkpoint or stored directions
             of another architecture.
 
-    Cost: one forward pass of all examples a point.
+    Cost: one forward pass of all examples per point.
     Source: Goodfellow et al. 2015, arXiv:1412.6544 (lines); Li et al. 2018, arXiv:1712.09913.
     """
     spec = spec.resolved()
@@ -248,7 +248,7 @@ def _label(spec: Decided, axis: int) -> tuple[str, str]:
     units = {
         "filter": {"weights": "filter norms", "inputs": "norms of the example"},
         "layer": {"weights": "layer norms", "inputs": "norms of all examples"},
-        "unit": {"weights": "L2 distance a filter", "inputs": "L2 distance, pixel range 1"},
+        "unit": {"weights": "L2 distance per filter", "inputs": "L2 distance, pixel range 1"},
         "none": {"weights": "L2 norms of the draw", "inputs": "noise s.d., pixel range 1"},
     }
     return f"step along the {which} direction", units[spec.normalize][spec.space]

@@ -140,15 +140,20 @@ def test_a_circle_and_a_lodger_would_be_seen(tmp_path: Path) -> None:
     [
         (("analysis/**/*.py",), ("torch", "landscape", "checkpoints"), ()),
         (("checkpoints/**/*.py",), ("landscape", "analysis"), ()),
-        (("landscape/**/*.py",),
-         ("analysis.figures", "analysis.report", "analysis.claims", "analysis.samples"),
-         ("landscape/core/cli.py",)),
+        (
+            ("landscape/**/*.py",),
+            ("analysis.figures", "analysis.report", "analysis.claims", "analysis.samples"),
+            ("landscape/core/cli.py",),
+        ),
         (("landscape/core/plan.py", "landscape/core/store.py"), ("torch", "checkpoints"), ()),
-        (("landscape/core/spaces.py", "landscape/core/directions.py"),
-         ("landscape.core.plan", "landscape.core.cli", "landscape.registry"), ()),
+        (
+            ("landscape/core/spaces.py", "landscape/core/directions.py"),
+            ("landscape.core.plan", "landscape.core.cli", "landscape.registry"),
+            (),
+        ),
         (("checkpoints/data/*.py",), ("torch",), ()),
     ],
-)  # fmt: skip
+)
 def test_imports_go_one_way(
     where: tuple[str, ...], banned: tuple[str, ...], but: tuple[str, ...]
 ) -> None:

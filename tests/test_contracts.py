@@ -25,13 +25,17 @@ pytestmark = pytest.mark.second_derivative
 # Grids small enough for a test; a probe that is not named here is measured with its defaults.
 SMALL: dict[str, dict[str, Any]] = {
     "hessian": {
-        "top": 2, "steps": 5, "draws": 2, "trace_products": 6, "tol": 0.01,
+        "top": 2,
+        "steps": 5,
+        "draws": 2,
+        "trace_products": 6,
+        "tol": 0.01,
         "activations": "recompute",
     },
     "interpolate": {"pairs": 2, "points": 5},
     "sensitivity": {"draws": 2, "directions": 1, "tangents": 1, "radii": (0.003, 0.1)},
     "surface": {"points": (3, 2)},
-}  # fmt: skip
+}
 UNITS = {"nat", "1"}
 
 

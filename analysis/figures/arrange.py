@@ -262,10 +262,10 @@ def legend(figure: Figure, axes: Sequence[Axes], first: Sequence[str] = ()) -> N
     labels = [label for label, _ in keys]
     named = [label for label in labels if label in first]
     common = os.path.commonprefix(named).rpartition(", ")[0] if len(named) > 1 else ""
-    told = [label.removeprefix(f"{common}, ") if label in named else label for label in labels]
-    rows, characters = 1, max(map(len, [common, *told]))
+    shortened = [label.removeprefix(f"{common}, ") if label in named else label for label in labels]
+    rows, characters = 1, max(map(len, [common, *shortened]))
     while True:
-        title, *lines = (_filled(text, characters) for text in [common, *told])
+        title, *lines = (_filled(text, characters) for text in [common, *shortened])
         drawn = figure.legend(
             [entries[key] for key in keys],
             lines,

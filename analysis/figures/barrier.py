@@ -44,8 +44,9 @@ def barrier(
     first, last = result["loss"].sel(t=[0.0, 1.0]).values
     base = (1 - at) * first + at * last
     chord = (1 - inside) * first + inside * last  # no straight line on a logarithmic scale
-    told = f"barrier {height:.3g} \N{PLUS-MINUS SIGN} {float(result['barrier_stderr']):.2g} nat"
-    ax.plot(inside, chord, color=colour, linestyle=":", linewidth=0.7, label=told)
+    stderr = float(result["barrier_stderr"])
+    label_of_barrier = f"barrier {height:.3g} \N{PLUS-MINUS SIGN} {stderr:.2g} nat"
+    ax.plot(inside, chord, color=colour, linestyle=":", linewidth=0.7, label=label_of_barrier)
     look = {"arrowstyle": "<->", "color": colour, "lw": 0.7, "shrinkA": 0, "shrinkB": 0}
     here = sum(bool(np.isclose(at, arrow.xy[0])) for arrow in ax.texts if hasattr(arrow, "xy"))
     beside = ax.transData + ScaledTranslation(_BESIDE * here / 72, 0, ax.figure.dpi_scale_trans)

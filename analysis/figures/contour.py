@@ -124,9 +124,14 @@ def _contours(ax: Axes, grid: Grid, scale: Scale) -> ScalarMappable:
     heights[grid.known] = scale.place(grid.values[grid.known])
     levels = scale.place(scale.levels)
     filled = ax.contourf(
-        grid.x, grid.y, heights, levels=levels, cmap=style.colours(), norm=scale.norm,
+        grid.x,
+        grid.y,
+        heights,
+        levels=levels,
+        cmap=style.colours(),
+        norm=scale.norm,
         extend="max" if scale.over else "neither",
-    )  # fmt: skip
+    )
     filled.set_edgecolor("face")  # no white seams between the levels in a PDF
     inner = levels[1:] if scale.over else levels[1:-1]
     inner = inner[(inner > heights.min()) & (inner < heights.max())]

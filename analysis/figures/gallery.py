@@ -105,8 +105,10 @@ def gallery(page: Page) -> Figure:
         strip.set_title(f"{names[begin]} to {names[end]}", pad=2)
     axes[-1].set_xlabel("position on the path")
     for line, label in (
-        ("-", "first sample's class"), ("--", "second sample's class"), (":", "any other class"),
-    ):  # fmt: skip
+        ("-", "first sample's class"),
+        ("--", "second sample's class"),
+        (":", "any other class"),
+    ):
         axes[-1].plot([], [], color="0.4", linestyle=line, label=label)
     legend(figure, axes[1::2], labels)
     shape = first.sizes["height"] / first.sizes["width"]

@@ -30,7 +30,7 @@ _ACCURACY, _SIGNED = "moved_accuracy", "curvature"  # variables that are no size
 
 
 def distribution(result: xr.Dataset, ax: Axes, *, variable: str, label: str | None = None) -> None:
-    """Draw the empirical distribution function of one value an example, and its median.
+    """Draw the empirical distribution function of one value per example, and its median.
 
     See `analysis.figures.distribution.steps` for what has no place on the log axis.
 
@@ -49,7 +49,7 @@ def distribution(result: xr.Dataset, ax: Axes, *, variable: str, label: str | No
 
 
 def not_negative(result: xr.Dataset, variable: str) -> bool:
-    """Whether `variable` has one value an example, none of them negative, and is no yes or no."""
+    """Whether `variable` has one value per example, none of them negative, and is no yes or no."""
     values = result[variable]
     counts = variable in ("measured", "correct")
     return values.dims == ("example",) and not counts and not bool((values < 0).any())
@@ -93,10 +93,10 @@ def radius_curve(
     colour = to_hex(line.get_color())
     ax.fill_between(x, low, high, color=colour, alpha=0.15, lw=0)
     ax.plot(x, np.stack([low, high], axis=1), color=colour, linestyle="-", linewidth=0.3)
-    told = (
+    note = (
         style.ONE_ERROR if variable == _ACCURACY else "10\N{EN DASH}90 % of examples and directions"
     )
-    ax.fill_between([], [], fc="0.88", ec="0.4", lw=0.3, label=told)
+    ax.fill_between([], [], fc="0.88", ec="0.4", lw=0.3, label=note)
     astray = x[middle == _ABOVE]
     if astray.size:
         cross: dict[str, Any] = {"marker": "x", "markersize": 3, "linestyle": ""}
@@ -210,9 +210,14 @@ def radius_curves(page: Page) -> Figure:
             axes.append(ax)
             for result, label in zip(shown, labels, strict=True):
                 radius_curve(
-                    result, ax, variable=variable, kind=name, label=label, among=shown,
+                    result,
+                    ax,
+                    variable=variable,
+                    kind=name,
+                    label=label,
+                    among=shown,
                     ceiling=ceiling,
-                )  # fmt: skip
+                )
             if columns == 1 or row == 0:
                 title(ax, name, "", 0.8 * width, lift=0)
             ax.set_xlabel(wrapped(ax.get_xlabel(), 0.7 * width) if row + 1 == len(rows) else "")

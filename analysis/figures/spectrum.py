@@ -97,7 +97,7 @@ def spectrum(
     ax.set(
         ylim=(_FLOOR * single, top),
         xlabel=_axis_label(result, "node"),
-        ylabel=f"eigenvalues a decade (kernel: {WIDTH} decades)",
+        ylabel=f"eigenvalues per decade (kernel: {WIDTH} decades)",
     )
     _ticks(ax, linear)
 
@@ -109,12 +109,12 @@ def spectra(page: Page) -> Figure:
     ax = figure.add_subplot()
     width = style.WIDTHS[columns]
     linear, labels = resolution(shown), results.names(shown)
-    told = [note(result) for result in shown]
+    notes = [note(result) for result in shown]
     if len(shown) == 1:
-        title(ax, wrapped(labels[0], 0.8 * width), told[0], 0.8 * width, lift=0)
+        title(ax, wrapped(labels[0], 0.8 * width), notes[0], 0.8 * width, lift=0)
         labels = ["mean over the random vectors"]
     else:
-        labels = [f"{label}: {text}" for label, text in zip(labels, told, strict=True)]
+        labels = [f"{label}: {text}" for label, text in zip(labels, notes, strict=True)]
     for row, (result, label) in enumerate(zip(shown, labels, strict=True)):
         spectrum(result, ax, linear=linear, row=row, label=label)
     ax.set_xlabel(wrapped(ax.get_xlabel(), 0.8 * width))
@@ -126,7 +126,7 @@ def spectra(page: Page) -> Figure:
 
 def note(result: xr.Dataset) -> str:
     """Trace, Frobenius norm, that of the negative part, and what has not been measured."""
-    told = [
+    sizes = [
         f"{label} {_estimate(float(result[name]), float(result[f'{name}_stderr']))}"
         for name, label in (("trace", "trace"), ("frobenius_norm", "Frobenius norm"))
         if name in result and np.isfinite(result[name])
@@ -135,7 +135,7 @@ def note(result: xr.Dataset) -> str:
     square, stderr = mean_and_stderr(_parameters(result) * negative_square(nodes, weights))
     norm = square**0.5
     error = stderr / (2 * norm) if norm else 0.0  # to first order
-    lines = [", ".join(told)] if told else []
+    lines = [", ".join(sizes)] if sizes else []
     lines.append(f"norm of the negative part {_estimate(norm, error)}")
     if len(nodes) < result.sizes["draw"]:
         lines.append(f"{len(nodes)} of {result.sizes['draw']} random vectors measured")
@@ -223,14 +223,28 @@ def _dots(
     drawn = []
     for which, face in ((converged, colour), (~converged, "white")):
         drawn += ax.plot(
-            x[which], y[which], mark, linestyle="", color=colour, markerfacecolor=face,
-            markersize=_DOT, markeredgewidth=0.6, zorder=3,
-        )  # fmt: skip
+            x[which],
+            y[which],
+            mark,
+            linestyle="",
+            color=colour,
+            markerfacecolor=face,
+            markersize=_DOT,
+            markeredgewidth=0.6,
+            zorder=3,
+        )
     if not converged.all():
         ax.plot(
-            [], [], "o", linestyle="", color="0.4", markerfacecolor="white", markersize=_DOT,
-            markeredgewidth=0.6, label="not converged",
-        )  # fmt: skip
+            [],
+            [],
+            "o",
+            linestyle="",
+            color="0.4",
+            markerfacecolor="white",
+            markersize=_DOT,
+            markeredgewidth=0.6,
+            label="not converged",
+        )
     return drawn
 
 

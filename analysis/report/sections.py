@@ -111,7 +111,8 @@ def report(path: Path) -> Report:
     Raises:
         ValueError: no readable `study.json`, or endpoints in it that are none.
 
-    Cost: every result file is read once, and once more where it is drawn; about a second a figure.
+    Cost: every result file is read once, and once more where it is drawn; about a second per
+    figure.
     """
     folder = Folder.open(path)
     evaluation = claims.evaluate(folder.study)

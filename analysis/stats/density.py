@@ -29,7 +29,7 @@ def values_at(places: Floats, linear: float) -> Floats:
 def density(
     nodes: Floats, weights: Floats, at: Floats, *, linear: float, width: float = WIDTH
 ) -> Floats:
-    """The share of eigenvalues a decade, for each draw.
+    """The share of eigenvalues per decade, for each draw.
 
     Each node is a Gaussian in `place`, so that an eigenvalue of 100 is blurred by the same factor
     as one of 0.1, and a large one does not become a needle beside a wide bulk. The area over an

@@ -35,7 +35,7 @@ def main(probe: Probe, arguments: list[str] | None = None) -> int:
 
 
 def guarded(action: Callable[[], int]) -> int:
-    """The exit status of `action`, or of what ended it, told in one line on stderr.
+    """The exit status of `action`, or of what ended it, reported in one line on stderr.
 
     SIGTERM ends it as Ctrl-C does.
 
@@ -57,7 +57,7 @@ def guarded(action: Callable[[], int]) -> int:
     except RuntimeError as error:
         if not memory_exhausted(error):
             raise
-        say("the memory does not suffice. Pass a smaller --batch-size, or fewer --examples.")
+        say("out of memory. Pass a smaller --batch-size, or fewer --examples.")
         return 1
     except KeyboardInterrupt:
         say("Stopped. What was measured is saved; the same command continues.")
@@ -79,29 +79,29 @@ def _prepared(problem: Problem, derivatives: Derivatives, out: Path, workers: Wo
     """The problem as rank 0 prepares it; the kernels must be right where this rank runs too."""
 
     def prepare() -> dict[str, Any]:
-        told = batch_size.prepared(problem, derivatives, out, say)
-        errors = told.provenance["kernel_errors"]
+        ready = batch_size.prepared(problem, derivatives, out, say)
+        errors = ready.provenance["kernel_errors"]
         return {
-            "batch_size": told.batch_size,
-            "kernels": told.kernels,
+            "batch_size": ready.batch_size,
+            "kernels": ready.kernels,
             "errors": errors,
-            "accuracy": told.correct is not None,
+            "accuracy": ready.correct is not None,
         }
 
-    told = workers.share("problem", prepare)
+    shared = workers.share("problem", prepare)
     if workers.rank:
-        here = kernels.chosen(problem, derivatives, first=told["kernels"])
-        if here.kernels != told["kernels"]:
+        here = kernels.chosen(problem, derivatives, first=shared["kernels"])
+        if here.kernels != shared["kernels"]:
             raise ValueError(
-                f"rank {workers.rank}: the {told['kernels']} kernels that rank 0 uses are wrong "
+                f"rank {workers.rank}: the {shared['kernels']} kernels that rank 0 uses are wrong "
                 "on this rank's machine. Start all ranks on machines of one kind."
             )
-    provenance = {**problem.provenance, "kernel_errors": told["errors"]}
+    provenance = {**problem.provenance, "kernel_errors": shared["errors"]}
     return replace(
         problem,
-        batch_size=told["batch_size"],
-        kernels=told["kernels"],
-        correct=problem.correct if told["accuracy"] else None,
+        batch_size=shared["batch_size"],
+        kernels=shared["kernels"],
+        correct=problem.correct if shared["accuracy"] else None,
         provenance=provenance,
     )
 
@@ -141,8 +141,8 @@ def _measure(probe: Probe, chosen: argparse.Namespace) -> int:
 
 
 def _introduce(problem: Problem) -> None:
-    told = problem.provenance
-    data, network = told["data"], told["checkpoint"]
+    provenance = problem.provenance
+    data, network = provenance["data"], provenance["checkpoint"]
     say(
         f"{network['file']}: {network['model']} on {data['examples']} images of {data['name']} "
         f"({data['split']}), {problem.device.type} {str(problem.dtype).removeprefix('torch.')}, "
@@ -162,13 +162,18 @@ def _parser(probe: Probe) -> argparse.ArgumentParser:
         "--out", type=Path, metavar="FILE", help=f"result to write (default: CKPT.{probe.name}.h5)"
     )
     parser.add_argument(
-        "--figure", action=argparse.BooleanOptionalAction, default=True,
+        "--figure",
+        action=argparse.BooleanOptionalAction,
+        default=True,
         help="draw the figures beside the result",
-    )  # fmt: skip
+    )
     options.add_flags(parser.add_argument_group("what is measured"), probe.spec)
     options.add_flags(parser, Source)
     parser.add_argument(
-        "--save-seconds", type=float, default=5.0, metavar="X",
+        "--save-seconds",
+        type=float,
+        default=5.0,
+        metavar="X",
         help="a killed run loses at most this much work (default: 5)",
-    )  # fmt: skip
+    )
     return parser

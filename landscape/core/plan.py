@@ -210,17 +210,27 @@ def run(
 
 
 def _complete(
-    result: xr.Dataset, plan: Plan, blocks: Sequence[NDArray[np.int64]], path: Path | None,
-    workers: Workers, save_seconds: float, show_progress: bool,
-) -> None:  # fmt: skip
+    result: xr.Dataset,
+    plan: Plan,
+    blocks: Sequence[NDArray[np.int64]],
+    path: Path | None,
+    workers: Workers,
+    save_seconds: float,
+    show_progress: bool,
+) -> None:
     """Fill `result` with the blocks that this and the other ranks measure, and save it."""
     done, all_claimed = 0, False
     saved_at, saving = time.monotonic(), 0.0
     total = result["measured"].size
     with tqdm(
-        total=total, initial=total - sum(map(len, blocks)), desc=plan.probe, unit=" points",
-        disable=not show_progress, dynamic_ncols=True, smoothing=0.1,
-    ) as bar:  # fmt: skip
+        total=total,
+        initial=total - sum(map(len, blocks)),
+        desc=plan.probe,
+        unit=" points",
+        disable=not show_progress,
+        dynamic_ncols=True,
+        smoothing=0.1,
+    ) as bar:
         try:
             while done < len(blocks):
                 if all_claimed:

@@ -191,11 +191,11 @@ class Space(ABC):
             point: the names and shapes of `origin`.
 
         Returns:
-            One loss an example; nothing is averaged over batches. Exactly the same values for
+            One loss per example; nothing is averaged over batches. Exactly the same values for
             the same point and batch size, wherever the space was before.
 
         Raises:
-            ValueError: the loss does not return one value an example.
+            ValueError: the loss does not return one value per example.
 
         Cost: one forward pass of all examples, in float32 without TF32 unless the problem has
         another dtype.

@@ -32,11 +32,24 @@ PACKAGES = ("cnn-landscape", "torch", "numpy", "xarray", "h5py")
 # What a result is bound to besides its spec; the names are paths into its provenance, those that
 # people recognise before the checksums that decide.
 BOUND = (
-    "checkpoint.file", "checkpoint.model", "checkpoint.mean", "checkpoint.std",
-    "checkpoint.sha256", "data.name", "data.split", "data.examples", "data.sha256",
-    "batch_norm", "temperature.value", "temperature.sha256", "batch_size", "device", "dtype",
-    "kernels", "files",
-)  # fmt: skip
+    "checkpoint.file",
+    "checkpoint.model",
+    "checkpoint.mean",
+    "checkpoint.std",
+    "checkpoint.sha256",
+    "data.name",
+    "data.split",
+    "data.examples",
+    "data.sha256",
+    "batch_norm",
+    "temperature.value",
+    "temperature.sha256",
+    "batch_size",
+    "device",
+    "dtype",
+    "kernels",
+    "files",
+)
 LATER = ("kernels",)  # what the first version did not record
 
 

@@ -37,10 +37,10 @@ class Ranks:
             except ValueError as error:
                 self._store.set(key, json.dumps({"error": str(error)}))
                 raise
-        told = json.loads(self._store.get(key))
-        if "error" in told:
-            raise ValueError(told["error"])
-        return told["value"]
+        message = json.loads(self._store.get(key))
+        if "error" in message:
+            raise ValueError(message["error"])
+        return message["value"]
 
     def claim(self) -> int:
         """The number of the next block that nobody has."""

@@ -87,28 +87,37 @@ class _Measurement:
             return values
         if kind == "verification":
             return self._verification(start[0], which)
-        told = trace.traces(self._multiply, start, self.spec.trace_products, generator)
-        norm = told.squared_norm**0.5
+        estimated = trace.traces(self._multiply, start, self.spec.trace_products, generator)
+        norm = estimated.squared_norm**0.5
         estimates = {
-            "trace": told.trace,
-            "trace_stderr": told.trace_stderr,
+            "trace": estimated.trace,
+            "trace_stderr": estimated.trace_stderr,
             "frobenius_norm": norm,
             # to first order
-            "frobenius_norm_stderr": told.squared_norm_stderr / (2 * norm) if norm else 0.0,
+            "frobenius_norm_stderr": estimated.squared_norm_stderr / (2 * norm) if norm else 0.0,
         }
         return {name: np.array(value) for name, value in estimates.items()}
 
     def _eigenpairs(self, start: Tensor, which: str, generator: torch.Generator) -> Values:
         spec, top = self.spec, self.spec.top
         found = lanczos.eigenpairs(
-            self._multiply, start, top, which=cast(lanczos.Which, which), tol=spec.tol,
-            max_products=spec.max_products, generator=generator,
-        )  # fmt: skip
+            self._multiply,
+            start,
+            top,
+            which=cast(lanczos.Which, which),
+            tol=spec.tol,
+            max_products=spec.max_products,
+            generator=generator,
+        )
         if spec.multiple:
             found = lanczos.multiples(
-                self._multiply, found, which=cast(lanczos.Which, which), tol=spec.tol,
-                max_products=spec.max_products, generator=generator,
-            )  # fmt: skip
+                self._multiply,
+                found,
+                which=cast(lanczos.Which, which),
+                tol=spec.tol,
+                max_products=spec.max_products,
+                generator=generator,
+            )
         row = spec.which.index(which)
         values = {n: np.full((len(spec.which), top), np.nan) for n in _PAIRS}
         for name, rows in zip(

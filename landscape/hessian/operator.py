@@ -225,7 +225,7 @@ class Curvature(CurvatureOperator):  # type: ignore[misc]
         return {name: found[0][name] - found[1][name] for name in vector}
 
     def _plain(self, part: slice, vector: Tensors) -> list[Tensors]:
-        """With nothing kept; in smaller batches where the memory does not suffice."""
+        """With nothing kept; in smaller batches where memory runs out."""
         try:
             return self._differentiated(products.doubly_backward, *self._given(part), vector)
         except RuntimeError as error:
@@ -306,7 +306,7 @@ class Curvature(CurvatureOperator):  # type: ignore[misc]
         except Exception as error:  # tracing may raise anything, and the plain way is always there
             self._kept = {}
             if memory_exhausted(error):
-                log.info("the memory does not suffice for kept activations; recomputing them.")
+                log.info("out of memory for kept activations; recomputing them.")
                 return
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             log.info(f"the product cannot be traced ({reason}); recomputing it every time.")

@@ -76,7 +76,7 @@ def sample_curvature(
     Raises:
         ValueError: the loss is not the cross-entropy; more eigenpairs than there are pixels.
 
-    Cost: one forward pass, a backward pass a class and two products; or about 15 products.
+    Cost: one forward pass, a backward pass per class and two products; or about 15 products.
     """
     if space.problem.loss is not cross_entropy:
         raise ValueError(
@@ -109,9 +109,14 @@ def sample_curvature(
         return SampleCurvature(exact, gauss_newton, beyond, same)
     left = torch.arange(part.start, part.start + len(same), device=same.device)[~same]
     found = lanczos.eigenpairs(
-        of(left), start[~same], count, which=which, tol=tol, max_products=max_products,
+        of(left),
+        start[~same],
+        count,
+        which=which,
+        tol=tol,
+        max_products=max_products,
         generator=generator,
-    )  # fmt: skip
+    )
     if not same.any():
         return SampleCurvature(found, gauss_newton, beyond, same)
     for mine, others in (
@@ -149,10 +154,15 @@ def plan(problem: Problem, spec: Spec) -> Plan:
         like = torch.empty(size)
         start = torch.stack([lanczos.gaussian(like, stream) for stream in streams])
         found = sample_curvature(
-            space, part, top, which=cast(lanczos.Which, spec.which[0]), tol=spec.tol,
-            max_products=spec.max_products, start=start.to(problem.device, problem.dtype),
+            space,
+            part,
+            top,
+            which=cast(lanczos.Which, spec.which[0]),
+            tol=spec.tol,
+            max_products=spec.max_products,
+            start=start.to(problem.device, problem.dtype),
             generator=streams[0],
-        )  # fmt: skip
+        )
         pairs = found.pairs
         values = {
             "eigenvalue": pairs.values,

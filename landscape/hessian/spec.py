@@ -40,7 +40,7 @@ class Spec:
         ("magnitude",), "eigenpairs from which ends: magnitude, largest, smallest", "END"
     )
     top: int | None = option(
-        None, "eigenpairs an end (default: 5, or all that there are; 1 in the inputs)"
+        None, "eigenpairs per end (default: 5, or all that there are; 1 in the inputs)"
     )
     tol: float = option(1e-3, "residual |Hv - λv| / |λ| at which an eigenpair has converged")
     max_products: int = option(200, "products after which an end's eigenpairs are left as they are")

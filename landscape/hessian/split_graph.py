@@ -174,6 +174,6 @@ def _alike(node: Any, other: Any, *, strides: bool = False) -> bool:
 
 
 def _storage(node: fx.Node) -> int | None:
-    """Which memory a node's value is in, told by the trace; None where it takes none."""
+    """Which memory a node's value is in, as the trace says; None where it takes none."""
     value = node.meta.get("val")
     return value.untyped_storage()._cdata if isinstance(value, Tensor) else None

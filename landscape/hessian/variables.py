@@ -38,10 +38,12 @@ def tell(result: xr.Dataset) -> list[str]:
             values = ", ".join(f"{value:.5g}" for value in rows["eigenvalue"].values)
             done, asked = int(rows["converged"].sum()), rows.sizes["rank"]
             why = (
-                "" if done == asked
-                else ", --max-products" if rows["products"] >= most
+                ""
+                if done == asked
+                else ", --max-products"
+                if rows["products"] >= most
                 else ": rounding allows no more" + (", --dtype float64 does" if narrow else "")
-            )  # fmt: skip
+            )
             lines.append(
                 f"eigenvalues, {end}: {values}; {done} of {asked} converged, largest residual "
                 f"{float(rows['residual'].max()):.1e}, {int(rows['products'])} products{why}"

@@ -111,8 +111,10 @@ def tell(result: xr.Dataset) -> list[str]:
         rows = result.sel(end=end)
         values = ", ".join(f"{value:.5g}" for value in rows["verified_eigenvalue"].values)
         worst = float(np.abs(rows["eigenvalue_difference"].values).max())
-        lines.append(f"verified, {end}: hessian-eigenthings gives {values}; they differ by at most "
-                     f"{worst:.1e} of the eigenvalue")  # fmt: skip
+        lines.append(
+            f"verified, {end}: hessian-eigenthings gives {values}; they differ by at most "
+            f"{worst:.1e} of the eigenvalue"
+        )
     if "verified_trace" in result:
         lines.append(
             f"verified, trace: hessian-eigenthings gives {float(result['verified_trace']):.5g} ± "

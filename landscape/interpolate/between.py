@@ -50,8 +50,12 @@ JACOBIAN_STATISTICS = {
 }
 # Spread over decades: their means are taken of natural logarithms.
 LOGARITHMIC = (
-    "tortuosity", "chord_deviation", "roughness", "relative_roughness", *JACOBIAN_STATISTICS
-)  # fmt: skip
+    "tortuosity",
+    "chord_deviation",
+    "roughness",
+    "relative_roughness",
+    *JACOBIAN_STATISTICS,
+)
 
 
 def measure(
@@ -124,7 +128,7 @@ def _statistics(
     margin = float(np.abs(margins).mean())
     straight = path.kind != "circle"
     roughness = path_statistics.roughness(logits) if straight else np.nan
-    told = {
+    found = {
         "flips": path_statistics.flips(logits),
         "miss_rate": path_statistics.miss_rate(logits, labels),
         "monotonicity_violation": np.nan,
@@ -135,18 +139,18 @@ def _statistics(
         "relative_roughness": path_statistics.ratio(roughness, margin**2),
     }
     if path.kind == "cross_class":
-        told["monotonicity_violation"] = path_statistics.monotonicity_violation(probability)
+        found["monotonicity_violation"] = path_statistics.monotonicity_violation(probability)
     if path.kind == "same_class":
-        told["minimum_probability"] = probability.min()
+        found["minimum_probability"] = probability.min()
     if "jacobian_norm" in values:
         of_logits = path_statistics.average(values["jacobian_norm"][inside])
         of_probabilities = path_statistics.average(values["probability_jacobian_norm"][inside])
-        told |= {
+        found |= {
             "path_jacobian_norm": of_logits,
             "relative_jacobian_norm": path_statistics.ratio(of_logits, margin),
             "path_probability_jacobian_norm": of_probabilities,
         }
-    return told
+    return found
 
 
 def _jacobian_norms(space: Inputs, points: Tensors) -> dict[str, Any]:

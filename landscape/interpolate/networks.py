@@ -47,9 +47,9 @@ def plan(
     """Loss and accuracy over the examples on the line between two networks' weights.
 
     Batch norm's running statistics on the way: `kept`, those of the first network, so that the
-    other end is no network that was trained; `interpolated` like the weights, so that both ends are
-    the two networks; `recomputed` at every point from the problem's calibration set. The point at t
-    is computed from the nearer end, so that both ends are exact.
+    other end is not one of the trained networks; `interpolated` like the weights, so that both
+    ends are the two networks; `recomputed` at every point from the problem's calibration set. The
+    point at t is computed from the nearer end, so that both ends are exact.
 
     The excess is the loss above the straight line between the losses at the ends, and the barrier
     the largest excess for t from 0 to 1: never negative. Its standard error is that of the mean of
@@ -71,7 +71,7 @@ def plan(
     Raises:
         ValueError: a second network of another architecture or normalisation.
 
-    Cost: one forward pass of all examples a point and treatment; `recomputed` adds one of the
+    Cost: one forward pass of all examples per point and treatment; `recomputed` adds one of the
         calibration set.
     Source: Frankle et al. 2020, arXiv:1912.05671; Entezari et al. 2022, arXiv:2110.06296 (the
         straight line between unequal ends); Jordan et al. 2023, arXiv:2211.08403 (recomputing).

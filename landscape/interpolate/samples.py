@@ -142,7 +142,7 @@ def _tell(result: xr.Dataset) -> list[str]:
     lines = []
     for kind in map(str, result["path_kind"].values):
         own = result.sel(path_kind=kind)
-        told = [
+        summary = [
             f"{label} {float(own[name]):.3g}{_within(float(own[f'{name}_stderr']), ' ± {:.1g}')}"
             for name, label in (("flips_mean", "flips"), ("miss_rate_mean", "miss rate"))
         ]
@@ -151,11 +151,11 @@ def _tell(result: xr.Dataset) -> list[str]:
             if mean in own and np.isfinite(own[mean]):  # it means nothing on circles, or diverges
                 centre, error = float(np.exp(own[mean])), float(own[f"{mean}_stderr"])
                 spread = _within(float(np.exp(error)), " ×/÷ {:.2f}")
-                told.append(f"{name.replace('_', ' ')} {centre:.3g}{spread}")
+                summary.append(f"{name.replace('_', ' ')} {centre:.3g}{spread}")
         there = result.isel(pair=np.flatnonzero(result["kind"] == kind))
         diverged = int((~np.isfinite(there["logits"].values)).any(axis=(1, 2)).sum())
-        told += [f"{diverged} with outputs that are not finite"] if diverged else []
-        lines.append(f"{kind.replace('_', ' ')}, {there.sizes['pair']} paths: {', '.join(told)}")
+        summary += [f"{diverged} with outputs that are not finite"] if diverged else []
+        lines.append(f"{kind.replace('_', ' ')}, {there.sizes['pair']} paths: {', '.join(summary)}")
     return lines
 
 

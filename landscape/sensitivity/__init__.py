@@ -30,7 +30,7 @@ def sensitivity(problem: Problem, spec: Spec) -> Plan:
         spec: see `Spec`.
 
     Returns:
-        A plan with the dim `example`: one value an example, no means; and over the examples of
+        A plan with the dim `example`: one value per example, no means; and over the examples of
         each `direction_kind`, `radius` and `sigma`, means with `_stderr` and quantiles.
         What is inf or NaN stays so: a direction along a zero gradient is NaN.
 

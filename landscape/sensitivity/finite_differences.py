@@ -118,7 +118,7 @@ def around(
 def floors(
     one: Examples, other: Examples, places: Sequence[Examples], distances: Sequence[float]
 ) -> Tensors:
-    """About what differences are where there is nothing but rounding.
+    """Rounding error of each finite difference.
 
     Evaluations have independent errors of the same size: three with the weights 1, 2 and 1 in a
     second difference, two in a change. How large they are is read off the difference between two
@@ -186,7 +186,7 @@ def noisy(examples: Examples, noise: Iterable[Tensor], sigmas: Sequence[float]) 
 
 
 def bands(examples: Examples, distances: Sequence[float]) -> Tensors:
-    """How far loss and gradient are from what the gradient foretells, in steps down along it.
+    """Range of loss and gradient change along a gradient step, against its prediction.
 
     Args:
         examples: x with its gradient g, n of them.

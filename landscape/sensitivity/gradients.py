@@ -85,7 +85,7 @@ def jacobian_norms(examples: Examples) -> Tensors:
         `gauss_newton_eigenvalue`, the top one for the cross-entropy, and the norms of the logits'
         Jacobian over |margin|, `relative_jacobian_frobenius` and `relative_jacobian_spectral`.
 
-    Cost: a forward pass and a backward pass a class.
+    Cost: a forward pass and a backward pass per class.
     Source: Novak et al. 2018, section 3.1, arXiv:1802.08760.
     """
     logits, rows = jacobians.jacobian(examples.space, examples.inputs)

@@ -17,7 +17,7 @@ class Spec:
 
     parts: tuple[str, ...] = option(PARTS, "what to measure", "PART")
     jacobian: Literal["auto", "exact", "hutchinson"] = option(
-        "auto", "a backward pass a class, or an estimate; auto: exact up to --exact-classes"
+        "auto", "a backward pass per class, or an estimate; auto: exact up to --exact-classes"
     )
     exact_classes: int = option(32, "classes up to which auto measures the Jacobian exactly")
     draws: int = option(16, "draws of noise for each sigma, and of the Hutchinson estimate")
@@ -25,7 +25,7 @@ class Spec:
         (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0),
         "distances, in multiples of the median distance between nearest neighbours",
     )
-    directions: int = option(8, "random directions an example")
+    directions: int = option(8, "random directions per example")
     tangents: int = option(2, "directions of a local PCA of the neighbours")
     neighbors: int = option(10, "neighbours in that PCA")
     sigmas: tuple[float, ...] = option(

@@ -97,9 +97,10 @@ def _parser() -> argparse.ArgumentParser:
         "continues a study that was stopped.",
     )
     parser.add_argument(
-        "study", metavar="STUDY",
+        "study",
+        metavar="STUDY",
         help="a study file, or the name of one that ships: demo, fashion-mnist, cifar10",
-    )  # fmt: skip
+    )
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="folder of results (default: STUDY.study)"
     )
@@ -113,15 +114,19 @@ def _parser() -> argparse.ArgumentParser:
     how = parser.add_argument_group("how")
     how.add_argument("--device", help="cpu, cuda, cuda:1 … (default: a GPU where there is one)")
     how.add_argument(
-        "--jobs", type=int, default=1, metavar="N",
+        "--jobs",
+        type=int,
+        default=1,
+        metavar="N",
         help="networks that are measured at once, each by a process with its share of the cores "
         "(default: 1)",
-    )  # fmt: skip
+    )
     how.add_argument(
-        "--amend", action="store_true",
+        "--amend",
+        action="store_true",
         help="go on although the study file has changed since the folder was begun; the change is "
         "recorded",
-    )  # fmt: skip
+    )
     return parser
 
 

@@ -20,7 +20,7 @@ from landscape.registry import probe_named
 
 SUFFIX = ".toml"
 NEXT = "{next}"  # in a probe's texts: the checkpoint of the arm's next seed
-# A study's own: the command line decides the batch size by a measurement, so by chance.
+# The command line times batch sizes; a study fixes one to be reproducible.
 DEFAULTS: dict[str, Any] = {"examples": 300, "batch_size": 100}
 OPTIONS = {
     name: annotation

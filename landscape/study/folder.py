@@ -93,7 +93,7 @@ class Manifest:
     """`study.json`: what a folder of results holds, written whole at every change.
 
     Results are looked for on the disk at every writing, so several processes may share a folder.
-    A reason that one run has told stays until the result is measured or checked again.
+    A reason that one run has given stays until the result is measured or checked again.
 
     Args:
         task: the study.
@@ -103,7 +103,7 @@ class Manifest:
         self.task, self.path = task, task.out / MANIFEST
         self._checkpoints: list[dict[str, Any]] = []
         self._amendments: list[dict[str, Any]] = []
-        self._told: dict[str, str] = {}  # why there is no result; "" where this run has seen one
+        self._reasons: dict[str, str] = {}  # why there is no result; "" where this run has seen one
         self._seen: dict[Path, tuple[int, int]] = {}
 
     def begin(self, *, amend: bool) -> None:
@@ -136,7 +136,7 @@ class Manifest:
             was = stored.get("study_sha256", "")
             self._amendments = [*self._amendments, {"study_sha256": was, "changes": changes}]
             for network, label in self._all():
-                self._told[network.result(label)] = "not checked since the study was amended"
+                self._reasons[network.result(label)] = "not checked since the study was amended"
 
     def describe(self, network: Network) -> None:
         """Enter what a network's checkpoint says of itself.
@@ -144,35 +144,38 @@ class Manifest:
         Raises:
             ValueError: there is none, or it is that of another seed: a copy is no other seed.
         """
-        told = _described(network)
+        record = _described(network)
         for other in self._checkpoints:
-            if (other["arm"], other["sha256"]) == (told["arm"], told["sha256"]):
+            if (other["arm"], other["sha256"]) == (record["arm"], record["sha256"]):
                 raise ValueError(
                     f"{network.file} is the checkpoint of seed {other['seed']} as well; expected "
                     "for each seed one that was trained with it."
                 )
-        self._checkpoints.append(told)
+        self._checkpoints.append(record)
 
     def tell(self, network: Network, label: str, reason: str) -> None:
         """Enter why there is no result, or, with no reason, that there is one."""
-        self._told[network.result(label)] = reason
+        self._reasons[network.result(label)] = reason
 
     def write(self) -> None:
         """Say what is there now."""
         results: list[dict[str, Any]] = []
         missing: list[dict[str, Any]] = []
         stored = {row["file"]: row["reason"] for row in self._stored().get("missing", [])}
-        told = {k: v for k, v in stored.items() if v != UNMEASURED} | self._told
+        reasons = {k: v for k, v in stored.items() if v != UNMEASURED} | self._reasons
         for network, label in self._all():
             file = network.result(label)
             row = {
-                "arm": network.arm.name, "seed": network.seed, "probe": label, "file": file,
+                "arm": network.arm.name,
+                "seed": network.seed,
+                "probe": label,
+                "file": file,
                 "command": self.task.command(network, label),
-            }  # fmt: skip
-            if not told.get(file) and self._finished(self.task.out / file):
+            }
+            if not reasons.get(file) and self._finished(self.task.out / file):
                 results.append(row)
             else:
-                missing.append(row | {"reason": told.get(file) or UNMEASURED})
+                missing.append(row | {"reason": reasons.get(file) or UNMEASURED})
         study = self.task.study
         content = {
             "schema_version": SCHEMA_VERSION,
@@ -196,8 +199,8 @@ class Manifest:
         """`finished`, remembered as long as the file stays as it is."""
         if not path.is_file():
             return False
-        told = path.stat()
-        signature = (told.st_mtime_ns, told.st_size)
+        status = path.stat()
+        signature = (status.st_mtime_ns, status.st_size)
         if self._seen.get(path) != signature:
             if not finished(path):
                 return False
@@ -222,19 +225,22 @@ def finished(path: Path) -> bool:
 
 
 def _described(network: Network) -> dict[str, Any]:
-    wanted = {k: network.options[k] for k in ("model", "options", "mean", "std", "data")
-              if k in network.options}  # fmt: skip
-    told = loading.load(network.file, **wanted)
+    wanted = {
+        k: network.options[k]
+        for k in ("model", "options", "mean", "std", "data")
+        if k in network.options
+    }
+    loaded = loading.load(network.file, **wanted)
     return {
         "arm": network.arm.name,
         "seed": network.seed,
         "file": network.file,
-        "sha256": told.sha256,
-        "model": told.model,
-        "options": dict(told.options),
-        "recipe": dict(told.recipe),
-        "metrics": dict(told.metrics),
-        "parameters": sum(p.numel() for p in told.network().parameters()),
+        "sha256": loaded.sha256,
+        "model": loaded.model,
+        "options": dict(loaded.options),
+        "recipe": dict(loaded.recipe),
+        "metrics": dict(loaded.metrics),
+        "parameters": sum(p.numel() for p in loaded.network().parameters()),
     }
 
 

@@ -30,7 +30,7 @@ from landscape.registry import probe_named
 from landscape.study.file import Study
 from landscape.study.folder import Network, Run
 
-_ended = threading.Event()  # in a process of several: it was told to end
+_ended = threading.Event()  # set where this worker process was asked to end
 
 
 def measured(
@@ -112,14 +112,21 @@ def _check_endpoints(study: Study, label: str, plan: Plan) -> None:
 def make_untrained(task: Run, network: Network) -> None:
     """Save the network that training would start from with this seed, unless it is there."""
     arm, path = network.arm, Path(network.file)
-    told = loading.load(task.study.checkpoint(arm.reference, network.seed))
+    reference = loading.load(task.study.checkpoint(arm.reference, network.seed))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(network.seed)
         state = checkpoint.build(arm.model, arm.options).state_dict()
     made = Checkpoint(
-        state, arm.model, arm.options, told.classes, told.input_shape, told.mean, told.std,
-        told.data, seed=network.seed,
-    )  # fmt: skip
+        state,
+        arm.model,
+        arm.options,
+        reference.classes,
+        reference.input_shape,
+        reference.mean,
+        reference.std,
+        reference.data,
+        seed=network.seed,
+    )
     if path.is_file():
         try:
             old = loading.load(path)
@@ -142,7 +149,7 @@ def _same(old: Checkpoint, made: Checkpoint) -> bool:
 
 
 def _whole(task: Run, network: Network, labels: Sequence[str]) -> list[tuple[str, str]]:
-    """The results of `measured`; none where the process is told to end, which saves its own."""
+    """The results of `measured`; none where this process was asked to end, which saves its own."""
     if _ended.is_set():
         return []
     signal.signal(signal.SIGTERM, interrupt)

@@ -37,12 +37,21 @@ class Browser:
         to_read, self._write = os.pipe()
         self._read, to_write = os.pipe()
         command = [
-            str(found()), "--headless=new", "--no-sandbox", "--remote-debugging-pipe",
-            f"--user-data-dir={profile}", "--no-first-run", "--disable-background-networking",
-            "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage",
-            "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--hide-scrollbars",
+            str(found()),
+            "--headless=new",
+            "--no-sandbox",
+            "--remote-debugging-pipe",
+            f"--user-data-dir={profile}",
+            "--no-first-run",
+            "--disable-background-networking",
+            "--disable-component-update",
+            "--disable-sync",
+            "--disable-dev-shm-usage",
+            "--use-angle=swiftshader",
+            "--enable-unsafe-swiftshader",
+            "--hide-scrollbars",
             "about:blank",
-        ]  # fmt: skip
+        ]
         self._process = subprocess.Popen(
             [sys.executable, "-c", _LAUNCH, str(to_read), str(to_write), *command],
             pass_fds=(to_read, to_write),

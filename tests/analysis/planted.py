@@ -39,11 +39,17 @@ def planted(folder: Path, surface: Any, *, seeds: int = SEEDS) -> Path:
             )
         checkpoints.append(
             {
-                "arm": arm, "seed": seed, "file": f"{arm}-seed{seed}.pt", "sha256": sha256,
-                "model": "resnet8", "options": {"width": 4}, "recipe": {},
-                "metrics": {"test_accuracy": 0.9 + 0.001 * seed}, "parameters": 4321,
+                "arm": arm,
+                "seed": seed,
+                "file": f"{arm}-seed{seed}.pt",
+                "sha256": sha256,
+                "model": "resnet8",
+                "options": {"width": 4},
+                "recipe": {},
+                "metrics": {"test_accuracy": 0.9 + 0.001 * seed},
+                "parameters": 4321,
             }
-        )  # fmt: skip
+        )
     manifest = {
         "schema_version": 2,
         "title": "Planted <effects> & none",
@@ -62,20 +68,37 @@ def _study(seeds: int) -> dict[str, Any]:
     arms = [{"name": n, "role": r, "seeds": list(range(seeds))} for n, r in ARMS.items()]
     endpoints = [
         {
-            "claim": "near", "name": "input-gradient norm", "primary": True, "probe": "near",
-            "variable": "gradient_l2", "average": "log_mean", "compare": "log_ratio",
-            "predicts": "lower", "margin": 0.05,
+            "claim": "near",
+            "name": "input-gradient norm",
+            "primary": True,
+            "probe": "near",
+            "variable": "gradient_l2",
+            "average": "log_mean",
+            "compare": "log_ratio",
+            "predicts": "lower",
+            "margin": 0.05,
         },
         {
-            "claim": "near", "name": "loss", "probe": "near", "variable": "loss",
-            "average": "mean", "compare": "difference", "predicts": "lower", "margin": 0.5,
+            "claim": "near",
+            "name": "loss",
+            "probe": "near",
+            "variable": "loss",
+            "average": "mean",
+            "compare": "difference",
+            "predicts": "lower",
+            "margin": 0.5,
         },
         {
-            "claim": "generalises", "name": "test accuracy", "primary": True,
-            "probe": "checkpoint", "variable": "test_accuracy", "compare": "difference",
-            "predicts": "higher", "margin": 0.01,
+            "claim": "generalises",
+            "name": "test accuracy",
+            "primary": True,
+            "probe": "checkpoint",
+            "variable": "test_accuracy",
+            "compare": "difference",
+            "predicts": "higher",
+            "margin": 0.01,
         },
-    ]  # fmt: skip
+    ]
     probes = {"near": {"probe": "sensitivity"}, "plane": {"probe": "surface"}}
     return {"title": "Planted", "arms": arms, "endpoints": endpoints, "probes": probes}
 

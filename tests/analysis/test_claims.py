@@ -14,30 +14,61 @@ from landscape.core import store
 
 KINDS = "same_class cross_class random circle"
 NEAR = {
-    "claim": "near", "name": "second difference", "probe": "near", "variable": "second_difference",
-    "select": {"direction": "random", "radius": 0.1}, "average": "log_mean",
-    "compare": "log_ratio", "predicts": "lower", "margin": 0.05, "primary": True,
-}  # fmt: skip
-BETWEEN = {
-    "claim": "between", "name": "roughness", "probe": "between", "variable": "roughness",
-    "select": {"kind": "cross_class"}, "average": "log_mean", "compare": "log_ratio",
-    "predicts": "lower", "margin": 0.05, "primary": True,
-}  # fmt: skip
-VOLUME = {
-    "claim": "weights", "name": "volume below 1 nat", "probe": "plane", "variable": "loss",
-    "average": "fraction_below", "level": 1.0, "compare": "log_ratio", "predicts": "higher",
-    "margin": 0.05, "primary": True,
-}  # fmt: skip
-EIGENVALUE = {
-    "claim": "weights", "name": "top eigenvalue", "probe": "weights", "variable": "eigenvalue",
-    "select": {"end": "largest", "rank": 0}, "compare": "log_ratio", "predicts": "lower",
+    "claim": "near",
+    "name": "second difference",
+    "probe": "near",
+    "variable": "second_difference",
+    "select": {"direction": "random", "radius": 0.1},
+    "average": "log_mean",
+    "compare": "log_ratio",
+    "predicts": "lower",
     "margin": 0.05,
-}  # fmt: skip
+    "primary": True,
+}
+BETWEEN = {
+    "claim": "between",
+    "name": "roughness",
+    "probe": "between",
+    "variable": "roughness",
+    "select": {"kind": "cross_class"},
+    "average": "log_mean",
+    "compare": "log_ratio",
+    "predicts": "lower",
+    "margin": 0.05,
+    "primary": True,
+}
+VOLUME = {
+    "claim": "weights",
+    "name": "volume below 1 nat",
+    "probe": "plane",
+    "variable": "loss",
+    "average": "fraction_below",
+    "level": 1.0,
+    "compare": "log_ratio",
+    "predicts": "higher",
+    "margin": 0.05,
+    "primary": True,
+}
+EIGENVALUE = {
+    "claim": "weights",
+    "name": "top eigenvalue",
+    "probe": "weights",
+    "variable": "eigenvalue",
+    "select": {"end": "largest", "rank": 0},
+    "compare": "log_ratio",
+    "predicts": "lower",
+    "margin": 0.05,
+}
 ACCURACY = {
-    "claim": "generalises", "name": "accuracy", "probe": "checkpoint",
-    "variable": "test_accuracy_validation_selected", "compare": "difference",
-    "predicts": "higher", "margin": 0.002, "primary": True,
-}  # fmt: skip
+    "claim": "generalises",
+    "name": "accuracy",
+    "probe": "checkpoint",
+    "variable": "test_accuracy_validation_selected",
+    "compare": "difference",
+    "predicts": "higher",
+    "margin": 0.002,
+    "primary": True,
+}
 IMAGES, DIRECTIONS = 20, ["random_0", "random_1", "gradient"]
 
 
@@ -121,8 +152,11 @@ def weights(effect: float, generator: np.random.Generator) -> xr.Dataset:
 
 
 PROBES = {
-    "near": "sensitivity", "between": "interpolate", "plane": "surface", "weights": "hessian",
-}  # fmt: skip
+    "near": "sensitivity",
+    "between": "interpolate",
+    "plane": "surface",
+    "weights": "hessian",
+}
 MAKERS = {"near": near, "between": between, "plane": plane, "weights": weights}
 
 
@@ -169,9 +203,14 @@ def planted(
                     {"arm": name, "seed": seed, "probe": label, "file": file, "command": command}
                 )
     manifest = {
-        "schema_version": 2, "title": "planted", "study": study, "study_sha256": "0" * 64,
-        "checkpoints": checkpoints, "results": rows, "missing": [],
-    }  # fmt: skip
+        "schema_version": 2,
+        "title": "planted",
+        "study": study,
+        "study_sha256": "0" * 64,
+        "checkpoints": checkpoints,
+        "results": rows,
+        "missing": [],
+    }
     (folder / "study.json").write_text(json.dumps(manifest))
     return folder
 
@@ -501,8 +540,10 @@ def test_control_untrained_and_halves_stand_beside_and_decide_nothing(tmp_path):
     assert halves.p >= 2 / 6
     assert any("6 ways to halve" in note for note in halves.notes)
     assert [v.row for v in evaluation.verdicts if v.endpoint == "accuracy"] == [
-        "treatment", "control", "halves",
-    ]  # fmt: skip
+        "treatment",
+        "control",
+        "halves",
+    ]
     assert evaluation.missing == ()
 
 
@@ -541,8 +582,11 @@ def test_endpoint_that_is_none_is_refused_in_one_line(two_pairs, table, said):
 def test_folder_that_is_no_study_is_refused_in_one_line(tmp_path):
     with pytest.raises(ValueError, match="there is no such file"):
         evaluate(tmp_path)
-    for text, said in (("{", "damaged"), ("[]", "schema version is None"),
-                       ('{"schema_version": 2}', "damaged")):  # fmt: skip
+    for text, said in (
+        ("{", "damaged"),
+        ("[]", "schema version is None"),
+        ('{"schema_version": 2}', "damaged"),
+    ):
         (tmp_path / "study.json").write_text(text)
         with pytest.raises(ValueError, match=said):
             evaluate(tmp_path)
@@ -617,9 +661,10 @@ def test_a_copy_of_a_checkpoint_is_no_seed(tmp_path):
     (folder / "study.json").write_text(json.dumps(manifest))
     for row in manifest["results"]:
         sha256 = next(
-            c["sha256"] for c in manifest["checkpoints"]
+            c["sha256"]
+            for c in manifest["checkpoints"]
             if (c["arm"], c["seed"]) == (row["arm"], row["seed"])
-        )  # fmt: skip
+        )
         about = {"file": "net.pt", "sha256": sha256}
         change(folder / row["file"], lambda r, about=about: provenance(r, checkpoint=about))
     evaluation = evaluate(folder)
@@ -643,7 +688,7 @@ def provenance(result: xr.Dataset, **changes: Any) -> xr.Dataset:
         (lambda r: r.assign_attrs(spec="{not json"), "its `spec` is damaged"),
         (lambda r: r.assign_attrs(schema_version="x"), "schema version is x"),
     ],
-)  # fmt: skip
+)
 def test_result_that_was_measured_otherwise_is_missing(two_pairs, how, said):
     manifest = json.loads((two_pairs / "study.json").read_text())
     manifest["study"]["problem"] = {"temperature": "fit", "dtype": "float32"}
@@ -659,10 +704,14 @@ def test_result_that_was_measured_otherwise_is_missing(two_pairs, how, said):
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("amendments", ["x"]), ("checkpoints", [{"arm": "a", "seed": 0, "metrics": {"m": "high"}}]),
-        ("checkpoints", 3), ("results", [1]), ("study", {"arms": 3}), ("study", []),
+        ("amendments", ["x"]),
+        ("checkpoints", [{"arm": "a", "seed": 0, "metrics": {"m": "high"}}]),
+        ("checkpoints", 3),
+        ("results", [1]),
+        ("study", {"arms": 3}),
+        ("study", []),
     ],
-)  # fmt: skip
+)
 def test_study_that_is_damaged_is_refused_in_one_line(two_pairs, key, value):
     manifest = json.loads((two_pairs / "study.json").read_text()) | {key: value}
     (two_pairs / "study.json").write_text(json.dumps(manifest))

@@ -45,7 +45,8 @@ def between(file: str = "resnet18.pt", seed: int = 0, jacobian: float = 1.0) -> 
                 {"long_name": "probability", "units": "1"},
             ),
             "jacobian_norm": (
-                ("pair", "t"), jacobian * generator.uniform(1, 2, (20, 9)),
+                ("pair", "t"),
+                jacobian * generator.uniform(1, 2, (20, 9)),
                 {"long_name": "Jacobian norm", "units": "per distance"},
             ),
             "logits": (("pair", "t", "class"), generator.normal(size=(20, 9, 6))),
@@ -62,7 +63,7 @@ def between(file: str = "resnet18.pt", seed: int = 0, jacobian: float = 1.0) -> 
             "path_kind": np.array(KINDS.split(), dtype=object),
         },
         attributes("interpolate", file),
-    )  # fmt: skip
+    )
 
 
 def on_a_line(statistics: tuple[str, ...] = ("interpolated", "recomputed")) -> xr.Dataset:
@@ -89,7 +90,7 @@ def on_a_line(statistics: tuple[str, ...] = ("interpolated", "recomputed")) -> x
             "batch_norm_statistics": np.array(statistics, dtype=object),
         },
         attributes("interpolate", "a.pt", to="b.pt", statistics=list(statistics)),
-    )  # fmt: skip
+    )
 
 
 def legend(figure: Figure) -> list[str]:
@@ -149,9 +150,11 @@ def test_panels_are_kinds_and_variables_and_share_their_scale(
     for ax in figure.axes:
         drawn = {to_hex(line.get_color()) for line in ax.lines if len(line.get_xdata())}
         assert len(drawn - {to_hex("0.4")}) == 2
-    names = [ax.get_ylabel() for ax in axes[:, 0]] if columns == 1 else [
-        ax.get_title() for ax in axes[0]
-    ]  # fmt: skip
+    names = (
+        [ax.get_ylabel() for ax in axes[:, 0]]
+        if columns == 1
+        else [ax.get_title() for ax in axes[0]]
+    )
     assert names == ["same class", "cross class", "shuffled", "circle"]
     assert legend(figure)[:2] == ["resnet18", "fmmnet18"]
 
@@ -242,7 +245,9 @@ def test_what_lies_above_the_scale_takes_no_height_from_the_rest() -> None:
 def test_treatments_of_batch_norm_become_results_of_their_own() -> None:
     parts = treatments(on_a_line(("kept", "interpolated", "recomputed")))
     assert [json.loads(part.attrs["spec"])["statistics"] for part in parts] == [
-        "kept", "interpolated", "recomputed",
-    ]  # fmt: skip
+        "kept",
+        "interpolated",
+        "recomputed",
+    ]
     (ax, _) = draw(on_a_line(("kept",))).axes
     assert ax.get_title() == "a → b"

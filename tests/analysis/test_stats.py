@@ -22,8 +22,10 @@ def within(share: float, expected: float, draws: int) -> bool:
 
 def by_hand(differences: np.ndarray) -> float:
     """Every choice of signs written out, whole numbers, so that ties are exact."""
-    sums = [abs(sum(s * d for s, d in zip(signs, differences, strict=True)))
-            for signs in product((1, -1), repeat=len(differences))]  # fmt: skip
+    sums = [
+        abs(sum(s * d for s, d in zip(signs, differences, strict=True)))
+        for signs in product((1, -1), repeat=len(differences))
+    ]
     return sum(total >= abs(sum(differences)) for total in sums) / len(sums)
 
 

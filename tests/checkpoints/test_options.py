@@ -18,7 +18,7 @@ from checkpoints.options import add_flags, as_flags, from_flags, key_value, opti
 
 @dataclass(frozen=True)
 class Spec:
-    points: int = option(51, "points an axis")
+    points: int = option(51, "points per axis")
     extent: float = option(1.0, "reaches 100% of the way")
     name: str = option("origin", "a name")
     file: Path = option(Path("a.h5"), "a path", metavar="FILE")
@@ -123,7 +123,7 @@ def test_help_tells_meaning_default_and_choices(capsys: pytest.CaptureFixture[st
         parsed("--help")
     told = " ".join(capsys.readouterr().out.split())
     for line in (
-        "--points N points an axis (default: 51)",
+        "--points N points per axis (default: 51)",
         "--extent X reaches 100% of the way (default: 1.0)",
         "--file FILE a path (default: a.h5)",
         "--chosen {one,two} of two (default: one)",

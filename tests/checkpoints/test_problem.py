@@ -136,7 +136,7 @@ def test_contradictions_are_refused(change: dict[str, Any], line: str) -> None:
 def test_a_loss_that_is_not_one_value_an_example_is_refused(loss: Any) -> None:
     made = Problem.of(linear(), [examples()], loss)
     line = refusal(lambda: made.losses(made.outputs(made.model, made.inputs), made.targets))
-    assert "for 7 examples; expected one value an example. Use reduction='none'" in line
+    assert "for 7 examples; expected one value per example. Use reduction='none'" in line
 
 
 def test_losses_are_computed_in_float64() -> None:
@@ -230,7 +230,7 @@ def test_normalization_is_its_closed_form() -> None:
 def test_a_normalization_that_is_none_is_refused(
     mean: tuple[float, ...], std: tuple[float, ...]
 ) -> None:
-    assert "expected one value a channel each, finite, std positive" in refusal(
+    assert "expected one value per channel each, finite, std positive" in refusal(
         lambda: Normalization(mean, std)
     )
 

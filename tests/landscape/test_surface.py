@@ -41,8 +41,9 @@ def test_a_surface_is_the_same_as_an_independent_loop(problem: Problem, tmp_path
     network = make_problem(problem.device).model.eval()
     start = {name: p.detach().clone() for name, p in network.named_parameters()}
     with h5py.File(saved) as file:
-        first, second = ({n: torch.from_numpy(v[i]) for n, v in file["directions"].items()}
-                         for i in (0, 1))  # fmt: skip
+        first, second = (
+            {n: torch.from_numpy(v[i]) for n, v in file["directions"].items()} for i in (0, 1)
+        )
     for i, alpha in enumerate([-0.5, 0.0, 0.5]):
         for j, beta in enumerate([-1.0, -0.5, 0.0, 0.5, 1.0]):
             with torch.no_grad():
@@ -279,7 +280,7 @@ def test_a_network_with_other_weights_or_other_data_is_refused(
     ("spec", "line"),
     [
         ({"points": (0,)}, "at least 1 point"),
-        ({"points": (3, 3, 3)}, "one number, or 2, one an axis"),
+        ({"points": (3, 3, 3)}, "one number, or 2, one per axis"),
         ({"points": (3, 3), "dimensions": 1}, "one number, or 1"),
         ({"extent": (-1.0,)}, "not negative"),
         ({"extent": (float("nan"),)}, "finite extent"),

@@ -58,8 +58,12 @@ def straight(network: Path, tmp_path_factory: pytest.TempPathFactory) -> xr.Data
     out = tmp_path_factory.mktemp("straight") / "r.h5"
     done = subprocess.run(
         command("--ckpt", network, "--out", out, *GRID),
-        env=environment(), capture_output=True, text=True, check=True, timeout=300,
-    )  # fmt: skip
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=300,
+    )
     assert done.stdout == f"{out}\n"
     assert "resnet8 on 60 images of fashion-mnist-sample (test)" in done.stderr
     assert "Warning" not in done.stderr
@@ -72,8 +76,11 @@ def test_two_ranks_of_torchrun_end_with_the_file_of_one_process(
     out = tmp_path / "r.h5"
     subprocess.run(
         command("--ckpt", network, "--out", out, *GRID, ranks=2),
-        env=environment(), check=True, capture_output=True, timeout=300,
-    )  # fmt: skip
+        env=environment(),
+        check=True,
+        capture_output=True,
+        timeout=300,
+    )
     xr.testing.assert_identical(store.load(out), straight)
 
 

@@ -270,9 +270,12 @@ def test_the_networks_own_normalisation_is_undone_by_the_chain_rule() -> None:
     images = torch.rand(3, 5, 1, 1, dtype=torch.float64)
     model = nn.Sequential(nn.Flatten(), problem.model)
     scaled = Problem(
-        model, {"input": images}, torch.tensor([0, 1, 2]),
-        normalization=Normalization((0.5,) * 5, (0.1, 0.2, 0.3, 0.4, 0.5)), batch_size=3,
-    )  # fmt: skip
+        model,
+        {"input": images},
+        torch.tensor([0, 1, 2]),
+        normalization=Normalization((0.5,) * 5, (0.1, 0.2, 0.3, 0.4, 0.5)),
+        batch_size=3,
+    )
     _, rows = jacobians.jacobian(Inputs(scaled), scaled.inputs)
     std = torch.tensor([0.1, 0.2, 0.3, 0.4, 0.5], dtype=torch.float64)
     torch.testing.assert_close(rows, (weight / std).expand(3, 4, 5), **EXACT)

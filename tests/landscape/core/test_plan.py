@@ -150,15 +150,21 @@ def test_an_error_before_the_first_cell_leaves_no_file(tmp_path: Path) -> None:
         ({"spec": Spec(points=(3, 5))}, "points=3 4, this run asks for points=3 5. Pass --points"),
         ({"spec": Spec(seed=1)}, "seed=0, this run asks for seed=1. Pass --seed 0 to continue it"),
         ({"spec": Spec(orthogonal=True)}, "orthogonal=False.*Pass --no-orthogonal to"),
-        ({"provenance": {"checkpoint": {"file": "b.pt", "sha256": "1" * 64}, "batch_size": 100}},
-         "checkpoint.file=a.pt, this run asks for checkpoint.file=b.pt. Pass --ckpt a.pt"),
-        ({"provenance": {"checkpoint": {"file": "a.pt", "sha256": "2" * 64}, "batch_size": 100}},
-         "checkpoint.sha256=1{12}, this run asks for checkpoint.sha256=2{12}. Pass --out"),
-        ({"provenance": {"checkpoint": {"file": "a.pt", "sha256": "1" * 64}, "batch_size": 50}},
-         "batch_size=100, this run asks for batch_size=50. Pass --batch-size 100"),
+        (
+            {"provenance": {"checkpoint": {"file": "b.pt", "sha256": "1" * 64}, "batch_size": 100}},
+            "checkpoint.file=a.pt, this run asks for checkpoint.file=b.pt. Pass --ckpt a.pt",
+        ),
+        (
+            {"provenance": {"checkpoint": {"file": "a.pt", "sha256": "2" * 64}, "batch_size": 100}},
+            "checkpoint.sha256=1{12}, this run asks for checkpoint.sha256=2{12}. Pass --out",
+        ),
+        (
+            {"provenance": {"checkpoint": {"file": "a.pt", "sha256": "1" * 64}, "batch_size": 50}},
+            "batch_size=100, this run asks for batch_size=50. Pass --batch-size 100",
+        ),
         ({"probe": "hessian"}, "is a result of surface, this run is hessian"),
     ],
-)  # fmt: skip
+)
 def test_a_file_of_another_run_is_refused_by_the_field_that_differs(
     tmp_path: Path, changes: dict[str, object], line: str
 ) -> None:

@@ -136,7 +136,7 @@ def test_a_single_example_has_no_standard_error(device: torch.device) -> None:
 
 def test_a_loss_that_is_a_mean_is_refused(problem: Problem) -> None:
     space = Weights(replace(problem, loss=nn.functional.cross_entropy))
-    with pytest.raises(ValueError, match="one value an example"):
+    with pytest.raises(ValueError, match="one value per example"):
         space.evaluate(space.origin)
 
 
@@ -212,8 +212,10 @@ def test_outputs_are_those_that_are_evaluated_and_can_be_differentiated_twice() 
 def test_parts_cover_every_example_once() -> None:
     space = Weights(make_problem(torch.device("cpu"), count=23, batch_size=8))
     assert [list(range(23))[part] for part in space.parts()] == [
-        list(range(8)), list(range(8, 16)), list(range(16, 23)),
-    ]  # fmt: skip
+        list(range(8)),
+        list(range(8, 16)),
+        list(range(16, 23)),
+    ]
     assert [part.stop - part.start for part in space.parts(10)] == [10, 10, 3]
 
 

@@ -23,9 +23,13 @@ from landscape.hessian.operator import Curvature
 
 pytestmark = pytest.mark.second_derivative
 SMALL: dict[str, Any] = {
-    "parts": ("eigenpairs", "trace"), "top": 2, "which": ("magnitude", "smallest"),
-    "trace_products": 30, "tol": 1e-6, "activations": "recompute",
-}  # fmt: skip
+    "parts": ("eigenpairs", "trace"),
+    "top": 2,
+    "which": ("magnitude", "smallest"),
+    "trace_products": 30,
+    "tol": 1e-6,
+    "activations": "recompute",
+}
 
 
 @pytest.fixture

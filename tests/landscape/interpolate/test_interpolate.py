@@ -603,8 +603,11 @@ def test_the_command_tells_means_and_barriers(problem: Problem, tmp_path: Path) 
     assert plan.tell is not None
     lines = plan.tell(measured(problem, points=5))
     assert [line.split(",")[0] for line in lines] == [
-        "same class", "cross class", "random", "circle",
-    ]  # fmt: skip
+        "same class",
+        "cross class",
+        "random",
+        "circle",
+    ]
     assert "tortuosity" in lines[0]
     assert "tortuosity" not in lines[3]
     torch.save(moved(problem).model.state_dict(), tmp_path / "other.pt")

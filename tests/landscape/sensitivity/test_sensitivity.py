@@ -387,8 +387,10 @@ def test_floors_are_what_independent_errors_make_of_differences() -> None:
     bend = float((left - 2 * here + right).norm(dim=1).square().mean().sqrt()) / 0.2**2
     turn = float((right - here).norm(dim=1).square().mean().sqrt()) / 0.2
     for name, wanted in (
-        ("second_difference", 7 * bend), ("curvature", 3 * bend), ("gradient_change", 5 * turn)
-    ):  # fmt: skip
+        ("second_difference", 7 * bend),
+        ("curvature", 3 * bend),
+        ("gradient_change", 5 * turn),
+    ):
         # A root mean square of 20000 draws: 0.4 % of its own, five times that.
         assert float(found[f"{name}_floor"][0, 1]) == pytest.approx(wanted, rel=0.02)
         power = 1 if name == "gradient_change" else 2
@@ -614,5 +616,7 @@ def test_the_command_tells_medians_and_leaves_a_file(
     assert "L2 norm of the loss gradient (nat / pixel range): median" in told.err
     assert "accuracy under noise:" in told.err
     assert list(xr.open_dataset("fmmnet18.sensitivity.h5")["direction_kind"].values) == [
-        "random", "gradient", "adversarial",
-    ]  # fmt: skip
+        "random",
+        "gradient",
+        "adversarial",
+    ]

@@ -91,8 +91,14 @@ compare = "difference"
 predicts = "higher"
 margin = 0.002
 """
-NAMES = ("vanilla-seed0", "vanilla-seed1", "multiplicative-seed0", "multiplicative-seed1",
-         "untrained-vanilla-seed0", "untrained-vanilla-seed3")  # fmt: skip
+NAMES = (
+    "vanilla-seed0",
+    "vanilla-seed1",
+    "multiplicative-seed0",
+    "multiplicative-seed1",
+    "untrained-vanilla-seed0",
+    "untrained-vanilla-seed3",
+)
 FILES = {f"{name}.{label}.h5" for name in NAMES for label in ("near", "weights")}
 
 
@@ -106,9 +112,17 @@ def networks(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 torch.manual_seed(seed)
                 state = ResNet(8, width=4, channels=1, merge=merge).state_dict()
             told = Checkpoint(
-                state, f"{model}8", OPTIONS, 10, (1, 28, 28), (0.286,), (0.353,), "fashion-mnist",
-                seed=seed, metrics={"test_accuracy_validation_selected": 0.5 + seed / 8},
-            )  # fmt: skip
+                state,
+                f"{model}8",
+                OPTIONS,
+                10,
+                (1, 28, 28),
+                (0.286,),
+                (0.353,),
+                "fashion-mnist",
+                seed=seed,
+                metrics={"test_accuracy_validation_selected": 0.5 + seed / 8},
+            )
             checkpoint.save(told, folder / f"{model}-seed{seed}.pt")
     return folder
 

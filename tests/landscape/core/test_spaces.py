@@ -136,7 +136,7 @@ def test_a_single_example_has_no_standard_error(device: torch.device) -> None:
 
 def test_a_loss_that_is_a_mean_is_refused(problem: Problem) -> None:
     space = Weights(replace(problem, loss=nn.functional.cross_entropy))
-    with pytest.raises(ValueError, match="one value an example"):
+    with pytest.raises(ValueError, match="one value per example"):
         space.evaluate(space.origin)
 
 

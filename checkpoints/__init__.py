@@ -1,1 +1,1 @@
-"""Trained networks and the real images they are probed on: what is studied."""
+"""What is studied: trained networks, and the real images on which they are probed."""

@@ -1,4 +1,4 @@
-"""Batch norm's statistics, set to what a calibration set gives at a network's present weights."""
+"""Recompute batch-norm statistics from a calibration set at a network's current weights."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def recompute_statistics(
 ) -> None:
     """Set every batch norm of `network` to its exact statistics over the calibration set.
 
-    The set goes through as one batch: a mean over batches would not give the variance.
+    The set passes through as one batch: averaging over batches would not give the variance.
 
     Args:
-        network: written to.
+        network: modified in place.
         outputs: calls the network on raw inputs, such as `Problem.outputs`.
         calibration: {name: (M, ...)}.
-        kernels: those of the network; see `checkpoints.device`.
+        kernels: which kernels to use; see `checkpoints.device`.
     """
     norms = [module for module in network.modules() if isinstance(module, NORMS)]
     momenta = [norm.momentum for norm in norms]

@@ -1,4 +1,4 @@
-"""A checkpoint: one self-describing file that holds a trained network."""
+"""A checkpoint: one self-describing file with a trained network."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SCHEMA_VERSION = 1
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """A trained network and everything needed to use it and to repeat its training.
+    """A trained network, and everything needed to use it and to repeat its training.
 
     Args:
         state_dict: {name: tensor}, the network's parameters and buffers.
@@ -35,7 +35,7 @@ class Checkpoint:
         std: one value per channel, by which they are then divided.
         data: the data set's name, as `--data` takes it; empty where it is not known.
         recipe: the training's options.
-        seed: the training's seed; None where it is not known.
+        seed: the training's seed; None if unknown.
         metrics: accuracies (fractions) and losses (nat).
         history: one dict per epoch.
         file: where it was read from.
@@ -61,7 +61,7 @@ class Checkpoint:
         """A new network of this architecture with these weights, in eval mode, in float32.
 
         Raises:
-            ValueError: names or shapes do not fit; the line names the first offenders.
+            ValueError: names or shapes do not fit; the message lists the first of them.
         """
         network = build(self.model, self.options)
         misfits = differences(network.state_dict(), self.state_dict)
@@ -94,7 +94,7 @@ def find(name: str | Path) -> Path:
     known = ", ".join(sorted(p.name for p in shipped.glob("*.pt"))) or "none"
     where = "; the networks of studies are in the repository" if path.parent.name else ""
     raise ValueError(
-        f"{name}: no such file, nor does it name one that ships (there are: {known}{where})."
+        f"{name}: no such file, and none of that name ships (available: {known}{where})."
     )
 
 
@@ -102,7 +102,7 @@ def build(model: str, options: Mapping[str, Any]) -> nn.Module:
     """A new network: `model` is a registered name, `file.py:function` or `package.module:function`.
 
     Raises:
-        ValueError: there is no such builder, it refuses the options, or it returns no module.
+        ValueError: there is no such builder, or it rejects the options or does not return a module.
     """
     builder = MODELS.get(model) or imported(model, "model", known=MODELS)
     try:
@@ -120,33 +120,36 @@ def build(model: str, options: Mapping[str, Any]) -> nn.Module:
 def save(checkpoint: Checkpoint, path: Path, *, half: bool = False) -> None:
     """Write one self-describing file, whole or not at all.
 
-    A name that ends in `.safetensors` gets that format, with the same description as metadata;
-    any other is read back by `torch.load(path, weights_only=True)`.
+    A name ending in `.safetensors` selects that format, with the same description as metadata;
+    any other file can be read with `torch.load(path, weights_only=True)`.
 
     Args:
         checkpoint: what to save; its `file` and `sha256` are not written.
-        path: where to.
-        half: store convolution and linear weights as float16. Batch-norm statistics stay
-            float32, since their range does not fit.
+        path: the file to write.
+        half: store convolution and linear weights as float16. Batch-norm statistics stay float32,
+            because their range may exceed that of float16.
 
     Raises:
-        ValueError: options, recipe, metrics or history hold what is no number, text or list.
+        ValueError: options, recipe, metrics or history contain values other than numbers, strings,
+            lists and dicts.
     """
     state = {}
     for name, tensor in checkpoint.state_dict.items():
         narrow = half and tensor.ndim > 1 and tensor.is_floating_point()
         value = tensor.detach().to("cpu", torch.float16 if narrow else tensor.dtype)
-        # A copy of its own: a view would bring all that it is a view of into the file.
+        # Cloned, because saving a view would store its whole underlying storage.
         state[name] = value.clone(memory_format=torch.contiguous_format)
     unwritten = ("state_dict", "file", "sha256")
     entries = {
         f.name: getattr(checkpoint, f.name) for f in fields(checkpoint) if f.name not in unwritten
     }
     try:
-        # The same plain entries in both formats, which any reader of either can load.
+        # The same plain entries in both formats, so that any reader of either can load them.
         description = json.dumps({"format": FORMAT, "schema_version": SCHEMA_VERSION, **entries})
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{path} cannot be written: {error}. Expected plain values.") from error
+        raise ValueError(
+            f"{path} cannot be written: {error}. Expected numbers, strings, lists and dicts."
+        ) from error
     partial = path.with_name(path.name + ".partial")
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".safetensors":
@@ -157,5 +160,5 @@ def save(checkpoint: Checkpoint, path: Path, *, half: bool = False) -> None:
 
 
 def spelled(options: Mapping[str, Any]) -> str:
-    """Options as a reader would write them."""
+    """Options as text: `width=16, shortcut=A`."""
     return ", ".join(f"{k}={v}" for k, v in options.items())

@@ -1,4 +1,4 @@
-"""Where a network runs, and the arithmetic that makes its numbers repeatable there."""
+"""The device a network runs on, and the arithmetic settings that make results reproducible."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from typing import Any, Literal, TypeAlias, TypeVar, get_args
 import torch
 from torch import Tensor, nn
 
-# The memory order of images and feature maps, and whose kernels compute with them; the fastest
-# first. `native` is contiguous and leaves out oneDNN and cuDNN.
+# The memory format of images and feature maps, and which kernels compute with them, fastest first.
+# `native` is contiguous, without oneDNN and cuDNN.
 Kernels: TypeAlias = Literal["channels_last", "contiguous", "native"]
 KERNELS: tuple[Kernels, ...] = get_args(Kernels)
 Movable = TypeVar("Movable", Tensor, nn.Module)
 
 
 def device_named(name: str | None, rank: int = 0) -> torch.device:
-    """The device called `name`; without a name the GPU of this rank, or the CPU where none is.
+    """The device called `name`; by default the GPU of this rank, or the CPU if there is no GPU.
 
     Args:
         name: `cpu`, `cuda`, `cuda:1` …
-        rank: of this process among those on its machine.
+        rank: local rank of this process.
 
     Raises:
-        ValueError: there is no such device, or it cannot be used.
+        ValueError: the device does not exist or cannot be used.
     """
     if name is None:
         if torch.cuda.is_available():
@@ -42,10 +42,10 @@ def device_named(name: str | None, rank: int = 0) -> torch.device:
 
 @contextmanager
 def exact_arithmetic(kernels: Kernels = "channels_last") -> Iterator[None]:
-    """Float32 that is float32, on a GPU with the same bits again, computed by these kernels.
+    """Compute in true float32 with these kernels, deterministically on a GPU.
 
-    Without it a user's own settings decide whether TF32 or bfloat16 takes its place. A backward
-    pass chooses its kernels anew, so it must stand inside as well.
+    Without it, the user's settings may replace float32 by TF32 or bfloat16. A backward pass selects
+    its kernels again, so it must run inside this context as well.
     """
     native = kernels == "native"
     settings: list[tuple[Any, str, Any]] = [
@@ -68,8 +68,8 @@ def exact_arithmetic(kernels: Kernels = "channels_last") -> Iterator[None]:
         yield
 
 
-# What has a precision of its own for float32, from torch 2.9 on. Each is set by itself: torch
-# refuses to read its older, common switches where these differ.
+# Backends with their own float32 precision setting, from torch 2.9 on. Each is set separately:
+# torch refuses to read the older, common settings while these differ.
 _MULTIPLYING = (
     torch.backends.cuda.matmul,
     *(getattr(torch.backends.mkldnn, operation, None) for operation in ("matmul", "conv", "rnn")),
@@ -91,10 +91,10 @@ def _set(backend: Any, name: str, value: Any) -> Iterator[None]:
 
 
 def in_order(value: Movable, kernels: Kernels) -> Movable:
-    """A network, or a batch, in the memory order of these kernels; a network is changed in place.
+    """A network or a batch in the memory format of these kernels; a network is changed in place.
 
-    Convolutions of images (N, C, H, W) are fastest where the channels come last. A batch without
-    four axes, and a network without such a parameter, then stay as they are.
+    Convolutions of images (N, C, H, W) are fastest in channels-last format. It applies to tensors
+    with four axes only: other batches, and networks without such a parameter, stay as they are.
     """
     if isinstance(value, Tensor):
         if kernels == "channels_last":
@@ -114,10 +114,10 @@ def in_order(value: Movable, kernels: Kernels) -> Movable:
 
 
 def in_default_order(value: Tensor) -> bool:
-    """Whether a tensor's strides are those of a new one.
+    """Whether a tensor has the strides of a newly allocated one.
 
-    `is_contiguous` does not tell: strides of axes of length 1 do not count for it, but they decide
-    whether torch takes a 1x1 convolution's weight for channels-last.
+    `is_contiguous` is not enough: it ignores the strides of axes of length 1, but they decide
+    whether torch treats the weight of a 1x1 convolution as channels-last.
     """
     expected, step = [], 1
     for size in reversed(value.shape):
@@ -127,12 +127,12 @@ def in_default_order(value: Tensor) -> bool:
 
 
 def channels_come_last(value: Tensor) -> bool:
-    """Whether torch takes a tensor for channels-last: the order in which its convolution runs.
+    """Whether torch treats a tensor as channels-last, and so convolves it in that format.
 
-    `is_contiguous` does not tell: strides of axes of length 1 do not count for it, and do here. A
-    view, such as a crop of contiguous images, is neither contiguous nor channels-last; it is
-    copied before it is convolved. A sequence (N, C, L) is an image of one row. What has other axes
-    is taken for channels-last unless it is in the default order.
+    `is_contiguous` is not enough: it ignores the strides of axes of length 1, which count here. A
+    view, such as a crop of contiguous images, is neither contiguous nor channels-last; torch copies
+    it before convolving. A sequence (N, C, L) counts as an image of one row. A tensor with another
+    number of axes counts as channels-last unless it is in the default order.
     """
     if value.ndim == 3:
         value = value.unsqueeze(2)
@@ -150,7 +150,7 @@ def channels_come_last(value: Tensor) -> bool:
 
 
 def memory_exhausted(error: BaseException) -> bool:
-    """Whether an error says that memory was not to be had, on a GPU or on the CPU."""
+    """Whether an error means out of memory, on a GPU or on the CPU."""
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
@@ -159,13 +159,13 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
 
 
 def keep_freed_memory() -> bool:
-    """Tell glibc's malloc to keep freed blocks instead of giving them back to the kernel.
+    """Configure glibc's malloc to keep freed memory instead of returning it to the kernel.
 
-    Every forward pass frees and takes the same large blocks; by default each is unmapped and its
-    pages are faulted in again, which costs up to half of the time on a CPU.
+    Every forward pass allocates and frees the same large blocks. By default each is unmapped when
+    freed and its pages are faulted in again, which takes up to half of the time on a CPU.
 
     Returns:
-        Whether it was done: False where the C library is not glibc.
+        Whether it succeeded; False if the C library is not glibc.
     """
     name = ctypes.util.find_library("c")
     if not name:

@@ -1,20 +1,20 @@
-"""The inner values of a network, by name: read, watched or replaced while it runs.
+"""Read, watch or replace inner values of a network, by name, while it runs.
 
-A value is a tensor that some module returns, under that module's name: `layer1.0.conv1`. Where a
+An inner value is a tensor that a module returns, under that module's name: `layer1.0.conv1`. If a
 module returns several, each has an index: `attention[0]`, `attention[0][1]`, `encoder[hidden]`. A
-module that is called several times in one pass gives `act`, `act#2`, `act#3` …, in that order. What
-is no module's output has no name until the network's author passes it through an `Exposed`.
+module that is called several times in one pass gives `act`, `act#2`, `act#3` …, in that order. A
+tensor that no module returns has no name, unless the network's author passes it through `Exposed`.
 
-A pattern is a name in which `*` stands for anything and `?` for one character; brackets stand for
-themselves. Without a `#` it means every call of the module; `act#1` is the first alone. A pattern
-that matches nothing is refused: where the context opens, if no module is called so, else at the end
-of the network's pass, if no tensor was.
+A pattern is a name in which `*` matches anything and `?` one character; brackets are literal.
+Without a `#` it matches every call of the module; `act#1` matches only the first. A pattern that
+matches nothing raises an error: when the context opens if no module has such a name, else at the
+end of the forward pass if no tensor had it.
 
-Contexts nest. One that is opened later sees what the earlier ones have made of a value, so that a
-reading inside a replacing reads the replaced value. All of it is torch's forward hooks, on modules:
-they act in whatever form the network is called (`functional_call`, under `torch.func`, while
-`make_fx` traces it), in every thread, and nothing is left of them when no context is open. A switch
-that forward methods would ask, in a context variable, would do the same for `Exposed` alone.
+Contexts nest. A later one sees the values as changed by the earlier ones, so `reading` inside
+`replacing` reads the replaced value. All of this uses torch's forward hooks on modules. They act
+however the network is called (`functional_call`, under `torch.func`, traced by `make_fx`) and in
+every thread, and are removed when the context closes. The alternative, a context variable that
+forward methods check, would work for `Exposed` only.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-# (name of a value, the value, the patterns that it matches) to what the network goes on with
+# (name of a value, the value, the patterns that it matches) -> the value that the network uses
 Change: TypeAlias = Callable[[str, Tensor, list[str]], Tensor]
 
 
 class Exposed(nn.Module):
-    """Hands a value through, and so gives it a name: that of this module.
+    """Returns its input unchanged, which makes it an inner value with this module's name.
 
-    For a network's author: `self.logits = Exposed()` in `__init__`, and in `forward`
-    `logits = self.logits(query @ key.mT)`. Go on with what it returns, which is what a replacement
-    changes, and give each value its own: a later one can then depend on an earlier one's
-    replacement. It has no parameters, and no entry in a state dict.
+    For authors of networks: write `self.logits = Exposed()` in `__init__`, and in `forward`
+    `logits = self.logits(query @ key.mT)`. Continue with the returned tensor, because a replacement
+    changes that one. Use one `Exposed` per value, before the next value is computed, so that later
+    values depend on the replacements of earlier ones. It adds nothing to the state dict.
 
-    Cost: a call of a Python function, about a microsecond.
+    Cost: one Python function call, about a microsecond.
     """
 
     def forward(self, value: Tensor) -> Tensor:
@@ -55,24 +55,24 @@ class Exposed(nn.Module):
 def reading(network: nn.Module, patterns: str | Sequence[str]) -> Iterator[dict[str, Tensor]]:
     """Keep the inner values that match a pattern.
 
-    The network goes on with a copy of each: a layer that writes in place changes no value that was
-    read, and outputs depend on the values, so that they can be differentiated in them any number
-    of times. Where nothing before a value requires a gradient, neither does the value; to start
-    at it, replace it first by `value.detach().requires_grad_()`. Inside a transformation of
-    `torch.func`, or a trace, values live in there only: return them from the function that is
-    transformed.
+    The network continues with a copy of each value, so layers that write in place do not change it.
+    The outputs depend on the values and can be differentiated with respect to them any number of
+    times. A value requires a gradient only if something before it does; to start the graph at a
+    value, replace it first by `value.detach().requires_grad_()`. Inside a `torch.func`
+    transformation or a trace, values are valid only there: return them from the transformed
+    function.
 
     Args:
-        network: whose modules are read; it may run in whatever form.
-        patterns: one or several, see above.
+        network: the network to read, however it is called.
+        patterns: one or several, see the module's docstring.
 
     Yields:
-        {name: value} of the last pass, in the order of computation; empty before the first.
+        {name: value} of the last forward pass, in the order of computation; empty before the first.
 
     Raises:
-        ValueError: a pattern that matches nothing.
+        ValueError: a pattern matches nothing.
 
-    Cost: the memory of the values, twice until the pass is over.
+    Cost: the memory of the values, twice during the forward pass.
     """
     values: dict[str, Tensor] = {}
 
@@ -89,14 +89,14 @@ def reading(network: nn.Module, patterns: str | Sequence[str]) -> Iterator[dict[
 def watching(
     network: nn.Module, functions: Mapping[str, Callable[[str, Tensor], None]]
 ) -> Iterator[None]:
-    """Call a function with every inner value that matches its pattern; nothing is kept.
+    """Call a function with every inner value that matches its pattern, without keeping the value.
 
     Args:
         network: see `reading`.
         functions: {pattern: function of a value's name and the value, which it must not change}.
 
     Raises:
-        ValueError: a pattern that matches nothing.
+        ValueError: a pattern matches nothing.
     """
 
     def look(name: str, value: Tensor, matched: list[str]) -> Tensor:
@@ -112,22 +112,22 @@ def watching(
 def replacing(
     network: nn.Module, functions: Mapping[str, Callable[[Tensor], Tensor]]
 ) -> Iterator[None]:
-    """Let the network go on with a function of an inner value in the value's place.
+    """Replace every inner value that matches a pattern by a function of it.
 
-    Derivatives go through the function; a replacement that does not depend on the value, such as
-    `torch.zeros_like`, lets none through. The function sees the examples of one batch, the first
-    axis nearly always, and must not let one of them depend on another: probes rely on that. A
-    network with activation checkpointing computes values again in the backward pass, as further
-    calls: stay inside until then, and give patterns no `#`.
+    Derivatives pass through the function; a replacement that does not depend on the value, such as
+    `torch.zeros_like`, blocks them. The function receives one batch, usually along the first axis,
+    and must treat examples independently: probes rely on that. With activation checkpointing, a
+    network computes values again in the backward pass, as further calls: keep the context open
+    until then, and use patterns without `#`.
 
     Args:
         network: see `reading`.
-        functions: {pattern: function of the value}. Where several match, one after another, in
-            this order.
+        functions: {pattern: function of the value}. If several match, they are applied one after
+            another, in this order.
 
     Raises:
-        ValueError: a pattern that matches nothing; in the network's pass, a replacement that has
-            not the shape, dtype and device of its value.
+        ValueError: a pattern matches nothing, or, during the forward pass, a replacement differs
+            from its value in shape, dtype or device.
     """
 
     def replace(name: str, value: Tensor, matched: list[str]) -> Tensor:
@@ -146,11 +146,11 @@ def replacing(
 
 
 def names(network: nn.Module, inputs: Tensor | Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    """Which inner values there are, in the order of computation, with their shapes.
+    """The names and shapes of all inner values, in the order of computation.
 
     Args:
-        network: stays as it is, and in the mode it is in; it runs in eval mode.
-        inputs: what it is called with, one example: a tensor, or several by their names.
+        network: runs in eval mode, and is returned to the mode it was in.
+        inputs: one example, a tensor or {name: tensor}.
 
     Cost: one forward pass.
     """
@@ -182,19 +182,19 @@ def _hooked(
     """Pass every inner value that matches a pattern through `change`.
 
     Args:
-        network: the one whose call is a pass; its own outputs are no inner values.
-        patterns: see above.
+        network: each of its calls is a pass; its own outputs are not inner values.
+        patterns: see the module's docstring.
         change: see `Change`.
-        at_start: called where a pass begins.
+        at_start: called at the beginning of a pass.
     """
     modules = {name: module for name, module in network.named_modules() if name}
     for pattern in patterns:
         if not any(_is_like(name, _of_module(pattern)) for name in modules):
             raise ValueError(_unknown(pattern, modules))
     calls: Counter[str] = Counter()
-    met: set[str] = set()  # patterns, in this pass
-    passed: dict[str, None] = {}  # names, in this pass
-    is_open = True  # a copy of the network that is made in here keeps the hooks
+    met: set[str] = set()  # patterns matched in this pass
+    passed: dict[str, None] = {}  # names of values seen in this pass
+    is_open = True  # copies of the network made inside the context keep their hooks
 
     def begin(*_: Any) -> None:
         if is_open:
@@ -228,7 +228,7 @@ def _hooked(
             leaves, form = pytree.tree_flatten_with_path(output)
             new = [changed(name + _index(path), calls[name], value) for path, value in leaves]
             if all(a is b for a, (_, b) in zip(new, leaves, strict=True)):
-                return None  # the very object that the module returned
+                return None  # keep the object that the module returned
             return pytree.tree_unflatten(new, form)
 
         return hook
@@ -250,12 +250,12 @@ def _is_like(name: str, pattern: str) -> bool:
 
 
 def _of_module(pattern: str) -> str:
-    """A pattern of values without its index and number of a call: a pattern of modules."""
+    """A pattern without index and call number, which matches names of modules."""
     return re.sub(r"(\[[^]]*\])*(#.*)?$", "", pattern)
 
 
 def _index(path: Sequence[Any]) -> str:
-    """Where a tensor stands in what a module returns."""
+    """The index of a tensor in a module's output."""
     keys = (getattr(key, "idx", getattr(key, "key", getattr(key, "name", key))) for key in path)
     return "".join(f"[{key}]" for key in keys)
 
@@ -267,10 +267,10 @@ def _described(value: Any) -> str:
 
 
 def _unknown(pattern: str, known: Collection[str]) -> str:
-    # without repetition, and without a module that was not called
+    # without duplicates, and without the name of a module that was not called
     others = [name for name in dict.fromkeys(known) if name != pattern]
     close = ", ".join(difflib.get_close_matches(pattern, others, cutoff=0)) or "none"
     return (
         f"{pattern}: the network has no inner value of this name; close names: {close}. "
-        "hooks.names(network, inputs) lists all."
+        "hooks.names(network, inputs) lists all of them."
     )

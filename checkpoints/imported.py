@@ -1,4 +1,4 @@
-"""Functions of the user's own, by name."""
+"""Import user-defined functions by name."""
 
 from __future__ import annotations
 
@@ -13,33 +13,33 @@ from checkpoints.reader import reason
 
 
 def module_at(source: str) -> ModuleType:
-    """The module called `package.module`, or at `path/to/file.py`. Its code runs.
+    """The module `package.module`, or the one at `path/to/file.py`. Runs its code.
 
-    Whatever importing it raises is passed on.
+    Exceptions of the import are passed on.
     """
     if not source.endswith(".py"):
         return importlib.import_module(source)
-    name = f"file {Path(source).resolve()}"  # no importable name, so that it hides no other module
+    name = f"file {Path(source).resolve()}"  # not importable, so it shadows no other module
     spec = importlib.util.spec_from_file_location(name, source)
     if spec is None or spec.loader is None:
-        raise ImportError("it is no Python file")
+        raise ImportError("not a Python file")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up there
+    sys.modules[name] = module  # where dataclasses look up their module
     spec.loader.exec_module(module)
     return module
 
 
 def imported(name: str, what: str, known: Mapping[str, Any]) -> Callable[..., Any]:
-    """The function called `path/to/file.py:function` or `package.module:function`.
+    """The function named `path/to/file.py:function` or `package.module:function`.
 
     Raises:
-        ValueError: `name` has not that form, or there is no such function.
+        ValueError: `name` does not have this form, or there is no such function.
     """
     source, colon, function = name.rpartition(":")
     if not colon:
         raise ValueError(
             f"{what} {name!r} is not known. Known: {', '.join(known)}; "
-            "or give path/to/file.py:function or package.module:function."
+            "or pass path/to/file.py:function or package.module:function."
         )
     try:
         module = module_at(source)

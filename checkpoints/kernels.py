@@ -1,8 +1,8 @@
-"""Which kernels compute a network's convolutions: known faults avoided, and the rest checked.
+"""Choose the kernels that compute a network's convolutions, and check them against float64.
 
 A fast kernel may be wrong on one processor and right on all others; see `docs/kernels.md`. So no
-run trusts one: the memory order is chosen by a rule about the network's convolutions, and then a
-few examples' losses, gradient and Hessian product are compared with contiguous float64.
+run trusts one: a rule about the network's convolutions avoids known faults, and then losses,
+gradient and Hessian-vector product of a few examples are compared with contiguous float64.
 """
 
 from __future__ import annotations
@@ -25,30 +25,31 @@ from checkpoints.device import KERNELS, Kernels, channels_come_last, exact_arith
 if TYPE_CHECKING:
     from checkpoints.problem import Problem
 
-# What a probe evaluates: the order of the highest derivative in each space, 0 for losses alone.
+# {space: order of the highest derivative that a probe computes in it}, 0 for losses only.
 Derivatives: TypeAlias = Mapping[str, int]
 NAMES = ("losses", "gradient", "Hessian product")
-BLOCK = 8  # channels in a block of the kernels that oneDNN has for AVX2
-EXAMPLES, POOL = 4, 32  # those compared, and among how many they are chosen
-# Exact ties, of max pooling on a constant background say, are broken by noise of this share of an
-# input's size: which of two equal values is passed on is for no kernel to decide.
+BLOCK = 8  # channels per block in oneDNN's AVX2 kernels
+EXAMPLES, POOL = 4, 32  # number of examples compared, and of those they are chosen from
+# Noise relative to an input's largest value. It breaks exact ties, e.g. in max pooling on a
+# constant background, where kernels may pass on either of two equal values.
 TIES = 0.01
-# How far rounding moves the operands, in units of the precision, and the error it may cause: four
-# times what moving them so does to the float64 result, plus this share of that result.
+# MOVED: perturbation of the operands that models rounding, in units of machine epsilon. The error
+# allowed is four times its effect on the float64 result, plus SHARE of that result.
 MOVED = {torch.float64: 16.0, torch.float32: 16.0, torch.bfloat16: 2.0, torch.float16: 2.0}
 SHARE = {torch.float64: 1e-11, torch.float32: 1e-5, torch.bfloat16: 0.1, torch.float16: 0.02}
-# Where a result cancels or underflows (a bias before a batch norm, the loss of a certain example),
-# as much as torch's own kernels are off, up to this many roundings of the result's natural size.
+# Allowed in addition, since a result may cancel or underflow (a bias before a batch norm, the loss
+# of a confident example): LIKE_NATIVE times the error of torch's own kernels, but at most NATURAL
+# roundings of the result's natural size.
 NATURAL, LIKE_NATIVE = 64.0, 10.0
-DRAWS, TRIES = 2, 3
+DRAWS, TRIES = 2, 3  # random perturbations of the operands; sets of examples
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The kernels of a run, and how far from float64 they were found to be.
+    """The kernels of a run, and their measured errors relative to float64.
 
     Attributes:
-        kernels: the choice.
+        kernels: the kernels chosen.
         errors: {"gradient in the weights": |x - reference| / |reference|, ...}.
     """
 
@@ -58,14 +59,15 @@ class Choice:
 
 @dataclass(frozen=True)
 class Convolution:
-    """One call of a convolution, as it reaches the kernels.
+    """One convolution call, as the kernels receive it.
 
     Attributes:
-        channels: in each group, of the input of the convolution whose weight gradient this one has.
-        kernel: its size along each axis.
-        stride: along each axis.
-        contiguous: whether torch takes neither input nor weight for channels-last.
-        narrow: float32 or narrower, which oneDNN computes; float64 it does not.
+        channels: input channels per group; for a transposed convolution, those of the plain one
+            that has the same weight gradient.
+        kernel: kernel size per axis.
+        stride: stride per axis.
+        contiguous: whether torch treats neither input nor weight as channels-last.
+        narrow: float32 or narrower; oneDNN does not compute float64.
     """
 
     channels: int
@@ -76,11 +78,11 @@ class Convolution:
 
     @property
     def wrong_gradient(self) -> bool:
-        """Whether oneDNN's weight gradient of it may be wrong, or crash.
+        """Whether oneDNN's weight gradient of this call may be wrong, or crash.
 
-        On a processor without AVX-512, with a 1x1 kernel, a stride, and fewer channels than a
-        block, in channels-last order. Held to be wrong everywhere, so that one network has one
-        memory order on every machine.
+        The fault needs a processor without AVX-512, a 1x1 kernel, a stride, fewer channels than a
+        block, and channels-last format. The processor is ignored here, so that a network has the
+        same memory format on every machine.
 
         Source: github.com/uxlfoundation/oneDNN/issues/6035.
         """
@@ -94,7 +96,7 @@ class Convolution:
         )
 
 
-# What autocast, also one of the network's own, computes in a narrower type.
+# Operations that autocast, also inside the network, runs in a narrower dtype.
 _MULTIPLYING = {
     getattr(torch.ops.aten, name)
     for name in ("convolution", "mm", "addmm", "bmm", "baddbmm", "linear", "matmul")
@@ -102,7 +104,7 @@ _MULTIPLYING = {
 
 
 class _Convolutions(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Records every convolution, whatever module or function calls it."""
+    """Records every convolution call, from modules and functions alike."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -118,8 +120,8 @@ class _Convolutions(TorchDispatchMode):  # type: ignore[no-untyped-call]
             inputs, weight, _, stride = args[:4]
             self.seen.append(
                 Convolution(
-                    # The weight gradient of a transposed one is that of a plain one whose input
-                    # is the output, so that this is the input's axis of both.
+                    # A transposed convolution has the weight gradient of a plain one with input
+                    # and output swapped, so axis 1 holds the input channels in both cases.
                     channels=weight.shape[1],
                     kernel=tuple(weight.shape[2:]),
                     stride=tuple(stride),
@@ -133,12 +135,12 @@ class _Convolutions(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def convolutions(
     problem: Problem, kernels: Kernels, mode: Callable[[nn.Module], nn.Module] = nn.Module.eval
 ) -> list[Convolution]:
-    """Every convolution that the network calls for an example, in the order of these kernels.
+    """Every convolution call of a forward pass, in the memory format of these kernels.
 
-    Backward passes, second ones too, differentiate in the operands of these calls: what a double
-    backward pass adds are forward convolutions, of other shapes, which have no known fault.
+    First and second backward passes differentiate these calls. A double backward pass only adds
+    forward convolutions of other shapes, which have no known fault.
 
-    Cost: one forward pass of two examples; of one alone, the strides do not tell the order.
+    Cost: one forward pass of two examples; with one, strides do not determine the memory format.
     """
     return _recorded(problem, kernels, mode).seen
 
@@ -158,18 +160,18 @@ def _recorded(
 def without_known_faults(
     problem: Problem, mode: Callable[[nn.Module], nn.Module] = nn.Module.eval
 ) -> Kernels:
-    """The fastest kernels among which none is known to be wrong for this network.
+    """The fastest kernels without a known fault for this network.
 
     Args:
-        problem: its own kernels are not looked at.
-        mode: `eval`, or `train` for a network whose branches differ in training.
+        problem: its own `kernels` field is ignored.
+        mode: `eval`, or `train` for a network that behaves differently in training.
 
-    Cost: one forward pass of two examples; one more for a network that fails the rule.
+    Cost: one forward pass of two examples, and another if the first finds a fault.
     """
     first = convolutions(problem, KERNELS[0], mode)
     if problem.device.type != "cpu" or not any(call.wrong_gradient for call in first):
         return KERNELS[0]
-    # A network may order its own feature maps, so that contiguous inputs are not enough.
+    # A network may change the memory format itself, so contiguous inputs are not enough.
     wrong = any(call.wrong_gradient for call in convolutions(problem, "contiguous", mode))
     return "native" if wrong else "contiguous"
 
@@ -184,27 +186,27 @@ def chosen(
     precision: torch.dtype | None = None,
     remedy: str = "Pass --dtype float64.",
 ) -> Choice:
-    """The fastest kernels that are right for this network on this machine.
+    """The fastest kernels that agree with float64 for this network on this machine.
 
     Args:
-        problem: its own kernels are not looked at.
-        derivatives: what is going to be computed, {"weights": 2} say.
-        first: begin with these: what an earlier part of the same run used.
-        say: is handed a line where a faster choice is given up.
+        problem: its own `kernels` field is ignored.
+        derivatives: what will be computed, such as {"weights": 2}.
+        first: the kernels to begin with, such as those of an earlier part of the same run.
+        say: called with one line whenever faster kernels are rejected.
         mode: puts the network into the mode in which it will run.
-        precision: of autocast; None computes in the network's own.
-        remedy: what a refusal advises.
+        precision: autocast dtype; None computes in the network's own dtype.
+        remedy: the advice at the end of the error message.
 
     Returns:
-        The choice and its errors. An error is held to four times what rounding of the operands
-        does to the float64 result, which knows about kinks: a ReLU that rounding switches changes
-        a gradient. One disagreement is overruled by two agreements elsewhere.
+        The choice and its errors. The tolerance is four times the effect of rounding the operands
+        on the float64 result. That accounts for kinks: a ReLU that rounding switches changes a
+        gradient. Two agreements on other examples outweigh one disagreement.
 
     Raises:
         ValueError: no kernels agree with float64.
 
-    Cost: two gradients of four examples, and two products where asked for, half of them in
-        float64; three times as much where the two differ by more than a hundred roundings.
+    Cost: two gradients of four examples, and two Hessian products if requested, half of them in
+        float64; three times as much if the two differ by more than a hundred roundings.
     """
     modes = [nn.Module.eval] if mode is nn.Module.eval else [nn.Module.eval, nn.Module.train]
     rules = [without_known_faults(problem, each) for each in modes]
@@ -232,7 +234,7 @@ def _compared(
     mode: Callable[[nn.Module], nn.Module],
     precision: torch.dtype | None,
 ) -> tuple[dict[str, float], str]:
-    """The errors of these kernels, and the one that is too large, in words; empty where none is."""
+    """The errors of these kernels, and a phrase about the one too large, or an empty string."""
     agreed, failures = 0, ""
     errors: dict[str, float] = {}
     for attempt in range(TRIES):
@@ -254,17 +256,17 @@ def _tried(
     precision: torch.dtype | None,
     attempt: int,
 ) -> tuple[dict[str, float], str]:
-    """The same as `_compared`, on one set of examples.
+    """Like `_compared`, for a single set of examples.
 
-    Tensor by tensor, and where the loss or the inputs are concerned example by example, so that
-    nothing large hides what is small.
+    Compares each tensor separately, and losses and derivatives in the inputs per example, so that
+    large values do not hide errors of small ones.
     """
     dtype = precision or _narrowest(problem)
     wide: tuple[Kernels, torch.dtype | None] = ("contiguous", torch.float64)
     if any(value.is_complex() for value in problem.model.parameters()):
         wide = ("native", None)
     point, right = _reference(problem, derivatives, mode, attempt, wide)
-    if right is None:  # a network with a precision of its own inside
+    if right is None:  # a network that fixes a dtype inside
         wide = ("native", None)
         point, right = _reference(problem, derivatives, mode, attempt, wide)
     assert right is not None  # the last reference raises
@@ -274,11 +276,11 @@ def _tried(
     worst = ""
     if suspect:
         native = _apart(point.evaluated(derivatives, "native", None, precision), right)
-        noise = _noise(point, right, derivatives, wide, dtype)
+        noise = _rounding_effect(point, right, derivatives, wide, dtype)
         eps = torch.finfo(dtype).eps
         for name in suspect:
             excused = min(LIKE_NATIVE * native[name], NATURAL * eps * right[name].natural)
-            tiny = torch.finfo(dtype).tiny * right[name].values.numel()  # what is smaller is 0
+            tiny = torch.finfo(dtype).tiny * right[name].values.numel()  # smaller values are 0
             allowed = 4 * noise[name] + SHARE[dtype] * sizes[name] + excused + tiny
             overflows = math.isinf(native[name]) and kernels != "native"
             if errors[name] > allowed and not overflows:
@@ -294,10 +296,10 @@ def _reference(
     attempt: int,
     wide: tuple[Kernels, torch.dtype | None],
 ) -> tuple[_Point, dict[str, _Part] | None]:
-    """Where kernels are compared, and what is right there; None where float64 cannot be had.
+    """The point where kernels are compared, and the float64 result there; None if that fails.
 
-    A little beside the examples, so that no values are tied; at them, where the network is not
-    finite beside them, or refuses what is there.
+    Noise is added to the examples to break ties, unless the network then raises an error or
+    returns values that are not finite.
     """
     for share in (TIES, 0.0):
         point = _Point.of(problem, attempt, mode, share)
@@ -312,14 +314,14 @@ def _reference(
     return point, None
 
 
-def _noise(
+def _rounding_effect(
     point: _Point,
     right: Mapping[str, _Part],
     derivatives: Derivatives,
     wide: tuple[Kernels, torch.dtype | None],
     dtype: torch.dtype,
 ) -> dict[str, float]:
-    """What moving the operands as rounding does changes of each part."""
+    """The change of each part when the operands are perturbed as rounding would."""
     share = MOVED[dtype] * torch.finfo(dtype).eps
     moved = [
         _apart(point.moved(share, draw, wide[1]).evaluated(derivatives, *wide, None), right)
@@ -330,12 +332,12 @@ def _noise(
 
 @dataclass(frozen=True, eq=False)
 class _Part:
-    """One tensor of a result, or one example's.
+    """One tensor of a result, or one example's part of it.
 
     Attributes:
-        of: which result, in words.
-        values: of any shape, in float64.
-        natural: the norm that it would have, were the loss as steep as its outputs.
+        of: which result, such as "gradient in the weights".
+        values: any shape, float64.
+        natural: the norm it would have if the loss had slope 1 in the outputs.
     """
 
     of: str
@@ -344,14 +346,14 @@ class _Part:
 
     @property
     def norm(self) -> float:
-        """Of the finite values."""
+        """The norm of the finite values."""
         return float(self.values.where(self.values.isfinite(), 0.0).norm())
 
 
 def _apart(found: Mapping[str, _Part], right: Mapping[str, _Part]) -> dict[str, float]:
-    """The distance of each part; infinite where one is not finite and the reference is.
+    """The distance of each part from the reference; infinite if only the reference is finite.
 
-    Where the reference is not finite there is nothing to compare.
+    Entries whose reference is not finite are not compared.
     """
     apart = {}
     for name, reference in right.items():
@@ -362,14 +364,14 @@ def _apart(found: Mapping[str, _Part], right: Mapping[str, _Part]) -> dict[str, 
 
 
 def _summed(errors: Mapping[str, float], right: Mapping[str, _Part]) -> dict[str, float]:
-    """The relative error of each result as a whole; none of what could not be compared."""
-    told = {}
+    """The relative error of each whole result, without results that could not be compared."""
+    relative = {}
     for of in dict.fromkeys(part.of for part in right.values()):
         names = [name for name, part in right.items() if part.of == of]
         if any(bool(right[name].values.isfinite().any()) for name in names):
             size = math.hypot(*(right[name].norm for name in names))
-            told[of] = math.hypot(*(errors[name] for name in names)) / (size or 1.0)
-    return told
+            relative[of] = math.hypot(*(errors[name] for name in names)) / (size or 1.0)
+    return relative
 
 
 def _finite(value: float) -> float:
@@ -378,7 +380,7 @@ def _finite(value: float) -> float:
 
 @dataclass(frozen=True, eq=False)
 class _Point:
-    """A few examples and the network in float64, where kernels are compared."""
+    """The network and a few examples in float64, on which kernels are compared."""
 
     problem: Problem
     network: nn.Module
@@ -389,7 +391,7 @@ class _Point:
     def of(
         cls, problem: Problem, attempt: int, mode: Callable[[nn.Module], nn.Module], share: float
     ) -> _Point:
-        """The examples of one attempt, each moved by noise within the range of its values."""
+        """The examples of one attempt, with noise that stays within the range of their values."""
         rows = _spread(problem, attempt).to(problem.device)
         network = mode(copy.deepcopy(problem.model)).requires_grad_(requires_grad=False)
         generator = torch.Generator().manual_seed(attempt)
@@ -402,7 +404,7 @@ class _Point:
         return cls(problem, network, inputs, problem.targets[rows])
 
     def moved(self, share: float, seed: int, dtype: torch.dtype | None) -> _Point:
-        """The same with every operand moved as rounding would move it, in float64 or as it is."""
+        """A copy with every operand perturbed as rounding would, in `dtype` or the current one."""
         generator = torch.Generator().manual_seed(1000 + seed)
         network = copy.deepcopy(self.network).to(dtype)
         with torch.no_grad():
@@ -421,7 +423,7 @@ class _Point:
         dtype: torch.dtype | None,
         precision: torch.dtype | None,
     ) -> dict[str, _Part]:
-        """Losses, gradients and Hessian products by name, as asked for; None is the problem's."""
+        """Losses, gradients and Hessian products by name; dtype None takes the problem's own."""
         network = copy.deepcopy(self.network)
         network = in_order(network.to(dtype) if dtype else network, kernels)
         inputs = {
@@ -449,7 +451,7 @@ class _Point:
                 torch.set_grad_enabled(order > 0),
                 exact_arithmetic(kernels),
             ):
-                torch.manual_seed(0)  # for a network that draws, the same numbers every time
+                torch.manual_seed(0)  # the same random numbers every time, if the network draws any
                 with torch.autocast(where.type, precision, enabled=precision is not None):
                     outputs = self.problem.outputs(call, given)
                 losses = self.problem.losses(outputs, self.targets)
@@ -469,9 +471,9 @@ class _Point:
 
 
 def _spread(problem: Problem, attempt: int) -> Tensor:
-    """Which examples, from the largest loss among the first to the smallest.
+    """Positions of the examples to compare, spread from the largest to the smallest loss.
 
-    Of certain examples alone, whose slopes are smaller than a rounding of 1, float32 tells nothing.
+    Confident examples alone would not do: their slopes are smaller than a float32 rounding of 1.
     """
     pool = min(len(problem), POOL)
     inputs = {name: value[:pool] for name, value in problem.inputs.items()}
@@ -492,10 +494,10 @@ Results: TypeAlias = list[tuple[Tensor, float]]
 
 
 def _derived(loss: Tensor, outputs: Any, leaves: list[Tensor], order: int) -> Iterator[Results]:
-    """The gradient, and the product of the Hessian with a fixed vector, as far as there are any.
+    """The gradient and the Hessian's product with a fixed vector, where `order` asks for them.
 
-    Each tensor comes with the natural size of the whole: that of a loss whose slope in every output
-    is about 1.
+    Each tensor comes with the natural size of the whole: its norm for a loss whose slope in every
+    output is about 1.
     """
     if not order or not loss.requires_grad:
         return
@@ -519,13 +521,13 @@ def _derived(loss: Tensor, outputs: Any, leaves: list[Tensor], order: int) -> It
             product = torch.autograd.grad(cast(Tensor, along).real, leaves, materialize_grads=True)
             yield [(p, steep * bend) for p in product]
     except (RuntimeError, NotImplementedError) as error:
-        # A layer without a second derivative: the probe that needs it says which.
+        # A layer without a second derivative: the probe that needs one names the layer.
         if "derivative" not in str(error) and "not implemented" not in str(error):
             raise
 
 
 def _slopes(outputs: Any, leaves: list[Tensor]) -> list[Tensor]:
-    """The gradient of a random sum of the outputs; zero where outputs are no real tensor."""
+    """The gradient of a random sum of the outputs; zero if they are not a real tensor."""
     if not (isinstance(outputs, Tensor) and outputs.is_floating_point() and outputs.requires_grad):
         return [torch.zeros_like(leaf) for leaf in leaves]
     generator = torch.Generator().manual_seed(1)
@@ -535,7 +537,7 @@ def _slopes(outputs: Any, leaves: list[Tensor]) -> list[Tensor]:
 
 
 def _narrowest(problem: Problem) -> torch.dtype:
-    """The least precise type of weights and inputs, and of what is multiplied inside."""
+    """The least precise dtype of weights, inputs, and operands of products inside the network."""
     tensors = (*problem.model.parameters(), *problem.inputs.values())
     types = {value.dtype for value in tensors if value.is_floating_point()}
     types |= {value.real.dtype for value in tensors if value.is_complex()}
@@ -552,10 +554,10 @@ def _noisy(value: Tensor, share: float, generator: torch.Generator) -> Tensor:
 
 
 def training_mode(problem: Problem) -> Callable[[nn.Module], nn.Module]:
-    """The mode in which a training's kernels are compared: training, but for what is random.
+    """The mode in which a training's kernels are compared: training mode without randomness.
 
-    Dropout is off. Where something else in the network draws random numbers, only its batch norms
-    are in training: two evaluations would not be of one function.
+    Dropout is off. If anything else in the network draws random numbers, only batch norms are in
+    training mode: otherwise two evaluations would not be of the same function.
     """
 
     def quiet(network: nn.Module) -> nn.Module:

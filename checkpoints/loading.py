@@ -1,4 +1,4 @@
-"""Checkpoints from files, ours and foreign: what is in them, and which network fits."""
+"""Load checkpoints, our own and foreign ones, and find the architecture that fits."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def load(
     data: str | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Checkpoint:
-    """Read a checkpoint of ours, or a state dict that others saved. No code in it runs.
+    """Read one of our checkpoints, or a state dict saved by other code. No code in it runs.
 
-    Foreign files may be a bare state dict, or hold one as an entry (`state_dict`, `model`, `net` …)
-    beside others, with keys behind `module.` or `_orig_mod.`; pickled or as safetensors.
+    A foreign file, pickled or safetensors, is a state dict or contains one among other entries
+    (`state_dict`, `model`, `net` …). Keys may have a prefix such as `module.` or `_orig_mod.`.
 
     Args:
         name: a path, or the name of a file that ships.
@@ -43,10 +43,11 @@ def load(
         mean: overrides the file's, one value per channel.
         std: overrides the file's, one value per channel.
         data: overrides the file's data set.
-        say: is handed one line for what was inferred.
+        say: called with one line about what was inferred.
 
     Raises:
-        ValueError: one line: no such file, damaged, wants more than tensors, does not fit.
+        ValueError: one line: there is no such file, or it is damaged, contains more than tensors,
+            or does not fit.
     """
     path = find(name)
     content = read(path)
@@ -54,7 +55,7 @@ def load(
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     options = dict(options or {})
     if content.get("format") == FORMAT:
-        checkpoint = _as_told(_own(content, path), path, model, options, say)
+        checkpoint = _with_architecture(_own(content, path), path, model, options, say)
     else:
         state = state_dict_in(content, path, weights, say)
         checkpoint = _foreign(state, path, model, options, say)
@@ -71,7 +72,7 @@ def load_end(
     known: Mapping[str, Any],
     tensors: Collection[str] | None = None,
 ) -> dict[str, Tensor]:
-    """The tensors of a second network, named as `origin` names them.
+    """The tensors of a second network, under the names that `origin` uses.
 
     Args:
         name: a path, or the name of a file that ships.
@@ -80,7 +81,7 @@ def load_end(
         tensors: the names of all its parameters and buffers; a file that has others is refused.
 
     Raises:
-        ValueError: no such file, damaged, or a network of another architecture.
+        ValueError: there is no such file, or it is damaged or of another architecture.
     """
     path = find(name)
     content = read(path)
@@ -97,8 +98,8 @@ def load_end(
             first = _with_defaults(own.model, first) if what == "options" else first
             if value != first:
                 raise ValueError(
-                    f"{path} has {what} {value}, the first checkpoint {first}. "
-                    "A line needs two networks of one architecture and normalisation."
+                    f"{path} has {what} {value}, the first checkpoint {first}; expected the same. "
+                    "Both ends of a line need one architecture and normalisation."
                 )
         best = dict(own.state_dict)
     else:
@@ -109,7 +110,7 @@ def load_end(
     if misfits:
         raise ValueError(
             f"{path}: the first checkpoint's network {told_of(misfits)} A direction fits only the "
-            "architecture it was made for."
+            "architecture that it was made for."
         )
     known_names = best if tensors is None else tensors
     beyond = [k for k in best if k not in known_names and not k.endswith("num_batches_tracked")]
@@ -141,7 +142,7 @@ def check_values(state: Mapping[str, Tensor], path: Path) -> None:
 
 
 def _with_defaults(model: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """`options` and the defaults beside them, so that what is left out equals what is spelled."""
+    """`options` with defaults filled in, so that omitted and explicit defaults are equal."""
     try:
         bound = inspect.signature(MODELS[model]).bind(**options)
     except (KeyError, TypeError):
@@ -171,18 +172,18 @@ def _own(content: Mapping[str, Any], path: Path) -> Checkpoint:
     return Checkpoint(**{**values, "state_dict": tensors_of(values["state_dict"])})
 
 
-def _as_told(
+def _with_architecture(
     own: Checkpoint,
     path: Path,
     model: str | None,
     options: dict[str, Any],
     say: Callable[[str], None],
 ) -> Checkpoint:
-    """A file of ours with the architecture that the caller asks for, if any."""
+    """One of our checkpoints, with the architecture and options that the caller passed, if any."""
     if model is None and own.model not in MODELS and ":" in own.model:
         raise ValueError(
             f"{path} names the model {one_line(own.model)}, which is code outside this package. "
-            "A file does not decide what code runs: pass it as --model if you trust it."
+            "A file never decides what code runs: if you trust it, pass it as --model."
         )
     if model in (None, own.model) or {model, own.model}.isdisjoint(MODELS):
         return replace(own, model=model or own.model, options={**own.options, **options})
@@ -232,11 +233,11 @@ def _foreign(
             else "no registered model fits"
         )
         raise ValueError(
-            f"{path}: {what}. Say which it is: --model NAME, --model path/to/file.py:function or "
+            f"{path}: {what}. Pass --model NAME, --model path/to/file.py:function or "
             "--model package.module:function."
         )
     name, options, bare = fits[0]
-    say(f"{path.name}: taken for {name} with {spelled(options)}, the only one that fits.")
+    say(f"{path.name}: loaded as {name} with {spelled(options)}, the only model that fits.")
     return _fitted(build(name, options), [bare], path, name, options, say)
 
 
@@ -260,14 +261,14 @@ def _taken(path: Path, prefix: str, state: Mapping[str, Tensor], part: Mapping[s
 
 
 def _families() -> list[Family]:
-    """All families; models that were registered without one make one of their own."""
+    """All families, and one more for models that were registered without a family."""
     known = {name for family in FAMILIES for name in family.builders}
     others = {name: builder for name, builder in MODELS.items() if name not in known}
     return [*FAMILIES, *([Family(others)] if others else [])]
 
 
 def _spelled_by(family: Family, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict under the names that the family gives its parameters."""
+    """A state dict with its keys renamed to the names that the family uses."""
     return {family.canonical_key(key): value for key, value in state.items()}
 
 
@@ -278,7 +279,7 @@ def _options_of(family: Family, state: Mapping[str, Tensor]) -> dict[str, Any]:
 def _fits(name: str, options: Mapping[str, Any], state: Mapping[str, Tensor]) -> bool:
     try:
         return not differences(build(name, options).state_dict(), state)
-    except ValueError:  # a builder of another family, which does not take these options
+    except ValueError:  # a builder that does not take these options
         return False
 
 

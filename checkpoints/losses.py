@@ -1,4 +1,4 @@
-"""Losses of each example."""
+"""Per-example losses and accuracy."""
 
 from __future__ import annotations
 
@@ -6,41 +6,40 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-IGNORED = -100  # the label whose loss torch, too, takes for 0
+IGNORED = -100  # label with loss 0, torch's default `ignore_index`
 
 
 def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
     """The negative log-likelihood of each example in nat: (N,) from (N, classes) and (N,).
 
-    As ln(1 + sum of exp(z_c - z_target) over the other classes c), so that nothing cancels where
-    the network is certain: the loss, its gradient and its curvature there are as exact, relative
-    to their size, as anywhere else. Targets of another form, such as probabilities, are left to
-    torch's own.
+    Computed as ln(1 + sum of exp(z_c - z_target) over the other classes c), which does not cancel
+    where the network is confident: loss, gradient and curvature keep their relative precision
+    there. For other targets, such as probabilities, torch's own cross-entropy is used.
 
     Raises:
-        ValueError: outputs of a single class, whose likelihood is always 1.
+        ValueError: the outputs have a single class, whose likelihood is always 1.
     """
     if outputs.ndim != 2 or targets.ndim != 1 or targets.is_floating_point():
         return functional.cross_entropy(outputs, targets, reduction="none")
     classes = outputs.shape[1]
     if classes < 2:
         raise ValueError(
-            f"the network has {classes} output and the loss is the cross-entropy of classes; "
-            "expected an output a class, or a loss of your own."
+            f"the network has {classes} output, but the loss is a cross-entropy over classes; "
+            "expected at least 2. Return one output per class, or pass another loss."
         )
     ignored = targets == IGNORED
     target = targets.long().where(~ignored, 0)[:, None]
     rank = torch.arange(classes - 1, device=targets.device)
     others = outputs.gather(1, rank + (rank >= target))
     true = outputs.gather(1, target)[:, 0]
-    # Where all others are masked out nothing depends on them, and their logsumexp has no slope.
+    # If all other classes are masked out, the loss is 0 and their logsumexp has no gradient.
     alone = torch.isneginf(others).all(dim=1) & (true > -torch.inf)
     gap = others.where(~alone[:, None], 0.0).logsumexp(dim=1) - true
-    # ln(1 + e^gap), from the side on which neither it nor its derivatives cancel.
+    # ln(1 + e^gap), in whichever of two forms neither it nor its derivatives cancel.
     loss = torch.where(gap > 0, gap + functional.softplus(-gap), functional.softplus(gap))
     return loss.where(~(alone | ignored), 0.0)
 
 
 def top1(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Whether the largest output is the target's: (N,) bool from (N, classes) and (N,)."""
+    """Whether the largest output is that of the target: (N,) bool from (N, classes) and (N,)."""
     return outputs.argmax(dim=1) == targets

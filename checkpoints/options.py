@@ -1,6 +1,6 @@
-"""Options as dataclasses: checked and converted in one place, whoever gives them.
+"""Options as dataclasses, checked and converted in one place.
 
-On a command line they are flags, in a TOML file keys, in Python arguments.
+The same option is a flag on a command line, a key in a TOML file, and an argument in Python.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ D = TypeVar("D")
 T = TypeVar("T")
 P = ParamSpec("P")
 
-# Whether options were given as flags; else errors name them as arguments.
+# Whether error messages name options as flags (`--top`) or as arguments (`top`).
 _flags: ContextVar[bool] = ContextVar("flags", default=False)
 
 
@@ -33,11 +33,11 @@ def option(default: Any, help: str, metavar: str = "", *, flag: str = "", group:
     """A dataclass field that is a flag on the command line.
 
     Args:
-        default: of the field; where a class, the factory of its default.
+        default: the field's default; a class is taken as the default factory.
         help: one line for `--help`.
-        metavar: stands for the value there.
-        flag: where it is not `--its-name`.
-        group: the heading of `--help` that it stands under.
+        metavar: placeholder for the value in `--help`.
+        flag: the flag, if it is not the field's name with dashes.
+        group: the heading in `--help` under which it is listed.
     """
     metadata = {"help": help, "metavar": metavar, "flag": flag, "group": group}
     if isinstance(default, type):
@@ -47,13 +47,13 @@ def option(default: Any, help: str, metavar: str = "", *, flag: str = "", group:
 
 @dataclass_transform(frozen_default=True, field_specifiers=(option, dataclasses.field))
 def spec(cls: type[D]) -> type[D]:
-    """A frozen dataclass of options that converts what it is given.
+    """Make `cls` a frozen dataclass of options that converts its arguments.
 
-    A single value becomes a tuple of one where a tuple is asked for, a whole number a float, a path
-    a text. Then the class's own `__post_init__` checks the values.
+    Where the annotation asks for it, a single value becomes a tuple, an integer a float, and a path
+    a string. Then the class's own `__post_init__` checks the values.
 
     Raises:
-        ValueError: by the class, one line: a value of another type, with the option's name.
+        ValueError: on instantiation, for a value of another type; one line with the option's name.
     """
     own = cls.__dict__.get("__post_init__")
 
@@ -76,7 +76,7 @@ def spec(cls: type[D]) -> type[D]:
 
 @contextmanager
 def given_as_flags() -> Iterator[None]:
-    """Stand in it where options come from a command line."""
+    """A context in which error messages name options as flags."""
     token = _flags.set(True)
     try:
         yield
@@ -85,7 +85,7 @@ def given_as_flags() -> Iterator[None]:
 
 
 def in_callers_words(function: Callable[P, T]) -> Callable[P, T]:
-    """`function`, whose errors name options as its caller knows them: `--top`, or `top`."""
+    """Make errors of `function` name options as its caller wrote them: `--top`, or `top`."""
 
     @wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -100,7 +100,7 @@ def in_callers_words(function: Callable[P, T]) -> Callable[P, T]:
 
 
 def as_arguments(message: str) -> str:
-    """A message that speaks of flags, as one that speaks of arguments or keys."""
+    """An error message with flags (`--top-k`) rewritten as arguments or keys (`top_k`)."""
     return re.sub(
         r"(?<![\w-])--(?:no-)?([a-z][a-z-]*[a-z])", lambda m: m[1].replace("-", "_"), message
     )
@@ -123,7 +123,7 @@ def add_flags(parser: argparse._ActionsContainer, dataclass: type) -> None:
 
 
 def from_flags(dataclass: type[D], namespace: argparse.Namespace) -> D:
-    """Build `dataclass` from the flags that were given; the others keep their defaults."""
+    """Build `dataclass` from the flags that were passed; other fields keep their defaults."""
     annotations = typing.get_type_hints(dataclass)
     given = {}
     for field in _options_of(dataclass):
@@ -138,11 +138,11 @@ def from_flags(dataclass: type[D], namespace: argparse.Namespace) -> D:
 
 
 def as_flags(dataclass: type, values: Mapping[str, Any]) -> list[str]:
-    """The words of a command line that `from_flags` turns into these values.
+    """The command-line arguments that `from_flags` turns into these values.
 
     Args:
-        dataclass: whose fields they are.
-        values: {name: value}; None and an empty tuple leave the flag out.
+        dataclass: the dataclass with these fields.
+        values: {name: value}; None and an empty tuple omit the flag.
     """
     words: list[str] = []
     known = {field.name: field for field in _options_of(dataclass)}
@@ -174,9 +174,9 @@ def _is_table(annotation: Any) -> bool:
 
 
 def key_value(text: str) -> tuple[str, Any]:
-    """`width=16` as ("width", 16): a number, list, text in JSON, or Python's True, False, None.
+    """Parse `width=16` as ("width", 16). A value is JSON, or Python's True, False or None.
 
-    What is none of these stays a string.
+    Any other value stays a string.
     """
     name, equals, value = text.partition("=")
     if not equals or not name.isidentifier():
@@ -224,7 +224,7 @@ def _argument(annotation: Any, default: Any, metadata: Mapping[str, str]) -> dic
 
 
 def _one_of(kinds: tuple[Any, ...], text: str) -> Any:
-    """`text` as the first of several kinds that it fits: a word of a `Literal`, or a number."""
+    """Parse `text` as a word of a `Literal` among `kinds`, or else as the first kind that fits."""
     for kind in kinds:
         if text in typing.get_args(kind):
             return text
@@ -237,18 +237,18 @@ def _one_of(kinds: tuple[Any, ...], text: str) -> Any:
 
 
 def _separated(kind: type[T], text: str) -> list[T]:
-    """`0.485,0.456,0.406`, or one number."""
+    """Parse `0.485,0.456,0.406`, or a single number."""
     try:
         return [kind(part) for part in text.split(",")]  # type: ignore[call-arg]
     except ValueError:
         name = "a whole number" if kind is int else "a number"
         raise argparse.ArgumentTypeError(
-            f"{text!r} is not {name}, nor several with commas"
+            f"{text!r} is not {name}, nor a comma-separated list"
         ) from None
 
 
 class _Commas(argparse.Action):
-    """Joins the lists of numbers that were given with commas, with spaces, or with both."""
+    """Joins lists of numbers separated by commas, spaces, or both."""
 
     def __call__(
         self,
@@ -265,7 +265,7 @@ def _metavar(kind: type, metadata: Mapping[str, str]) -> str:
 
 
 def built(kind: type[T], table: Mapping[str, Any], where: str) -> T:
-    """A dataclass from a table that holds its fields; see `checked`."""
+    """Build a dataclass from a table with its fields; see `checked`."""
     members = fields(kind)  # type: ignore[arg-type]
     required = [
         member.name
@@ -282,19 +282,19 @@ def built(kind: type[T], table: Mapping[str, Any], where: str) -> T:
 def checked(
     table: Mapping[str, Any], where: str, hints: Mapping[str, Any], required: Any = ()
 ) -> dict[str, Any]:
-    """The values of a table, each of the type that its annotation asks for.
+    """The values of a table, each converted to the type of its annotation.
 
-    A list becomes a tuple, a whole number a float where one is needed, and a single value a tuple
-    of one.
+    Where the annotation asks for it, a list becomes a tuple, an integer a float, and a single value
+    a tuple.
 
     Args:
-        table: as TOML gives it.
-        where: its name, for the error.
-        hints: {key: annotation} of all keys that there may be.
-        required: keys that must be there.
+        table: a table as read from TOML.
+        where: the table's name, for error messages.
+        hints: {key: annotation} of all allowed keys.
+        required: keys that must be present.
 
     Raises:
-        ValueError: a key that is unknown or missing, or a value of another type.
+        ValueError: a key is unknown or missing, or a value has another type.
     """
     unknown = [key for key in table if key not in hints]
     if unknown:
@@ -314,7 +314,7 @@ def checked(
 
 
 def _converted(value: Any, annotation: Any) -> Iterator[Any]:
-    """`value` as the annotation asks for it; nothing where it does not fit."""
+    """Yield `value` converted to the annotation; nothing if it does not fit."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin in (typing.Union, types.UnionType):
         for each in arguments:
@@ -361,8 +361,8 @@ def _described(annotation: Any) -> str:
             + repr(arguments[-1])
         )
     if origin in (tuple, list):
-        return f"a list, each of it {_described(arguments[0])}"
+        return f"a list, each item {_described(arguments[0])}"
     if isinstance(origin, type) and issubclass(origin, Mapping):
         return "a table"
-    words = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
-    return words.get(annotation, "a text")
+    words = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}
+    return words.get(annotation, "a string")

@@ -1,4 +1,4 @@
-"""The problem that every probe is given: a network, examples, a loss for each of them."""
+"""The problem that every probe measures: a network, examples, and a per-example loss."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ INPUT = "input"  # the name of a single input, which the model takes positionall
 
 @dataclass(frozen=True)
 class Normalization:
-    """(x - mean) / std, channel by channel, so that a problem's inputs stay in pixel units."""
+    """(x - mean) / std per channel; with it a problem's inputs stay in pixel units."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -57,10 +57,10 @@ class Normalization:
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """What is probed. Frozen, and no probe writes to what it holds.
+    """A network, examples and a loss. Frozen; no probe modifies its contents.
 
-    `Problem.of(model, batches)` makes one from a network and data of your own, `load_problem`
-    from a checkpoint file.
+    `Problem.of(model, batches)` makes one from your own network and data, `load_problem` from a
+    checkpoint file.
 
     Args:
         model: called with the inputs: one called `input` positionally, others by their names.
@@ -73,18 +73,18 @@ class Problem:
             reach it as float64, since in float32 a confident example's loss cancels.
         correct: (outputs, targets) to (N,) bool; None where accuracy means nothing.
         normalization: applied to a single input before the model sees it.
-        batch_norm: `running` uses the running statistics, as in deployment; `recompute` sets
-            them, at every point, to the exact statistics of `calibration` there.
+        batch_norm: `running` uses the running statistics, as in deployment; `recompute` replaces
+            them, at every point, by the exact statistics of `calibration` at that point.
         calibration: {name: (M, ...)}, for `recompute`.
-        batch_size: examples in a forward pass; 0 lets a short measurement decide. It changes
-            results by rounding alone.
-        kernels: which compute; None lets a comparison with float64 decide, see
-            `checkpoints.kernels`. They change results by rounding alone.
-        temperature: the outputs, logits, are divided by it, so that networks can be compared at
-            equal confidence; see `checkpoints.temperature.fit`.
-        classes: their names, in the order of the labels; may be left out.
-        indices: (N,) where each example stands in its data set; by default 0 to N - 1.
-        provenance: what result files record of where all this came from.
+        batch_size: examples per forward pass; 0 times a few sizes and takes the fastest. It
+            affects results by rounding only.
+        kernels: which kernels compute; None takes the fastest that agree with float64, see
+            `checkpoints.kernels`. They affect results by rounding only.
+        temperature: divides the outputs (logits), so that networks can be compared at equal
+            confidence; see `checkpoints.temperature.fit`.
+        classes: class names in label order; optional.
+        indices: (N,) position of each example in its data set; by default 0 to N - 1.
+        provenance: where all this came from, as recorded in result files.
     """
 
     model: nn.Module
@@ -115,14 +115,14 @@ class Problem:
             object.__setattr__(self, "loss", wide)
         sizes = {name: len(value) for name, value in self.inputs.items()}
         if not sizes or any(size != len(self.targets) for size in sizes.values()):
-            raise ValueError(f"inputs hold {sizes} examples, targets {len(self.targets)}.")
+            raise ValueError(f"inputs have {sizes} examples, targets {len(self.targets)}.")
         if not len(self.targets):
             raise ValueError("there are no examples.")
         if not len(self.indices):
             object.__setattr__(self, "indices", np.arange(len(self.targets)))
         if len(self.indices) != len(self.targets):
             raise ValueError(
-                f"there are {len(self.indices)} indices and {len(self.targets)} examples."
+                f"there are {len(self.indices)} indices for {len(self.targets)} examples."
             )
         if self.batch_norm not in get_args(BatchNorm):
             raise ValueError(f"batch_norm={self.batch_norm!r}; expected running or recompute.")
@@ -146,7 +146,7 @@ class Problem:
         loss: Loss = cross_entropy,
         **others: Any,
     ) -> Problem:
-        """A problem from a network and batches of your own.
+        """A problem from your own network and batches.
 
         Args:
             model: any module.
@@ -157,7 +157,7 @@ class Problem:
             **others: further fields of `Problem`.
 
         Raises:
-            ValueError: no batches, or batches that are no such pairs.
+            ValueError: there are no batches, or one is not such a pair.
         """
         parts: list[Tensors] = []
         targets: list[Tensor] = []
@@ -171,11 +171,13 @@ class Problem:
             for value in (*part.values(), target):
                 if not isinstance(value, Tensor):
                     raise ValueError(
-                        f"a batch holds a {type(value).__name__}; expected tensors, or a mapping "
-                        "of names to tensors as the inputs."
+                        f"a batch contains a {type(value).__name__}; expected tensors, or a "
+                        "mapping of names to tensors as the inputs."
                     )
             if parts and (found := sorted(part)) != (first := sorted(parts[0])):
-                raise ValueError(f"a batch has the inputs {found}, the first one {first}.")
+                raise ValueError(
+                    f"a batch has the inputs {found}; expected {first}, as in the first."
+                )
             parts.append(part)
             targets.append(target)
         if not parts:
@@ -192,16 +194,16 @@ class Problem:
 
     @property
     def device(self) -> torch.device:
-        """Where the examples are; the model is there as well."""
+        """The device of the examples and the model."""
         return self.targets.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """The precision of the network's weights."""
+        """The dtype of the network's weights."""
         return next((p.dtype for p in self.model.parameters()), torch.get_default_dtype())
 
     def first(self, count: int) -> Problem:
-        """The same problem with its first examples alone."""
+        """The same problem with only its first `count` examples."""
         return replace(
             self,
             inputs={name: value[:count] for name, value in self.inputs.items()},
@@ -210,7 +212,7 @@ class Problem:
         )
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> Problem:
-        """The same problem elsewhere, or in another precision; this one stays as it is."""
+        """A copy of the problem on another device or with another dtype."""
 
         def moved(tensors: Tensors) -> Tensors:
             return {
@@ -227,9 +229,11 @@ class Problem:
         )
 
     def outputs(self, call: Callable[..., Any], inputs: Tensors) -> Any:
-        """What `call`, the model or a functional form of it, gives for a batch of raw inputs.
+        """The outputs for a batch of raw inputs, divided by the temperature.
 
-        Divided by the temperature.
+        Args:
+            call: the model, or a functional form of it.
+            inputs: {name: (B, ...)}, before normalization.
         """
         if len(inputs) > 1:
             outputs = call(**inputs)
@@ -242,7 +246,7 @@ class Problem:
         return outputs if self.temperature == 1 else outputs / self.temperature
 
     def losses(self, outputs: Any, targets: Tensor) -> Tensor:
-        """The loss of each example, (N,) float64.
+        """The per-example losses, (N,) float64.
 
         Raises:
             ValueError: the loss does not return one value per example.
@@ -260,21 +264,21 @@ class Problem:
         return losses.double()
 
     def fingerprints(self) -> dict[str, Any]:
-        """The provenance that a result is bound to: what network, which examples, how treated."""
-        told = dict(self.provenance)
-        told.setdefault("checkpoint", {"sha256": _digest(self.model.state_dict())})
+        """The provenance that identifies a result: network, examples, and how they are treated."""
+        described = dict(self.provenance)
+        described.setdefault("checkpoint", {"sha256": _digest(self.model.state_dict())})
         examples = {**self.inputs, "targets": self.targets}
-        told.setdefault("data", {"examples": len(self), "sha256": _digest(examples)})
-        calibration: dict[str, Any] = {"examples": 0} | told.pop("calibration", {})
+        described.setdefault("data", {"examples": len(self), "sha256": _digest(examples)})
+        calibration: dict[str, Any] = {"examples": 0} | described.pop("calibration", {})
         if self.calibration:
             calibration["examples"] = len(next(iter(self.calibration.values())))
             calibration["sha256"] = _digest(self.calibration)
-        told["batch_norm"] = {"policy": self.batch_norm, "calibration": calibration}
-        told["temperature"] = {"value": self.temperature} | told.get("temperature", {})
-        told["batch_size"], told["kernels"] = self.batch_size, self.kernels
-        told["device"] = self.device.type
-        told["dtype"] = str(self.dtype).removeprefix("torch.")
-        return told
+        described["batch_norm"] = {"policy": self.batch_norm, "calibration": calibration}
+        described["temperature"] = {"value": self.temperature} | described.get("temperature", {})
+        described["batch_size"], described["kernels"] = self.batch_size, self.kernels
+        described["device"] = self.device.type
+        described["dtype"] = str(self.dtype).removeprefix("torch.")
+        return described
 
 
 def _wrapped(model: nn.Module) -> Any:

@@ -1,4 +1,4 @@
-"""What can be studied, by name: one line per model family, one per data set."""
+"""Models and data sets by name: one line per model family, one per data set."""
 
 from __future__ import annotations
 
@@ -30,14 +30,16 @@ DATASETS: dict[str, Callable[[Split, Path | None], Images]] = {
 
 
 def register(family: Family) -> None:
-    """Add a family of your own, for this process.
+    """Register your own model family, for this process.
 
     Raises:
-        ValueError: a name is taken.
+        ValueError: a model name is already registered.
     """
     taken = sorted(set(family.builders) & set(MODELS))
     if taken:
-        raise ValueError(f"{', '.join(taken)}: a model of that name is registered already.")
+        raise ValueError(
+            f"{', '.join(taken)}: a model of that name is already registered. Choose another name."
+        )
     FAMILIES.append(family)
     MODELS.update(family.builders)
 
@@ -51,12 +53,13 @@ def load_images(
         name: a key of `DATASETS`, or `npz:FILE`, `folder:DIR`, `package.module:function`,
             `path/to/file.py:function`.
         split: `train` or `test`.
-        root: the folder of `--data-root`, where a data set of `DATASETS` is looked for first and
-            downloaded to. The other forms name their own files.
-        size: (height, width) in pixels. Only `folder:` resizes to it; other data must have it.
+        root: the folder of `--data-root`, which is searched first for a data set of `DATASETS`, and
+            to which it is downloaded. The other forms name their own files.
+        size: (height, width) in pixels. Only `folder:` resizes; other data must have this size.
 
     Raises:
-        ValueError: an unknown name or split, data that are absent or damaged, another size.
+        ValueError: the name or split is unknown, the data are absent or damaged, or they have
+            another size.
     """
     if split not in get_args(Split):
         raise ValueError(f"{name}: there is no split {split!r}. Ask for train or test.")
@@ -71,13 +74,13 @@ def load_images(
         images = function.load(split, name)
     else:
         raise ValueError(
-            f"{name!r} is no known data set. Known: {', '.join(DATASETS)}; or give npz:FILE, "
+            f"{name!r} is not a known data set. Known: {', '.join(DATASETS)}; or pass npz:FILE, "
             "folder:DIR, package.module:function or path/to/file.py:function."
         )
     found = images.pixels.shape[2:]
     if size is not None and found != size:
         raise ValueError(
-            f"{name}: the images are {found[0]} x {found[1]} pixels, asked for "
-            f"{size[0]} x {size[1]}. Only folder:DIR is resized; leave --size out."
+            f"{name}: the images are {found[0]} x {found[1]} pixels; expected "
+            f"{size[0]} x {size[1]}. Only folder:DIR can be resized; leave --size out."
         )
     return images

@@ -1,4 +1,4 @@
-"""Where a problem comes from: a checkpoint file, its data, and how they are treated."""
+"""Make a problem from a checkpoint file, a data set, and options for how to treat them."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from checkpoints.options import in_callers_words, option
 from checkpoints.problem import BatchNorm, Normalization, Problem, Tensors, is_real
 from checkpoints.registry import load_images
 
-# The real images that ship with the project, for networks trained on the data set they are from.
+# {data set: the sample of it that ships}, for networks trained on that data set.
 SAMPLES = {"fashion-mnist": "fashion-mnist-sample"}
 DEFAULT = "resnet8.pt"  # the smallest network that ships: a first look takes seconds
-USUAL = 300  # examples
+USUAL = 300  # examples measured by default
 # The headings of `--help`.
 EXAMPLES, UNSAID, HOW = "on which examples", "for a checkpoint that does not say", "how"
 
@@ -36,8 +36,8 @@ EXAMPLES, UNSAID, HOW = "on which examples", "for a checkpoint that does not say
 class Source:
     """Where a problem comes from and how it is treated.
 
-    The same fields are the flags of every probe, the keys of `[problem]` in a study file, the
-    arguments of `load_problem`, and the entry `source` of a result's provenance.
+    The fields are at once the flags of every probe, the keys of `[problem]` in a study file, the
+    arguments of `load_problem`, and the entry `source` in a result's provenance.
     """
 
     ckpt: str = option(
@@ -90,14 +90,14 @@ class Source:
     )
     calibration: int = option(
         500,
-        "examples that statistics are recomputed from: of the training split, else of those that "
-        "are not measured",
+        "examples from which statistics are recomputed: of the training split, else those not "
+        "measured",
         group=HOW,
     )
     temperature: float | Literal["fit"] = option(
         1.0,
-        "divide the logits by it; fit: by what suits held-out images best, so that networks are "
-        "compared at equal confidence",
+        "divide the logits by it; fit: by the value that fits held-out images best, to compare "
+        "networks at equal confidence",
         "X|fit",
         group=HOW,
     )
@@ -106,7 +106,7 @@ class Source:
     )
     dtype: Literal["float32", "float64"] = option("float32", "of weights and inputs", group=HOW)
     batch_size: int = option(
-        0, "examples in a forward pass; 0 takes the fastest of a few, measured", group=HOW
+        0, "examples per forward pass; 0 times a few sizes and takes the fastest", group=HOW
     )
 
     def __post_init__(self) -> None:
@@ -118,7 +118,7 @@ class Source:
         """The network on its examples.
 
         Args:
-            say: is handed a line for everything that was decided here.
+            say: called with one line per decision made here.
 
         Raises:
             ValueError: one line: what is missing or does not fit, and what to pass.
@@ -181,17 +181,17 @@ class Source:
             data=self.data,
             say=say,
         )
-        told = {"--mean": checkpoint.mean, "--std": checkpoint.std, "--data": checkpoint.data}
-        missing = [flag for flag, value in told.items() if not value]
+        found = {"--mean": checkpoint.mean, "--std": checkpoint.std, "--data": checkpoint.data}
+        missing = [flag for flag, value in found.items() if not value]
         if missing:
             raise ValueError(
-                f"{self.ckpt} does not say what it was trained on. Pass {' and '.join(missing)} "
+                f"{self.ckpt} does not record what it was trained on. Pass {' and '.join(missing)} "
                 "(--mean 0 --std 1 for inputs in [0, 1] as they are)."
             )
         if self.data is None and _is_code(checkpoint.data):
             raise ValueError(
                 f"{self.ckpt} was trained on {checkpoint.data}, which is code outside this "
-                "package. A file does not decide what code runs: pass it as --data if you trust it."
+                "package. A file never decides what code runs: if you trust it, pass it as --data."
             )
         return checkpoint
 
@@ -212,12 +212,12 @@ class Source:
         if self.examples > there:
             raise ValueError(
                 f"--examples {self.examples} exceeds the {there} of {images.name} "
-                f"({images.split}). Ask for fewer, or pass 0 for all."
+                f"({images.split}). Pass fewer, or 0 for all."
             )
         return self.examples or there
 
     def _calibration(self, data: str, images: Images, others: NDArray[np.int64]) -> Images:
-        """The examples that batch-norm statistics are recomputed from."""
+        """The examples from which batch-norm statistics are recomputed."""
         if self.split == "train":
             pool = images.take(interleave(images.labels))
         elif _has_training_split(data):
@@ -239,25 +239,25 @@ class Source:
             return self._images(SAMPLES.get(checkpoint.data, data), "test")
         if not len(others):
             raise ValueError(
-                "--temperature fit needs images that are not measured, and all of them are. Pass "
+                "--temperature fit needs images that are not measured, but all are measured. Pass "
                 "a smaller --examples, or a number."
             )
         return images.take(others)
 
     def _record(self) -> dict[str, Any]:
-        """The options that were asked for, without this machine's folders and devices."""
-        asked = dataclasses.asdict(self) | {"ckpt": Path(self.ckpt).name}
-        return {name: v for name, v in asked.items() if name not in ("data_root", "device")}
+        """The options as given, without this machine's folders and devices."""
+        given = dataclasses.asdict(self) | {"ckpt": Path(self.ckpt).name}
+        return {name: v for name, v in given.items() if name not in ("data_root", "device")}
 
 
 def load_problem(
     ckpt: str | Path = DEFAULT, *, say: Callable[[str], None] = lambda line: None, **options: Any
 ) -> Problem:
-    """The problem of a checkpoint file on real images.
+    """Load a checkpoint file as a problem on real images.
 
     Args:
         ckpt: a path, or the name of a checkpoint that ships.
-        say: is handed a line for everything that was decided here.
+        say: called with one line per decision made here.
         **options: further fields of `Source`, such as `examples=100` or `dtype="float64"`.
 
     Raises:
@@ -284,7 +284,7 @@ def _at_fitted_temperature(problem: Problem, held_out: Images) -> Problem:
                 for part in (slice(i, i + 100) for i in range(0, len(examples), 100))
             ]
         )
-    told = {
+    described = {
         "name": held_out.name,
         "split": held_out.split,
         "examples": len(held_out),
@@ -292,7 +292,7 @@ def _at_fitted_temperature(problem: Problem, held_out: Images) -> Problem:
     }
     fitted = temperature_of.fit(logits.double().numpy(), held_out.labels)
     return replace(
-        problem, temperature=fitted, provenance={**problem.provenance, "temperature": told}
+        problem, temperature=fitted, provenance={**problem.provenance, "temperature": described}
     )
 
 
@@ -323,7 +323,7 @@ def _is_code(data: str) -> bool:
 
 
 def _has_training_split(data: str) -> bool:
-    """Whether `data`, whose test split could be loaded, has a training split beside it."""
+    """Whether `data`, whose test split could be loaded, has a training split as well."""
     form, _, place = data.partition(":")
     if form == "folder":
         return (Path(place) / "train").is_dir()
@@ -334,12 +334,12 @@ def _has_training_split(data: str) -> bool:
 
 
 def _unmeasured(images: Images, others: NDArray[np.int64], count: int) -> Images:
-    """The examples that are not measured, as the pool of calibration examples."""
+    """The examples that are not measured, from which calibration examples are taken."""
     if len(others) < max(count, 1):
         raise ValueError(
             f"{images.name} has no training split and {len(others)} examples that are not "
-            f"measured; --calibration {count} needs as many. Pass a smaller --examples, or --data "
-            "with a training split."
+            f"measured; expected at least --calibration {count}. Pass a smaller --examples, or "
+            "--data with a training split."
         )
     return images.take(others)
 
@@ -365,7 +365,7 @@ def _provenance(source: Checkpoint, normalization: Normalization, images: Images
 
 
 def _check(problem: Problem, source: Checkpoint, images: Images) -> None:
-    """One forward pass of two images, so that what does not fit is said in one line."""
+    """Try a forward pass of two images, to report what does not fit in one line."""
     first = {name: value[:2] for name, value in problem.inputs.items()}
     shape = tuple(images.pixels.shape[1:])
     try:

@@ -1,4 +1,4 @@
-"""State dicts as others save them: found in a file, freed of wrappers, held against a network."""
+"""State dicts of other code: find one in a file, strip wrapper prefixes, compare with a network."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from torch import Tensor, nn
 
 from checkpoints.reader import one_line
 
-# What wraps a state dict's keys: DataParallel, torch.compile, and the usual Lightning attributes.
+# Prefixes of wrapped keys: DataParallel, torch.compile, and the usual Lightning attributes.
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
-# Where a training's checkpoint keeps the network's state dict, beside the optimizer's and others.
+# Entries under which training checkpoints store the network's state dict.
 ENTRIES = ("state_dict", "model", "net", "model_state_dict")
 DEPTH = 3  # components of a prefix that is taken off
 
 
 def tensors_of(state: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The tensors of `state` in float32; float16 is a way to store, not to compute."""
+    """The tensors in `state`, floating-point ones as float32: float16 is for storage only."""
     return {
         name: value.float() if value.is_floating_point() else value
         for name, value in state.items()
@@ -41,7 +41,7 @@ def state_dict_in(
         say: is handed a line where another entry holds weights of the same network.
 
     Raises:
-        ValueError: there are none, or several state dicts and none under a usual name.
+        ValueError: there is no state dict, or there are several and none has a usual name.
     """
     found = {
         str(key): tensors
@@ -75,7 +75,7 @@ def state_dict_in(
         raise ValueError(
             f"{path} holds several state dicts, {names}. Say which: --weights {one_line(first)}."
         )
-    raise ValueError(f"{path} holds no state dict; it has {names or 'nothing'}.")
+    raise ValueError(f"{path} contains no state dict; its entries: {names or 'none'}.")
 
 
 def _alike(other: dict[str, Tensor], state: dict[str, Tensor]) -> bool:
@@ -101,36 +101,36 @@ def below(state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
 
 
 def unwrapped(state: dict[str, Tensor]) -> list[dict[str, Tensor]]:
-    """`state` as it is, then with one wrapper after the other taken off all its keys."""
+    """`state` itself, then with one wrapper prefix after another stripped from all its keys."""
     spellings = [{key.replace("._orig_mod.", "."): value for key, value in state.items()}]
     while prefix := next((p for p in PREFIXES if all(k.startswith(p) for k in spellings[-1])), ""):
         spellings.append({key.removeprefix(prefix): v for key, v in spellings[-1].items()})
     return spellings
 
 
-def differences(needed: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
-    """One phrase for each name or shape in which a file's `state` and a model's differ."""
+def differences(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
+    """One phrase per name or shape in which a file's `state` differs from a model's `expected`."""
     phrases = [
         f"{key} is {tuple(state[key].shape)} in the file and {tuple(value.shape)} in the model"
-        for key, value in needed.items()
+        for key, value in expected.items()
         if key in state and state[key].shape != value.shape
     ]
     phrases += [
         f"{key} is not in the file"
-        for key in needed
+        for key in expected
         if key not in state and not key.endswith("num_batches_tracked")
     ]
-    return phrases + [f"{key} is not in the model" for key in state if key not in needed]
+    return phrases + [f"{key} is not in the model" for key in state if key not in expected]
 
 
 def told_of(misfits: list[str]) -> str:
-    """The first three of `differences`, and how many there are, for an error message."""
+    """The first three `differences` and their number, for an error message."""
     more = f"; and {len(misfits) - 3} more" if len(misfits) > 3 else ""
     first = one_line("; ".join(misfits[:3]))
     return f"does not fit the file: {first}{more} ({len(misfits)} in all)."
 
 
 def with_counters(network: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """`state` with the batch counters that files from before torch 0.4.1 lack."""
+    """`state` plus the batch counters that files written before torch 0.4.1 lack."""
     counters = {k: v for k, v in network.state_dict().items() if k.endswith("num_batches_tracked")}
     return counters | dict(state)

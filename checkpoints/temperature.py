@@ -11,23 +11,24 @@ RANGE = (1e-3, 1e3)
 
 
 def fit(logits: NDArray[np.float64], labels: NDArray[np.int64]) -> float:
-    """The T that minimises the mean cross-entropy of logits / T.
+    """The temperature T that minimises the mean cross-entropy of logits / T.
 
-    It changes no decision, and nothing but how confident the network is. The loss is convex in
-    1 / T, so the root of its derivative, mean(sum_c p_c z_c - z_label), is the one minimum.
+    T changes no prediction, only the confidence. The loss is convex in 1 / T, so the root of its
+    derivative, mean(sum_c p_c z_c - z_label), is the only minimum.
 
     Args:
         logits: (N, classes).
         labels: (N,).
 
     Raises:
-        ValueError: there is no such T between 0.001 and 1,000: all examples are classified
-            correctly, so that the loss falls for ever, or the network knows less than chance.
+        ValueError: there is no minimum between T = 0.001 and 1,000: all examples are classified
+            correctly, so the loss keeps falling as T goes to 0, or the network does worse than
+            chance.
 
     Source: Guo et al. 2017, section 4.2, arXiv:1706.04599.
     """
     true = logits[np.arange(len(labels)), labels]
-    # A constant a row changes nothing, and this one keeps products small.
+    # Subtracting a constant per row changes nothing; the mean keeps the products small.
     logits, true = logits - logits.mean(axis=1, keepdims=True), true - logits.mean(axis=1)
 
     def slope(inverse: float) -> float:

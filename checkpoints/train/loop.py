@@ -249,7 +249,7 @@ def _restored(
     """Put network and optimizer where `state_file` left them; returns the history up to there."""
     state = read(state_file)
     if "identity" not in state:
-        raise ValueError(f"{state_file} is no state of a training. Delete it, or pass --out.")
+        raise ValueError(f"{state_file} is not a training state. Delete it, or pass --out.")
     was, now = (
         {k: v for k, v in entries.items() if k != "recipe"} | entries["recipe"]
         for entries in (state["identity"], identity)

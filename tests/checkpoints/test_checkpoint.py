@@ -259,11 +259,11 @@ def test_a_name_is_a_path_or_a_file_that_ships(
 ) -> None:
     monkeypatch.setattr(importlib.resources, "files", lambda package: tmp_path)
     (tmp_path / "files").mkdir()
-    assert "there are: none" in refusal(lambda: find("resnet8"))
+    assert "available: none" in refusal(lambda: find("resnet8"))
     save(example(), tmp_path / "files" / "resnet8.pt")
     assert find("resnet8") == find("resnet8.pt") == tmp_path / "files" / "resnet8.pt"
     assert find(tmp_path / "files" / "resnet8.pt").is_file()
-    assert "there are: resnet8.pt" in refusal(lambda: load("resnet9"))
+    assert "available: resnet8.pt" in refusal(lambda: load("resnet9"))
     assert "is a folder" in refusal(lambda: load(tmp_path))
 
 
@@ -343,7 +343,7 @@ def test_a_resnet20_file_of_2018_is_recognised_and_computes_the_same(
     assert loaded.options == {"width": 16, "channels": 3, "classes": 10, "shortcut": "A"}
     assert loaded.classes == 10
     assert len(said) == 1
-    assert "taken for resnet20 with width=16, channels=3, classes=10, shortcut=A" in said[0]
+    assert "loaded as resnet20 with width=16, channels=3, classes=10, shortcut=A" in said[0]
     images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(1)).double()
     with torch.no_grad():
         found = loaded.network().double()(images)
@@ -572,7 +572,7 @@ def test_misfits_are_counted_and_the_first_three_named(tmp_path: Path) -> None:
 def test_a_file_that_fits_no_model_asks_for_one(tmp_path: Path) -> None:
     torch.save(nn.Linear(3, 2).state_dict(), tmp_path / "linear.pth")
     line = refusal(lambda: load(tmp_path / "linear.pth"))
-    assert "no registered model fits. Say which it is: --model NAME" in line
+    assert "no registered model fits. Pass --model NAME" in line
     state = network().state_dict() | {"layer1.0.extra": torch.zeros(3)}
     torch.save(state, tmp_path / "extra.pth")
     assert "no registered model fits" in refusal(lambda: load(tmp_path / "extra.pth"))
@@ -594,7 +594,7 @@ def test_a_file_that_fits_several_models_asks_which(
     monkeypatch.setitem(MODELS, "takes-no-options", strict)
     torch.save(prefixed(prefix, network().state_dict()), tmp_path / "net.pth")
     line = refusal(lambda: load(tmp_path / "net.pth"))
-    assert "2 registered models fit (resnet8, other8). Say which it is: --model NAME" in line
+    assert "2 registered models fit (resnet8, other8). Pass --model NAME" in line
     assert load(tmp_path / "net.pth", model="other8").model == "other8"
 
 
@@ -611,9 +611,9 @@ def test_several_state_dicts_or_none_are_refused(tmp_path: Path) -> None:
     torch.save({"generator": state, "critic": state}, tmp_path / "gan.pth")
     line = refusal(lambda: load(tmp_path / "gan.pth"))
     assert "holds several state dicts, generator, critic. Say which: --weights generator." in line
-    for content, told in (({}, "nothing"), ({"epoch": 3, 4: "x"}, "epoch, 4")):
+    for content, listed in (({}, "none"), ({"epoch": 3, 4: "x"}, "epoch, 4")):
         torch.save(content, tmp_path / "none.pth")
-        assert f"holds no state dict; it has {told}." in refusal(
+        assert f"contains no state dict; its entries: {listed}." in refusal(
             lambda: load(tmp_path / "none.pth")
         )
     for other in (torch.zeros(3), [1, 2], 3):

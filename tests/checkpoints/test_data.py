@@ -1053,7 +1053,7 @@ def test_size_resizes_folders_only() -> None:
     images = load_images("fashion-mnist-sample", "test", size=(28, 28))
     assert len(images) == 2000
     message = refusal(lambda: load_images("fashion-mnist-sample", "test", size=(32, 32)))
-    assert "28 x 28 pixels, asked for 32 x 32" in message
+    assert "28 x 28 pixels; expected 32 x 32" in message
 
 
 @pytest.mark.parametrize("name", DATASETS)

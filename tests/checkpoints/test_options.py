@@ -232,7 +232,7 @@ def test_python_callers_may_write_one_value_for_a_list_and_their_own_types(
         ({"max_products": 2.5}, "max_products 2.5; expected a whole number."),
         ({"space": "pixels"}, "space pixels; expected 'weights' or 'inputs'."),
         ({"multiple": 1}, "multiple 1; expected true or false."),
-        ({"layers": 3}, "layers 3; expected a list, each of it a text."),
+        ({"layers": 3}, "layers 3; expected a list, each item a string."),
     ],
 )
 def test_a_value_of_another_type_is_refused_by_the_name_of_the_argument(

@@ -96,15 +96,15 @@ def test_accuracy_means_nothing_for_targets_that_are_no_labels(targets: Tensor) 
         ([], "there are no batches"),
         ([torch.zeros(5, 3)], "a batch is a Tensor; expected a pair (inputs, targets)"),
         ([(torch.zeros(5, 3),)], "a batch is a tuple; expected a pair"),
-        ([([1, 2], torch.zeros(2))], "a batch holds a list; expected tensors"),
-        ([(torch.zeros(2, 3), [1, 2])], "a batch holds a list; expected tensors"),
-        ([({"a": 3}, torch.zeros(2))], "a batch holds a int; expected tensors"),
-        ([({}, torch.zeros(2))], "inputs hold {} examples, targets 2"),
-        ([(torch.zeros(2, 3), torch.zeros(3))], "inputs hold {'input': 2} examples, targets 3"),
+        ([([1, 2], torch.zeros(2))], "a batch contains a list; expected tensors"),
+        ([(torch.zeros(2, 3), [1, 2])], "a batch contains a list; expected tensors"),
+        ([({"a": 3}, torch.zeros(2))], "a batch contains a int; expected tensors"),
+        ([({}, torch.zeros(2))], "inputs have {} examples, targets 2"),
+        ([(torch.zeros(2, 3), torch.zeros(3))], "inputs have {'input': 2} examples, targets 3"),
         ([(torch.zeros(0, 3), torch.zeros(0))], "there are no examples"),
         (
             [(torch.zeros(2, 3), torch.zeros(2)), ({"b": torch.zeros(2, 3)}, torch.zeros(2))],
-            "a batch has the inputs ['b'], the first one ['input']",
+            "a batch has the inputs ['b']; expected ['input']",
         ),
     ],
 )
@@ -209,7 +209,9 @@ def test_targets_of_another_form_are_left_to_torch() -> None:
 
 def test_a_single_output_has_no_cross_entropy() -> None:
     line = refusal(lambda: cross_entropy(torch.zeros(3, 1), torch.zeros(3, dtype=torch.int64)))
-    assert line.startswith("the network has 1 output and the loss is the cross-entropy of classes;")
+    assert line.startswith(
+        "the network has 1 output, but the loss is a cross-entropy over classes;"
+    )
 
 
 def test_normalization_is_its_closed_form() -> None:
@@ -355,7 +357,7 @@ def test_fewer_examples_are_balanced_and_zero_means_all(file: Path) -> None:
     assert len(load_problem(file, split="train")) == 60
     line = refusal(lambda: load_problem(file, examples=41))
     assert line.startswith("examples 41 exceeds the 40 of npz:")
-    assert line.endswith(" (test). Ask for fewer, or pass 0 for all.")
+    assert line.endswith(" (test). Pass fewer, or 0 for all.")
     line = refusal(lambda: load_problem(file, examples=-1))
     assert line == "examples -1; expected 1 or more, or 0 for all."
 
@@ -464,10 +466,10 @@ def test_a_file_does_not_decide_what_code_makes_the_data(tmp_path: Path) -> None
     file = saved(tmp_path / "net.pt", data=f"{tmp_path / 'evil.py'}:images")
     line = refusal(lambda: load_problem(file))
     assert "is code outside this package" in line
-    assert "pass it as data if you trust it" in line
+    assert "if you trust it, pass it as data" in line
     assert not trap.exists()
     unknown = saved(tmp_path / "unknown.pt", data="no-such-data")
-    assert "'no-such-data' is no known data set" in refusal(lambda: load_problem(unknown))
+    assert "'no-such-data' is not a known data set" in refusal(lambda: load_problem(unknown))
 
 
 def test_a_network_of_fashion_mnist_is_probed_on_the_sample_that_ships(tmp_path: Path) -> None:
@@ -528,7 +530,7 @@ def test_without_a_training_split_they_are_those_that_are_not_measured(
             )
         )
         assert f"has no training split and {left} examples that are not measured" in line
-        assert "calibration 25 needs as many. Pass a smaller examples" in line
+        assert "expected at least calibration 25. Pass a smaller examples" in line
 
 
 def test_the_sample_s_unmeasured_images_are_balanced(tmp_path: Path) -> None:

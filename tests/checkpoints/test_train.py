@@ -600,7 +600,7 @@ def test_a_damaged_state_is_refused(tmp_path: Path, content: bytes) -> None:
     assert "or damaged" in refusal(lambda: trained(state_file=tmp_path / "state.pt"))
     torch.save({"weight": torch.zeros(3)}, tmp_path / "state.pt")
     line = refusal(lambda: trained(state_file=tmp_path / "state.pt"))
-    assert "state.pt is no state of a training. Delete it, or pass --out." in line
+    assert "state.pt is not a training state. Delete it, or pass --out." in line
 
 
 def test_a_loss_that_diverges_stops_the_training(tmp_path: Path) -> None:
@@ -734,7 +734,7 @@ def test_a_model_of_one_s_own_names_its_file(
     ("arguments", "line"),
     [
         (["--model", "resnet21"], "model 'resnet21' is not known. Known: resnet8, "),
-        (["--data", "no-such-data"], "'no-such-data' is no known data set. Known: "),
+        (["--data", "no-such-data"], "'no-such-data' is not a known data set. Known: "),
         (["--data", "npz:absent.npz"], "npz:absent.npz: there is no such file."),
         (["--validation", "5000"], "--validation 5000 and --examples 0 ask for 5001. Ask for"),
         (["--batch", "128"], "--batch 128 exceeds the 100 training images."),
@@ -746,7 +746,7 @@ def test_a_model_of_one_s_own_names_its_file(
         (["--rate", "-1"], "--rate -1.0; expected 0 or more."),
         (["--epochs", "0"], "--epochs 0; expected at least 1."),
         (["--seed", "-3"], "--seed -3; expected 0 to "),
-        (["--size", "9", "9"], "Only folder:DIR is resized"),
+        (["--size", "9", "9"], "Only folder:DIR can be resized"),
         (["--out", "columns.npz/x.pt"], "columns.npz"),
     ],
 )

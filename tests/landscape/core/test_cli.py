@@ -119,7 +119,7 @@ def test_an_interrupted_run_saves_and_says_how_to_continue(network: Path, tmp_pa
     ("arguments", "line"),
     [
         (["--ckpt", "missing.pt"], "missing.pt: no such file"),
-        (["--ckpt", "NETWORK", "--data", "mnist"], "'mnist' is no known data set"),
+        (["--ckpt", "NETWORK", "--data", "mnist"], "'mnist' is not a known data set"),
         (["--ckpt", "NETWORK", "--data", "npz:none.npz"], "none.npz"),
         (["--ckpt", "NETWORK", "--examples", "99999"], "exceeds the 2000"),
         (["--ckpt", "NETWORK", "--device", "cuda:99"], "--device cuda:99 cannot be used"),

@@ -428,7 +428,7 @@ def test_comments_may_change(whole: Path, file: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("was", "now", "line"),
     [
-        ('title = "Tiny"', "", "[the file] title is missing; expected a text."),
+        ('title = "Tiny"', "", "[the file] title is missing; expected a string."),
         ('title = "Tiny"', "title = ", "is no TOML file"),
         ("[problem]", "[problems]", "[the file] has no key 'problems'"),
         ("examples = 20", "example = 20", "[problem] has no key 'example'. Known: "),
@@ -448,7 +448,7 @@ def test_comments_may_change(whole: Path, file: Path, tmp_path: Path) -> None:
         ('probe = "sensitivity"', "", "[probes.near] probe is missing"),
         ('parts = ["norms"]', 'part = ["norms"]', "[probes.near] has no key 'part'. Known: parts"),
         ('parts = ["norms"]', 'parts = ["norm"]', "[probes.near]: parts norm; expected some of"),
-        ('parts = ["norms"]', "parts = [1]", "expected a list, each of it a text."),
+        ('parts = ["norms"]', "parts = [1]", "expected a list, each item a string."),
         ("orthogonal = true", "orthogonal = 1", "[probes.weights] orthogonal = 1; expected true"),
         ("orthogonal = true", 'to = "{next}"', ""),
         ('claim = "near"', 'claim = "far"', "[endpoints 1] claim = 'far'; expected 'near'"),
@@ -581,7 +581,7 @@ def test_a_study_leaves_out_a_probe_of_its_base_with_its_endpoints() -> None:
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("base = 3\n", "base = 3; expected a text."),
+        ("base = 3\n", "base = 3; expected a string."),
         ("base = 'nowhere'\n", "nowhere: no such file, nor a study that ships"),
         ("base = 'own.toml'\n", "base = 'own.toml' leads back to the file itself."),
         ("base = 'cifar10'\nprobes = 3\n", "probes = 3; expected a table."),

@@ -85,7 +85,7 @@ class Verdict:
         effects: (seeds,), the effect of each pair; empty in halves.
         seeds_needed: where undecided: pairs that would decide with 80 % probability if the effect
             and its spread were as observed; None where decided, or where no number would.
-        notes: what must be said beside it, in sentences.
+        notes: what must be said with it, in sentences.
         missing: what is not there.
     """
 
@@ -117,7 +117,7 @@ class Evaluation:
     Args:
         title: of the study.
         endpoints: in the study's order.
-        verdicts: for each endpoint the treatment's row first, then those beside it.
+        verdicts: for each endpoint the treatment's row first, then the others.
         seedwise: for each endpoint and arm, a number a seed.
         missing: every result that is not there, once.
     """

@@ -125,8 +125,8 @@ def samples(result: xr.Dataset, endpoint: Endpoint) -> Samples:
             "the study's endpoint, or what its probe measures."
         )
     kept, notes = _kept(result, endpoint)
-    beside = [name for name in ("correct", "margin", "label", "sample") if name in result]
-    chosen = result[[endpoint.variable, *beside]].isel(kept, missing_dims="ignore")
+    companions = [name for name in ("correct", "margin", "label", "sample") if name in result]
+    chosen = result[[endpoint.variable, *companions]].isel(kept, missing_dims="ignore")
     variable = chosen[endpoint.variable]
     whole = np.asarray(variable.values, dtype=float)
     lost = int((~np.isfinite(whole)).sum())

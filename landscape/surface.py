@@ -168,7 +168,7 @@ def surface(problem: Problem, spec: Spec) -> Plan:
         walk=dims,
         measure=partial(_measure, space, axes, [coords[dim].values for dim in dims], spec),
         watch="loss",
-        beside=(Path(spec.save_directions),) if spec.save_directions else (),
+        extra_files=(Path(spec.save_directions),) if spec.save_directions else (),
         begin=partial(_save, axes, spec, provenance),
     )
 

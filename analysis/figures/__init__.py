@@ -147,7 +147,7 @@ def save(
 
 
 def draw_beside(path: str | Path) -> list[Path]:
-    """Draw every kind of figure that fits one result file, beside it.
+    """Draw every kind of figure that fits one result file, next to it.
 
     Returns:
         The paths written, such as `resnet18.surface.contour.png`; none where no kind fits.

@@ -54,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
         "--out",
         type=Path,
         metavar="STEM",
-        help="path without the ending; the kind of figure is appended (default: beside the first "
+        help="path without the ending; the kind of figure is appended (default: next to the first "
         "file, named after all of them)",
     )
     parser.add_argument("--kind", choices=FIGURES, help="kind of figure (default: all that fit)")

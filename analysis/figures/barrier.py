@@ -49,9 +49,9 @@ def barrier(
     ax.plot(inside, chord, color=colour, linestyle=":", linewidth=0.7, label=label_of_barrier)
     look = {"arrowstyle": "<->", "color": colour, "lw": 0.7, "shrinkA": 0, "shrinkB": 0}
     here = sum(bool(np.isclose(at, arrow.xy[0])) for arrow in ax.texts if hasattr(arrow, "xy"))
-    beside = ax.transData + ScaledTranslation(_BESIDE * here / 72, 0, ax.figure.dpi_scale_trans)
+    shifted = ax.transData + ScaledTranslation(_BESIDE * here / 72, 0, ax.figure.dpi_scale_trans)
     ax.annotate(
-        "", (at, base), (at, base + height), xycoords=beside, textcoords=beside, arrowprops=look
+        "", (at, base), (at, base + height), xycoords=shifted, textcoords=shifted, arrowprops=look
     )
 
 

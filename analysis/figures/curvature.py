@@ -25,7 +25,7 @@ def curvature(result: xr.Dataset, ax: Axes, *, label: str | None = None) -> None
     """Draw the distribution of the top eigenvalue over the examples; see `distribution.steps`.
 
     Where a network is not piecewise linear, the
-    same for its Gauss-Newton matrix is dotted beside it.
+    same for its Gauss-Newton matrix is dotted next to it.
 
     Args:
         result: of `hessian` in the inputs.

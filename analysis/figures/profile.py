@@ -51,8 +51,8 @@ def profile(
     measured = ordered["measured"].values == 1
     known = measured & np.isfinite(values)
     values = np.where(known, values, np.nan)
-    beside = np.concatenate([[False], known, [False]])
-    lone = known & ~beside[:-2] & ~beside[2:]
+    padded = np.concatenate([[False], known, [False]])
+    lone = known & ~padded[:-2] & ~padded[2:]
     (line,) = ax.plot(x, values, label=results.name(result) if label is None else label)
     colour = to_hex(line.get_color())
     ax.plot(x[lone], values[lone], "o", markersize=2.5, color=colour)

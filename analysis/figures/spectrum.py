@@ -154,8 +154,8 @@ def resolution(shown: Sequence[xr.Dataset]) -> float:
         gaps = []
         for nodes in _draws(result)[0]:
             middle = int(np.abs(nodes).argmin())
-            beside = np.diff(nodes[max(middle - 1, 0) : middle + 2])
-            gaps.append(float(beside.max()) if beside.size else 0.0)
+            around = np.diff(nodes[max(middle - 1, 0) : middle + 2])
+            gaps.append(float(around.max()) if around.size else 0.0)
         coarsest = max(coarsest, float(np.median(gaps)))
     return float(f"{coarsest:.0e}") or 1.0
 

@@ -32,7 +32,7 @@ def density(
     """The share of eigenvalues per decade, for each draw.
 
     Each node is a Gaussian in `place`, so that an eigenvalue of 100 is blurred by the same factor
-    as one of 0.1, and a large one does not become a needle beside a wide bulk. The area over an
+    as one of 0.1, and a large one does not become a needle next to a wide bulk. The area over an
     interval of places is the share of eigenvalues there; the whole is 1.
 
     Args:

@@ -129,7 +129,7 @@ def _measure(probe: Probe, chosen: argparse.Namespace) -> int:
     if first:
         for line in plan.tell(result) if plan.tell else ():
             say(line)
-        for path in (out, *plan.beside):
+        for path in (out, *plan.extra_files):
             print(path)
         if chosen.figure:
             # Only here does the package know of the other: to draw the file that it has written.
@@ -165,7 +165,7 @@ def _parser(probe: Probe) -> argparse.ArgumentParser:
         "--figure",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="draw the figures beside the result",
+        help="draw the figures next to the result",
     )
     options.add_flags(parser.add_argument_group("what is measured"), probe.spec)
     options.add_flags(parser, Source)

@@ -46,7 +46,7 @@ class Plan:
         finish: from the result with every cell measured to {variable: its whole array}: what is
             derived from all cells together, such as means over the examples with their errors.
         tell: what the result comes to, a few lines for the reader at the command line.
-        beside: files that are written next to the result.
+        extra_files: files that are written next to the result.
         begin: checks these files, and writes what is known before the first cell. Called once,
             after the result file has been accepted; planning itself writes nothing.
 
@@ -65,7 +65,7 @@ class Plan:
     watch: str = ""
     finish: Callable[[xr.Dataset], Values] | None = None
     tell: Callable[[xr.Dataset], Sequence[str]] | None = None
-    beside: Sequence[Path] = ()
+    extra_files: Sequence[Path] = ()
     begin: Callable[[], None] | None = None
 
     def __post_init__(self) -> None:
@@ -189,7 +189,7 @@ def run(
         def begin() -> list[Any]:
             nonlocal result
             if path is not None:
-                if any(path.resolve() == other.resolve() for other in plan.beside):
+                if any(path.resolve() == other.resolve() for other in plan.extra_files):
                     raise ValueError(f"{path} is to hold the result and something else. Name two.")
                 store.check_writable(path)
                 held.enter_context(store.locked(path))

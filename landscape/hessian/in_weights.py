@@ -225,7 +225,7 @@ def plan(problem: Problem, spec: Spec) -> Plan:
         provenance=provenance,
         coords=coords,
         variables=variables,
-        beside=(Path(spec.save_directions),) if spec.save_directions else (),
+        extra_files=(Path(spec.save_directions),) if spec.save_directions else (),
         begin=measured.begin,
         walk=("measurement",),
         measure=measured.measure,

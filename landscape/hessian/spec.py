@@ -46,8 +46,8 @@ class Spec:
     max_products: int = option(200, "products after which an end's eigenpairs are left as they are")
     multiple: bool | None = option(
         None,
-        "look again beside the eigenpairs found, for further vectors of repeated eigenvalues, "
-        "which one Lanczos run cannot see",
+        "look also in the complement of the eigenpairs found, for further vectors of repeated "
+        "eigenvalues, which one Lanczos run cannot see",
     )
     draws: int = option(4, "random vectors of the density; its error is that over them")
     steps: int | None = option(

@@ -20,7 +20,7 @@ def sensitivity(problem: Problem, spec: Spec) -> Plan:
 
     Derivatives in the inputs say nothing of a finite distance: a ReLU network's own curvature is
     zero almost everywhere, a multiplicative network's is not. So differences at finite radii, in
-    the same units for every network, are measured beside them. Distances and gradients are in
+    the same units for every network, are measured as well. Distances and gradients are in
     units of the [0, 1] pixel range, L2 unless named otherwise, whatever normalisation the network
     has inside. Points outside [0, 1] are evaluated as they are.
 

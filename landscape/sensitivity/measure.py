@@ -20,7 +20,7 @@ from landscape.sensitivity.spec import Spec
 
 DIRECTIONS, SIGNS, NOISE = range(3)  # streams of random numbers
 ATTACK = 0.1  # the radius at which the adversarial direction is sought
-FINE = 0.01  # below this radius rounding in float32 is not small beside what is measured
+FINE = 0.01  # below this radius rounding in float32 is not small compared with what is measured
 
 
 class Measurement:

@@ -61,7 +61,7 @@ def _measure(chosen: argparse.Namespace) -> int:
             manifest.describe(network)
         except ValueError as error:
             unusable[str(network)] = " ".join(str(error).split())
-            # Of the others, a process beside this one may know better.
+            # Of the others, another process may know better.
             for label in study.probes if network in asked else ():
                 manifest.tell(network, label, unusable[str(network)])
     manifest.write()

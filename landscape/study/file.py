@@ -86,10 +86,10 @@ class Study:
         return {**DEFAULTS, **self.problem, **arm.problem}
 
     def checkpoint(self, template: str, seed: int) -> str:
-        """The name of a checkpoint: beside the study file, else as the command line finds it."""
+        """The name of a checkpoint: next to the study file, else as the command line finds it."""
         name = template.replace("{seed}", str(seed))
-        beside = self.folder / name
-        return str(beside) if beside.is_file() else name
+        neighbour = self.folder / name
+        return str(neighbour) if neighbour.is_file() else name
 
 
 def find(name: str) -> Path:
@@ -140,8 +140,8 @@ def _loaded(path: Path, above: tuple[Path, ...] = ()) -> tuple[dict[str, Any], b
     chain = (*above, path.resolve())
     try:
         name = checked(own, "the file", SHAPE | {"base": str}).pop("base")
-        beside = path.parent / name
-        file = find(str(beside) if beside.is_file() else name).resolve()
+        neighbour = path.parent / name
+        file = find(str(neighbour) if neighbour.is_file() else name).resolve()
         if file in chain:
             raise ValueError(f"base = {name!r} leads back to the file itself.")
     except ValueError as error:

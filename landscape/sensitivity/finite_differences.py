@@ -83,12 +83,12 @@ def differences(examples: Examples, direction: Tensor, radius: float) -> Tensors
     # Neighbours are subtracted first: such differences are exact where the values are close.
     step = ahead.logits - examples.logits
     bend = step - (examples.logits - logits)
-    curl = (ahead.losses - examples.losses) - (examples.losses - losses)
+    change = (ahead.losses - examples.losses) - (examples.losses - losses)
     turn = ahead.gradients - examples.gradients
     return {
         "difference": step.norm(dim=1) / radius,
         "second_difference": bend.norm(dim=1) / radius**2,
-        "curvature": curl / radius**2,
+        "curvature": change / radius**2,
         "gradient_change": turn.norm(dim=1) / radius,
         "moved_loss": ahead.losses,
         **{f"moved_{name}": value for name, value in examples.hits(ahead.logits).items()},

@@ -50,6 +50,7 @@ def read(path: Path) -> xr.Dataset:
         raise ValueError(f"{path} has no checksum, so it was not written by this toolkit")
     if stored != digest(result):
         raise ValueError(f"{path} is damaged or was changed: its content does not fit its checksum")
+    result.encoding[DIGEST] = stored
     return result
 
 

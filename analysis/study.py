@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
@@ -203,6 +204,12 @@ class Study:
                 otherwise than the study says.
         """
         result = results.load(self.folder / file)
+        recorded = self.files.get((arm, seed, label), {}).get("sha256")
+        if recorded and recorded != result.encoding.get("sha256"):
+            raise ValueError(
+                f"{file}: is not the file that the study measured (its checksum is another). Run "
+                "python -m landscape.study again, which records it if it is right."
+            )
         found = (results.provenance(result).get("checkpoint") or {}).get("sha256")
         named = self.hashes.get((arm, seed))
         if named and named != found:
@@ -252,6 +259,13 @@ def read(folder: str | Path) -> Study:
             f"{path}: schema version is {version}, this toolkit reads 1 to {SCHEMA_VERSION}. "
             "Update the toolkit, or measure with this one."
         )
+    recorded = content.get("study_table_sha256")
+    if recorded and recorded != table_digest(content.get("study")):
+        raise ValueError(
+            f"{path}: its study table was edited after it was written (it does not fit its "
+            "checksum). Change the study file instead, and pass --amend to python -m "
+            "landscape.study, which records the change."
+        )
     try:
         content = upgrade.study(content)
         tables = content["study"]
@@ -292,6 +306,11 @@ def read(folder: str | Path) -> Study:
     return Study(
         Path(folder), title, arms, endpoints, files, metrics, hashes, probes, problems, content
     )
+
+
+def table_digest(table: Any) -> str:
+    """SHA-256 of the study table of a `study.json`."""
+    return hashlib.sha256(json.dumps(table, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _check_numbers(tables: Iterable[Mapping[str, Any]]) -> None:

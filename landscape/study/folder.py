@@ -15,7 +15,7 @@ import h5py
 import torch
 
 from analysis import upgrade
-from analysis.study import MANIFEST, UNMEASURED
+from analysis.study import MANIFEST, UNMEASURED, table_digest
 from analysis.upgrade import SCHEMA_VERSION
 from checkpoints import loading
 from checkpoints.options import as_flags
@@ -173,7 +173,7 @@ class Manifest:
                 "command": self.task.command(network, label),
             }
             if not reasons.get(file) and self._finished(self.task.out / file):
-                results.append(row)
+                results.append(row | {"sha256": _digest(self.task.out / file)})
             else:
                 missing.append(row | {"reason": reasons.get(file) or UNMEASURED})
         study = self.task.study
@@ -182,6 +182,7 @@ class Manifest:
             "title": study.title,
             "study": study.content,
             "study_sha256": study.sha256,
+            "study_table_sha256": table_digest(json.loads(json.dumps(study.content, default=str))),
             "amendments": self._amendments,
             "checkpoints": self._checkpoints,
             "results": results,
@@ -213,6 +214,12 @@ class Manifest:
         except (OSError, ValueError):  # none yet, or damaged
             return {}
         return content if isinstance(content, dict) else {}
+
+
+def _digest(path: Path) -> str:
+    """The checksum that a result file carries; empty in the first schema."""
+    with h5py.File(path) as file:
+        return str(file.attrs.get("sha256", ""))
 
 
 def finished(path: Path) -> bool:

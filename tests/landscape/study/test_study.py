@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 import torch
 import xarray as xr
 
+from analysis import study as analysis_study
 from checkpoints import checkpoint, loading
 from checkpoints.checkpoint import Checkpoint
 from checkpoints.models.resnet import ResNet
@@ -632,3 +634,21 @@ def test_one_killed_worker_costs_its_own_results_alone(
     assert missing == {name for name in FILES if name.startswith("multiplicative")}
     assert len(list(out.glob("*.h5"))) == len(FILES) - len(missing)
     assert "its process was killed" in capsys.readouterr().err
+
+
+def test_edits_of_a_finished_study_are_noticed(whole: Path, tmp_path: Path) -> None:
+    """A prediction turned round, or a result of another run in a result's place."""
+    folder = tmp_path / "copy"
+    shutil.copytree(whole, folder)
+    assert not analysis_study.read(folder).manifest["missing"]
+    text = (folder / "study.json").read_text()
+    (folder / "study.json").write_text(text.replace('"predicts": "lower"', '"predicts": "higher"'))
+    with pytest.raises(ValueError, match="its study table was edited after it was written"):
+        analysis_study.read(folder)
+    (folder / "study.json").write_text(text)
+    name = "vanilla-seed0.near.h5"
+    other = store.load(folder / name)
+    other["loss"].values[0] = 7.0
+    store.save(other, folder / name)
+    with pytest.raises(ValueError, match="is not the file that the study measured"):
+        analysis_study.read(folder).load("vanilla", 0, "near", name)

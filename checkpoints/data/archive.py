@@ -109,8 +109,8 @@ def read_members(source: Path, folder: str, names: Collection[str]) -> dict[str,
                     break
     except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
         raise ValueError(
-            f"{source} cannot be read ({' '.join(str(error).split())}). Delete it and run again to "
-            "download it again."
+            f"{source} cannot be read ({' '.join(str(error).split())}). Delete it, and run again "
+            "to download it."
         ) from error
     return found
 

@@ -2,10 +2,10 @@
 
     python benchmarks/hessian.py
 
-Everybody works on the same network, the same real images and the same batches, in one process, one
-after the other in every round; every second round runs backwards. All are asked for the same
-residual, and judged by one float64 product that is nobody's own. How to install the peers, and how
-to read the tables: benchmarks/README.md.
+All tools work on the same network, the same real images and the same batches, in one process, one
+after another in every round; every second round runs in reverse order. All must reach the same
+residual, which is verified with a separate float64 product. How to install the peers and how to
+read the tables: benchmarks/README.md.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ Product = Callable[[Tensor], Tensor]
 
 @dataclass
 class Clocked:
-    """A product that counts and times its calls.
+    """A matrix-vector product that counts and times its calls.
 
     Args:
-        product: a flat vector to a flat vector.
-        clock: seconds.
+        product: maps a flat vector to a flat vector.
+        clock: returns seconds.
     """
 
     product: Product
@@ -65,12 +65,12 @@ class Clocked:
 
 @dataclass(frozen=True, eq=False)
 class Found:
-    """Eigenpairs, and what the products cost that led to them.
+    """Eigenpairs, and the cost of the products that led to them.
 
     Args:
         values: (k,).
         vectors: (k, parameters), norm 1, in the order of the network's parameters.
-        seconds: of each product.
+        seconds: one value per product.
     """
 
     values: Tensor
@@ -80,14 +80,14 @@ class Found:
 
 @dataclass(frozen=True, eq=False)
 class Setting:
-    """What everybody is given.
+    """The input of all tools.
 
     Args:
         task: network and images.
-        batch: images in a batch.
-        tol: the residual |Hv - λv| / |λ| asked for.
-        cap: most products of power iteration.
-        clock: seconds.
+        batch: images per batch.
+        tol: the residual |Hv - λv| / |λ| to reach.
+        cap: maximum number of products of power iteration.
+        clock: returns seconds.
     """
 
     task: Task
@@ -102,10 +102,10 @@ class Setting:
 
 
 class Exact:
-    """Products with the Hessian in float64, of many vectors at a time.
+    """Float64 Hessian-vector products, for several vectors at a time.
 
-    One batch after another: the graph of a batch's gradient serves all vectors, and the graphs of
-    all batches together would not fit into the memory of a laptop.
+    Batches are processed one after another: the graph of a batch's gradient serves all vectors, and
+    the graphs of all batches together would not fit into a laptop's memory.
     """
 
     def __init__(self, setting: Setting) -> None:
@@ -113,7 +113,7 @@ class Exact:
         self.batches, self.count = setting.batches(), len(setting.task.labels)
 
     def __call__(self, vectors: Tensor) -> Tensor:
-        """The products with (n, parameters), float64."""
+        """The products with vectors (n, parameters), float64."""
         parameters = list(self.network.parameters())
         total = torch.zeros_like(vectors, dtype=torch.float64)
         for images, labels in self.batches:
@@ -127,7 +127,7 @@ class Exact:
         return total
 
     def residuals(self, found: Sequence[Found]) -> list[float]:
-        """The largest |Hv - λv| / |λ| of the pairs of each, with the values as reported."""
+        """The largest |Hv - λv| / |λ| of each tool's pairs, with its reported values."""
         units = [f.vectors.double() / f.vectors.double().norm(dim=1, keepdim=True) for f in found]
         images = self(torch.cat(units)).split([len(unit) for unit in units])
         return [
@@ -136,7 +136,7 @@ class Exact:
         ]
 
 
-# Products: each function gives one, from a flat vector to a flat vector.
+# Products: each function returns one, which maps a flat vector to a flat vector.
 
 
 def ours(setting: Setting, *, keep: bool) -> Curvature:
@@ -193,7 +193,7 @@ def pyhessian_product(setting: Setting) -> Product:
 
 
 def gradient(setting: Setting) -> Product:
-    """No product: what products are measured in."""
+    """Not a product: the gradient, which is the unit of the products' cost."""
     network, batches = setting.task.network(), setting.batches()
     parameters = list(network.parameters())
 
@@ -244,7 +244,7 @@ def curvlinops_top(setting: Setting, k: int) -> Found:
 
 
 def pyhessian_top(setting: Setting, k: int) -> Found:
-    """Told to stop as soon as its vector has the residual asked for, which it does not look at."""
+    """Stopped from outside at the requested residual, which it does not compute itself."""
     peer = pyhessian(setting)
     plain, seconds, last = peer.dataloader_hv_product, [], [math.nan]
 
@@ -254,7 +254,7 @@ def pyhessian_top(setting: Setting, k: int) -> Found:
         seconds.append(setting.clock() - start)
         error = (_flat(image) - value * _flat(vector)).norm() / abs(value)
         if error <= setting.tol and not math.isnan(last[0]):
-            value = last[0]  # It ends where the value no longer changes.
+            value = last[0]  # It stops when the value no longer changes.
         last[0] = value
         return value, image
 
@@ -265,10 +265,10 @@ def pyhessian_top(setting: Setting, k: int) -> Found:
 
 
 def steps_needed(setting: Setting, counts: Sequence[int], most: int = 40) -> dict[int, int]:
-    """For each k the least Lanczos steps of hessian-eigenthings whose estimates reach the residual.
+    """{k: fewest Lanczos steps of hessian-eigenthings whose error estimates reach the residual}.
 
-    From one long run, of which every shorter one is a beginning; it is not in anybody's time. Its
-    products are ours, for speed: they differ from the peer's by rounding.
+    Taken from one long run, whose first steps are those of every shorter run. It is not timed. It
+    uses our products, for speed: they differ from the peer's by rounding.
     """
     operator = ours(setting, keep=True)
     start = torch.randn(operator.size, generator=torch.Generator().manual_seed(0))
@@ -322,9 +322,9 @@ def products_table(setting: Setting, exact: Exact, peers: Sequence[str], rounds:
     for name, product in products.items():
         ratio = median(a / b for a, b in zip(product.seconds, unit, strict=True))
         error = float((errors[name].double() - truth).norm() / truth.norm())
-        told = "" if name == "gradient" else f"{error:7.1e}"
+        last = "" if name == "gradient" else f"{error:7.1e}"
         lines.append(
-            f"{name:34} {median(product.seconds):7.3f}  {ratio:9.2f}  {first[name]:8.2f}  {told:>7}"
+            f"{name:34} {median(product.seconds):7.3f}  {ratio:9.2f}  {first[name]:8.2f}  {last:>7}"
         )
     return "\n".join(lines)
 
@@ -332,7 +332,7 @@ def products_table(setting: Setting, exact: Exact, peers: Sequence[str], rounds:
 def eigenpairs_table(
     setting: Setting, exact: Exact, k: int, jobs: dict[str, Callable[..., Found]], rounds: int
 ) -> str:
-    """Seconds for the k largest eigenpairs in magnitude, one line a job."""
+    """Seconds for the k largest eigenpairs in magnitude, one line per job."""
     seconds: dict[str, list[float]] = {name: [] for name in jobs}
     found: dict[str, Found] = {}
     for repeat in range(rounds):
@@ -345,7 +345,7 @@ def eigenpairs_table(
     good = [name for name in peers if residuals[name] <= setting.tol]
     best = min(good, key=lambda name: median(seconds[name])) if good else None
     lines = [
-        f"{f'k = {k}':26} {'s':>7} {'/best':>6}  {'products':>8}  {'s/product':>9}  "
+        f"{f'k = {k}':33} {'s':>7} {'/best':>6}  {'products':>8}  {'s/product':>9}  "
         f"{'trace, s':>8}  {'residual':>8}"
     ]
     for name, pairs in found.items():
@@ -354,7 +354,7 @@ def eigenpairs_table(
         trace = f"{each[0] - usual:8.2f}" if "kept" in name else ""
         ratio = "" if best is None else f"{median(seconds[name]) / median(seconds[best]):6.2f}"
         lines.append(
-            f"{name:26} {median(seconds[name]):7.1f} {ratio:>6}  {len(each):8}  {usual:9.3f}  "
+            f"{name:33} {median(seconds[name]):7.1f} {ratio:>6}  {len(each):8}  {usual:9.3f}  "
             f"{trace:>8}  {residuals[name]:8.1e}"
         )
     return "\n".join([*lines, f"the best peer at {setting.tol:g}: {best or 'none'}"])
@@ -365,19 +365,24 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--model", default="resnet20")
     parser.add_argument("--width", type=int, default=16)
     parser.add_argument("--images", type=int, default=1000, help="1 to 1000")
-    parser.add_argument("--batch", type=int, default=50, help="images in a batch, for everybody")
+    parser.add_argument("--batch", type=int, default=50, help="images per batch, for all tools")
     parser.add_argument("--top", type=int, nargs="+", default=[1, 5, 10], metavar="K")
-    parser.add_argument("--tol", type=float, default=1e-3, help="the residual asked for")
+    parser.add_argument("--tol", type=float, default=1e-3, help="the residual to reach")
     parser.add_argument(
-        "--cap", type=int, default=300, help="most products of power iteration (PyHessian)"
+        "--cap",
+        type=int,
+        default=300,
+        help="maximum number of products of power iteration (PyHessian)",
     )
-    parser.add_argument("--skip", nargs="*", default=[], help="rows left out: part of a name")
+    parser.add_argument(
+        "--skip", nargs="*", default=[], help="rows to leave out, by part of their names"
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--clock", choices=list(CLOCKS), default="wall", help="what is measured")
     chosen = parser.parse_args()
     if not 1 <= chosen.images <= 1000 or chosen.images % chosen.batch or chosen.rounds < 1:
-        # hessian-eigenthings takes the mean over batches, which is wrong for unequal ones
+        # hessian-eigenthings averages over batches, which is wrong for unequal sizes
         parser.error("expected --images a multiple of --batch, at most 1000, and --rounds >= 1")
     return chosen
 
@@ -409,10 +414,10 @@ def main() -> None:
     jobs: dict[str, Callable[..., Found]] = {
         "ours, activations kept": partial(ours_top, keep=True),
         "ours, recomputed": partial(ours_top, keep=False),
-        "hessian-eigenthings, told": partial(eigenthings_top, steps=steps),
+        "hessian-eigenthings, steps given": partial(eigenthings_top, steps=steps),
     }
     jobs |= {"curvlinops + eigsh": curvlinops_top} if "curvlinops" in found else {}
-    jobs |= {"pyhessian, told": pyhessian_top} if "pyhessian" in found else {}
+    jobs |= {"pyhessian, stopped": pyhessian_top} if "pyhessian" in found else {}
     jobs = {n: job for n, job in jobs.items() if not any(part in n for part in chosen.skip)}
     for k in chosen.top:
         print("\n" + eigenpairs_table(setting, exact, k, jobs, chosen.rounds), flush=True)

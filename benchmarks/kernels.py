@@ -1,4 +1,4 @@
-"""What trusted kernels cost: the comparison with float64, and a memory order that is never wrong.
+"""The cost of trusted kernels: the comparison with float64, and memory formats without faults.
 
 python benchmarks/kernels.py
 """
@@ -23,7 +23,7 @@ from landscape.hessian.operator import Curvature
 
 
 def gradient(problem: Problem) -> Callable[[], object]:
-    """A function that computes the gradient in the weights of all examples."""
+    """A function that computes the gradient over all examples in the weights."""
     space = Weights(problem)
     point = {name: value.clone().requires_grad_() for name, value in space.origin.items()}
 
@@ -36,14 +36,14 @@ def gradient(problem: Problem) -> Callable[[], object]:
 
 
 def product(problem: Problem) -> Callable[[], object]:
-    """A function that multiplies the Hessian of all examples by a vector, nothing kept."""
+    """A function that computes a Hessian-vector product over all examples, nothing kept."""
     operator = Curvature(Weights(problem))
     vector = torch.randn(operator.size, generator=torch.Generator().manual_seed(0))
     return lambda: operator.matvec(vector)
 
 
 def loss(problem: Problem) -> Callable[[], object]:
-    """A function that evaluates all examples at the origin."""
+    """A function that computes the loss of all examples at the origin."""
     space = Weights(problem)
     return lambda: space.evaluate(space.origin)
 
@@ -55,7 +55,7 @@ def seconds(run: Callable[[], object]) -> float:
 
 
 def main() -> None:
-    """Print a table a network: CPU seconds of each work by kernels, and of each comparison."""
+    """Print CPU seconds per network, kind of work and kernels, and those of the comparison."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--networks", nargs="+", default=["resnet18.pt", "fmmnet18.pt"])
     parser.add_argument("--examples", type=int, default=100)
@@ -78,8 +78,8 @@ def main() -> None:
                     took = seconds(run)
                     if repeat:  # The first is the warm-up.
                         spent[which].append(took)
-            told = ", ".join(f"{which} {median(rows):.3f}" for which, rows in spent.items())
-            print(f"{name:12} {what:16} {told}", flush=True)
+            medians = ", ".join(f"{which} {median(rows):.3f}" for which, rows in spent.items())
+            print(f"{name:12} {what:16} {medians}", flush=True)
 
 
 if __name__ == "__main__":

@@ -2,9 +2,9 @@
 
     python benchmarks/sensitivity.py
 
-All rows of a table alternate in one process, forwards and backwards; the first round warms up.
-Captum's row is there where Captum is installed. Every row starts from raw images and ends with one
-number an image; the errors are against float64.
+All rows of a table alternate in one process, forwards and backwards; the first round is a warm-up.
+Captum's row appears if Captum is installed. Every row starts from raw images and ends with one
+number per image; errors are relative to float64.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from landscape.core.spaces import Inputs
 from landscape.sensitivity.examples import Examples
 from landscape.sensitivity.gradients import jacobian_norms
 
-# CPU time is that of all threads together; on a busy machine, read it with one thread.
+# CPU time is summed over all threads; on a busy machine, use it with one thread.
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 Row = Callable[[], Tensor]
 
@@ -39,7 +39,7 @@ def batches(problem: Problem, size: int, count: int) -> Iterator[tuple[Tensor, T
 
 
 def plain_gradients(problem: Problem, size: int, count: int) -> Tensor:
-    """What one writes by hand: the summed loss, one backward pass a batch."""
+    """The usual way: the summed loss, one backward pass per batch."""
     norms = []
     for images, labels in batches(problem, size, count):
         images = images.clone().requires_grad_()
@@ -78,7 +78,7 @@ def captum_gradients(problem: Problem, size: int, count: int) -> Tensor:
 
 
 def plain_jacobians(problem: Problem, size: int, count: int) -> Tensor:
-    """A forward pass and a backward pass per class, and the sum of squares of what they give."""
+    """A forward pass, a backward pass per class, and the sum of squares of the gradients."""
     norms = []
     for images, _ in batches(problem, size, count):
         images = images.clone().requires_grad_()
@@ -92,7 +92,7 @@ def plain_jacobians(problem: Problem, size: int, count: int) -> Tensor:
 
 
 def our_jacobians(space: Inputs, size: int, count: int) -> Tensor:
-    """Every norm that the probe stores: logits and softmax, Frobenius, spectral, eigenvalue."""
+    """All norms that the probe stores: of logits and softmax; Frobenius, spectral, eigenvalue."""
     norms = []
     for images, labels in batches(space.problem, size, count):
         nothing = torch.empty(0)
@@ -110,7 +110,7 @@ def our_eigenvalues(space: Inputs, size: int, count: int) -> Tensor:
 
 
 def power_iteration(problem: Problem, size: int, count: int, steps: int) -> Tensor:
-    """All images of a batch at once, by double backward, their own normalisation each."""
+    """All images of a batch at once, by double backward, each with its own normalisation."""
     values = []
     generator = torch.Generator().manual_seed(0)
     for images, labels in batches(problem, size, count):
@@ -144,7 +144,7 @@ def table(title: str, rows: dict[str, Row], truth: Tensor, rounds: int, clock: A
     for name, spents in seconds.items():
         ratio = median(a / b for a, b in zip(seconds[ours], spents, strict=True))
         print(
-            f"  {name:34} {median(spents):8.3f} s ({min(spents):.3f}..{max(spents):.3f})  "
+            f"  {name:36} {median(spents):8.3f} s ({min(spents):.3f}..{max(spents):.3f})  "
             f"ours / this {ratio:5.2f}   error {errors[name].median():.0e}, "
             f"worst {errors[name].max():.0e}",
             flush=True,
@@ -179,18 +179,18 @@ def main() -> None:
     }
     if importlib.util.find_spec("captum"):
         gradients["Captum's Saliency"] = lambda: captum_gradients(problem, size, count)
-    table(
-        f"gradient norms of {count} images", gradients, our_gradients(wide, size, count),
-        chosen.rounds, clock,
-    )  # fmt: skip
+    truth = our_gradients(wide, size, count)
+    table(f"gradient norms of {count} images", gradients, truth, chosen.rounds, clock)
     table(
         f"Jacobian norms of {few} images",
         {
             "ours, all five": lambda: our_jacobians(space, size, few),
             "a backward pass per class, Frobenius": lambda: plain_jacobians(problem, size, few),
         },
-        our_jacobians(wide, size, few), chosen.rounds, clock,
-    )  # fmt: skip
+        our_jacobians(wide, size, few),
+        chosen.rounds,
+        clock,
+    )
     table(
         f"top input eigenvalues of {fewer} images",
         {
@@ -199,8 +199,10 @@ def main() -> None:
                 problem, size, fewer, chosen.steps
             ),
         },
-        our_eigenvalues(wide, size, fewer), chosen.rounds, clock,
-    )  # fmt: skip
+        our_eigenvalues(wide, size, fewer),
+        chosen.rounds,
+        clock,
+    )
 
 
 if __name__ == "__main__":

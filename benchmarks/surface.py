@@ -2,10 +2,10 @@
 
     python benchmarks/surface.py --loss-landscapes VENV/bin/python --landscaper VENV/bin/python
 
-Everybody measures the same small grid around the same network on the same real images, each in a
-process of its own, one after the other in every round; every second round runs backwards. A ratio
-is the median over the rounds of the paired ratios to the plain loop at its best batch size. How to
-make the peers' environments, and how to read the table: benchmarks/README.md.
+All tools measure the same small grid around the same network on the same real images, each in a
+separate process, one after another in every round; every second round runs in reverse order. A
+ratio is the median over the rounds of the paired ratios to the plain loop at its best batch size.
+How to create the peers' environments and how to read the table: benchmarks/README.md.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ from checkpoints.models import resnet
 ROOT = Path(__file__).parents[1]
 PEERS = {"loss-landscapes": "3.0.6", "landscaper": "1.3.1"}
 BATCHES = (25, 50, 100, 200)
-# CPU time is that of all threads together; on a busy machine, read it with one thread.
+# CPU time is summed over all threads; on a busy machine, use it with one thread.
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 ENVIRONMENTS = {
     "default": {},
-    # What `checkpoints.device.keep_freed_memory` sets.
+    # The settings of `checkpoints.device.keep_freed_memory`.
     "keep": {
         "MALLOC_MMAP_MAX_": "0",
         "MALLOC_TRIM_THRESHOLD_": str(2**40),
@@ -53,7 +53,7 @@ ENVIRONMENTS = {
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """What everybody measures; it travels as a file of tensors.
+    """What all tools measure; passed to their processes as a file of tensors.
 
     Args:
         model: a name in `resnet.ARCHITECTURES`.
@@ -64,7 +64,7 @@ class Task:
         images: (N, C, H, W) in [0, 1].
         labels: (N,).
         points: grid points per axis, odd.
-        directions: two directions for whoever takes them, {parameter: tensor}.
+        directions: two directions, {parameter: tensor} each, for tools that accept any.
     """
 
     model: str
@@ -93,12 +93,12 @@ class Task:
 
 @dataclass(frozen=True)
 class Job:
-    """One surface, ready to be timed.
+    """A surface, ready to be timed.
 
     Args:
         surface: measures the whole grid.
-        center: the loss at the network itself, from what `surface` returned.
-        batch: images in a forward pass.
+        center: extracts the loss at the network itself from the result of `surface`.
+        batch: images per forward pass.
     """
 
     surface: Callable[[], Any]
@@ -181,7 +181,7 @@ def _loss_landscapes(task: Task, metric: Callable[[Any], Any], peer: Any, batch:
     network = task.network()
 
     def surface() -> Any:
-        # Without its own copy it would leave the network displaced for the next round.
+        # Without the copy it would leave the network displaced for the next round.
         return peer.random_plane(network, metric, steps=task.points, deepcopy_model=True)
 
     def center(result: Any) -> float:
@@ -236,13 +236,13 @@ GIVES = {
 
 
 def work(job_name: str, file: str, batch: int, threads: int, clock: str) -> None:
-    """A worker: for every line on stdin one surface, and a line of JSON about it on stdout."""
+    """A worker: measures a surface per line on stdin, and reports it as JSON on stdout."""
     torch.set_num_threads(threads)
     task = Task(**torch.load(file, weights_only=True))
     job = JOBS[job_name](task, batch)
     print(json.dumps({"batch": job.batch, "torch": torch.__version__}), flush=True)
     for _ in sys.stdin:
-        # Peers print, and draw progress bars.
+        # Peers print and show progress bars.
         quiet = io.StringIO()
         with contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet):
             start = CLOCKS[clock]()
@@ -254,7 +254,7 @@ def work(job_name: str, file: str, batch: int, threads: int, clock: str) -> None
 
 @dataclass
 class Worker:
-    """A process that measures one surface whenever it is told to."""
+    """A process that measures a surface on request."""
 
     job: str
     process: subprocess.Popen[str]
@@ -266,7 +266,7 @@ class Worker:
     def start(
         cls, job: str, python: str, environment: dict[str, str], arguments: Sequence[str]
     ) -> Worker:
-        """Start one and wait until it is ready."""
+        """Start a worker and wait until it is ready."""
         clean = {k: v for k, v in os.environ.items() if not k.startswith(("MALLOC_", "GLIBC_"))}
         process = subprocess.Popen(
             [python, __file__, "--worker", job, *arguments],
@@ -276,10 +276,10 @@ class Worker:
             text=True,
         )
         worker = cls(job, process)
-        told = worker._read()
-        worker.batch = told["batch"]
-        if told["torch"] != torch.__version__:
-            print(f"{job}: torch {told['torch']}, not {torch.__version__}: no fair comparison.")
+        ready = worker._read()
+        worker.batch = ready["batch"]
+        if ready["torch"] != torch.__version__:
+            print(f"{job}: torch {ready['torch']}, not {torch.__version__}: not a fair comparison.")
         return worker
 
     def go(self) -> None:
@@ -287,9 +287,9 @@ class Worker:
         assert self.process.stdin is not None
         self.process.stdin.write("go\n")
         self.process.stdin.flush()
-        told = self._read()
-        self.seconds.append(told["seconds"])
-        self.losses.append(told["loss"])
+        measured = self._read()
+        self.seconds.append(measured["seconds"])
+        self.losses.append(measured["loss"])
 
     def _read(self) -> dict[str, Any]:
         assert self.process.stdout is not None
@@ -300,7 +300,7 @@ class Worker:
 
 
 def make_task(model: str, width: int, images: int, points: int) -> Task:
-    """A network trained for a few epochs on one half of the sample, and images of the other."""
+    """A network trained for a few epochs on half of the sample, and images of the other half."""
     from checkpoints.registry import load_images
     from checkpoints.train.recipe import Recipe, train
     from landscape.core import directions
@@ -345,7 +345,7 @@ def side_by_side(
     options: Sequence[str],
     rounds: int,
 ) -> list[Worker]:
-    """Measure with all `jobs`, in alternating rounds; the fastest plain loop comes first."""
+    """Measure all `jobs` in alternating rounds; the fastest plain loop comes first."""
 
     def started(job: str, batch: int) -> Worker:
         python = pythons.get(job.split(",")[0], sys.executable)
@@ -358,7 +358,7 @@ def side_by_side(
             workers.append(started("plain loop", batch))
         for _, worker in product(range(2), workers):
             worker.go()
-        # Peers that take batches are handed those that the plain loop was fastest with.
+        # Peers that take batches get the size at which the plain loop was fastest.
         good = min(workers, key=lambda w: min(w.seconds)).batch
         for job in jobs:
             workers.append(started(job, good))
@@ -370,13 +370,13 @@ def side_by_side(
                 worker.go()
     finally:
         for worker in workers:
-            worker.process.communicate()  # closes its stdin, which ends it
+            worker.process.communicate()  # closes stdin, which ends the worker
     loops = sorted(workers[: len(batches)], key=lambda w: median(w.seconds))
     return loops + workers[len(batches) :]
 
 
 def table(workers: Sequence[Worker], exact: float) -> str:
-    """One line a worker; the first is what the ratios are taken to."""
+    """One line per worker; ratios are relative to the first."""
     lines = [
         f"{'':30} {'batch':>5}  {'s/point':>7} {'min..max':>13}  {'ratio':>5}  "
         f"{'|d loss|':>8}  gives"
@@ -405,12 +405,12 @@ def installed(peer: str, python: str) -> str:
     """The peer's version in an environment."""
     ask = f"from importlib.metadata import version; print(version({peer!r}))"
     try:
-        told = subprocess.run([python, "-c", ask], capture_output=True, text=True, check=True)
+        answer = subprocess.run([python, "-c", ask], capture_output=True, text=True, check=True)
     except OSError as error:
         raise SystemExit(f"--{peer} {python}: {error.strerror}.") from error
     except subprocess.CalledProcessError as error:
         raise SystemExit(f"--{peer} {python}: {error.stderr.splitlines()[-1]}") from error
-    return told.stdout.strip()
+    return answer.stdout.strip()
 
 
 def parsed() -> argparse.Namespace:
@@ -418,16 +418,19 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--model", default="resnet20", choices=list(resnet.ARCHITECTURES))
     parser.add_argument("--width", type=int, default=16)
     parser.add_argument("--images", type=int, default=1000, help="1 to 1000")
-    parser.add_argument("--points", type=int, default=3, help="an axis; odd")
+    parser.add_argument("--points", type=int, default=3, help="grid points per axis; odd")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument(
-        "--malloc", nargs="+", choices=list(ENVIRONMENTS), default=list(ENVIRONMENTS),
-        help="glibc as it is, and told by everybody's environment to keep freed memory",
-    )  # fmt: skip
+        "--malloc",
+        nargs="+",
+        choices=list(ENVIRONMENTS),
+        default=list(ENVIRONMENTS),
+        help="glibc's defaults, and set to keep freed memory in the environment of all tools",
+    )
     parser.add_argument("--clock", choices=list(CLOCKS), default="wall", help="what is measured")
     for peer in PEERS:
-        parser.add_argument(f"--{peer}", metavar="PYTHON", help=f"an interpreter that has {peer}")
+        parser.add_argument(f"--{peer}", metavar="PYTHON", help=f"a Python interpreter with {peer}")
     for name, kind in (("worker", str), ("task", Path), ("batch", int)):
         parser.add_argument(f"--{name}", type=kind, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
@@ -467,7 +470,7 @@ def main() -> None:
         for malloc in chosen.malloc:
             environment = ENVIRONMENTS[malloc]
             print(f"\nmalloc: {' '.join(f'{k}={v}' for k, v in environment.items()) or 'default'}")
-            # Where everybody's allocator is set, setting it once more would change nothing.
+            # If the environment sets the allocator for all, setting it again changes nothing.
             mine = [job for job in own if not (environment and "allocator" in job)]
             workers = side_by_side(
                 [*mine, *peers], pythons, environment, file, batches, options, chosen.rounds

@@ -2,8 +2,8 @@
 
     python benchmarks/train.py
 
-The bare loop does forward and backward passes over the same batches, made beforehand, with the
-same network, precision and memory layout; a second one takes the optimizer's step as well. They
+The bare loop does forward and backward passes over the same batches, prepared beforehand, with the
+same network, precision and memory format; a second one also takes the optimizer's steps. They
 alternate in one process. The goal is a ratio of at least 0.8.
 """
 
@@ -31,7 +31,7 @@ from checkpoints.train import loop
 from checkpoints.train.batches import Batches, split, statistics
 from checkpoints.train.recipe import Recipe
 
-# CPU time is that of all threads together; on a busy machine, read it with one thread.
+# CPU time is summed over all threads; on a busy machine, use it with one thread.
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
@@ -43,7 +43,7 @@ def epoch_seconds(
     recipe: Recipe,
     device: torch.device,
 ) -> float:
-    """An epoch of the real `train`: from the call that shuffles until the evaluation, left out."""
+    """Seconds of an epoch of the real `train`, from shuffling to the last step."""
     moments: list[float] = []
     augmented = Batches.augmented
 
@@ -77,7 +77,7 @@ def bare_seconds(
         loss.backward()  # type: ignore[no-untyped-call]
         if optimizer is not None:
             optimizer.step()
-    loss.item()  # A GPU has finished only now.
+    loss.item()  # Waits until a GPU has finished.
     return clock() - start
 
 
@@ -128,7 +128,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--models", nargs="+", default=["resnet20", "fmmnet20"])
     parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--steps", type=int, default=40, help="in an epoch")
+    parser.add_argument("--steps", type=int, default=40, help="steps per epoch")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--precision", choices=["auto", "float32", "bfloat16"], default="auto")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -140,7 +140,7 @@ def main() -> None:
     recipe = Recipe(epochs=1, batch=chosen.batch, validation=100, precision=chosen.precision)
     recipe = recipe.resolved(torch.device(chosen.device))
     sample = load_images("fashion-mnist-sample", "test")
-    # The same real images again and again, as many as the steps need.
+    # The same real images, repeated as often as the steps need.
     needed = recipe.validation + chosen.steps * chosen.batch
     images = sample.take(np.arange(needed) % len(sample))
     print(

@@ -1,1 +1,1 @@
-"""What is studied: trained networks, and the real images on which they are probed."""
+"""Trained networks, and the real images on which they are probed."""

@@ -272,5 +272,5 @@ def _unknown(pattern: str, known: Collection[str]) -> str:
     close = ", ".join(difflib.get_close_matches(pattern, others, cutoff=0)) or "none"
     return (
         f"{pattern}: the network has no inner value of this name; close names: {close}. "
-        "hooks.names(network, inputs) lists all of them."
+        "hooks.names(network, inputs) lists all."
     )

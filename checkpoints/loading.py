@@ -183,7 +183,7 @@ def _with_architecture(
     if model is None and own.model not in MODELS and ":" in own.model:
         raise ValueError(
             f"{path} names the model {one_line(own.model)}, which is code outside this package. "
-            "A file never decides what code runs: if you trust it, pass it as --model."
+            "A file never decides what code runs: pass it as --model if you trust it."
         )
     if model in (None, own.model) or {model, own.model}.isdisjoint(MODELS):
         return replace(own, model=model or own.model, options={**own.options, **options})

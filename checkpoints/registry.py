@@ -62,7 +62,7 @@ def load_images(
             another size.
     """
     if split not in get_args(Split):
-        raise ValueError(f"{name}: there is no split {split!r}. Ask for train or test.")
+        raise ValueError(f"{name}: there is no split {split!r}; expected train or test.")
     form, _, rest = name.partition(":")
     if name in DATASETS:
         images = DATASETS[name](split, root)

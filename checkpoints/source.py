@@ -191,7 +191,7 @@ class Source:
         if self.data is None and _is_code(checkpoint.data):
             raise ValueError(
                 f"{self.ckpt} was trained on {checkpoint.data}, which is code outside this "
-                "package. A file never decides what code runs: if you trust it, pass it as --data."
+                "package. A file never decides what code runs: pass it as --data if you trust it."
             )
         return checkpoint
 

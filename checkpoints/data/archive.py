@@ -1,4 +1,4 @@
-"""Where the files of a data set lie: looked for in folders, else downloaded and verified."""
+"""Find the files of a data set in local folders, or download and verify them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 
 VARIABLE = "LANDSCAPE_DATA"
-TIMEOUT = 30.0  # seconds without an answer
+TIMEOUT = 30.0  # seconds without a response
 
 
 def obtain(
@@ -28,25 +28,25 @@ def obtain(
     packaged: tuple[Path, ...] = (),
     remedy: str = "Put",
 ) -> Path:
-    """The first of `names` in the folders of the data set; downloaded where none is there.
+    """The first of `names` in the data set's folders; downloaded if none of them exists.
 
-    Looked for in `root`, in the folder that the environment variable LANDSCAPE_DATA names (in
-    each also in its subfolder `dataset`), in `packaged`, in `~/.cache/cnn-landscape/<dataset>`.
-    A download goes to the subfolder `dataset` of the first of root, LANDSCAPE_DATA and
-    `~/.cache/cnn-landscape`. It gets its name only when it is whole and `check` let it pass, so
-    two processes may download at once and a killed one leaves nothing that looks finished.
+    The folders, in this order: `root` and `root/<dataset>`, the same two for the environment
+    variable LANDSCAPE_DATA, `packaged`, and `~/.cache/cnn-landscape/<dataset>`. A download goes to
+    the subfolder `dataset` of the first of root, LANDSCAPE_DATA and `~/.cache/cnn-landscape`. It
+    gets its final name only after it is complete and has passed `check`. So two processes may
+    download at once, and a killed one leaves nothing that looks finished.
 
     Args:
         dataset: the name of the data set and of its subfolder.
-        names: files or folders, any of which will do; the first ones are preferred.
-        download: the address of a file that will do; its last part is the file's name.
-        check: raises ValueError, with the reason, for a file that is not the right one.
+        names: alternative files or folders, in order of preference.
+        download: the URL of one of these files; its last part is the file's name.
+        check: raises ValueError, with the reason, if a file is not the right one.
         root: the folder of `--data-root`.
         packaged: folders in which the system installs the data set.
-        remedy: what to do, up to and with the `put` before `FILE in FOLDER`.
+        remedy: what the user can do, up to and including the `put` before `FILE in FOLDER`.
 
     Raises:
-        ValueError: none of `names` is there and the download failed or was refused.
+        ValueError: none of `names` exists, and the download failed or did not pass `check`.
     """
     cache = Path.home() / ".cache" / "cnn-landscape"
     variable = os.environ.get(VARIABLE)
@@ -64,14 +64,14 @@ def obtain(
     except (OSError, http.client.HTTPException, ValueError) as error:
         raise ValueError(
             f"{dataset}: {' or '.join(names)} is in none of {', '.join(map(str, places))}, and "
-            f"{download} could not be fetched ({' '.join(str(error).split())}). {remedy} "
+            f"{download} could not be downloaded ({' '.join(str(error).split())}). {remedy} "
             f"{file.name} in {folder} and pass --data-root {folder}."
         ) from error
     return file
 
 
 def check_md5(file: Path, expected: str) -> None:
-    """Raise ValueError unless the file's MD5, the digest that its authors published, is this."""
+    """Raise ValueError unless the file has the MD5 digest that its authors published."""
     with file.open("rb") as stream:
         found = hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
     if found != expected:
@@ -79,12 +79,12 @@ def check_md5(file: Path, expected: str) -> None:
 
 
 def read_members(source: Path, folder: str, names: Collection[str]) -> dict[str, bytes]:
-    """Those of the named files that exist in a folder, or in `folder` of a packed archive.
+    """The contents of those named files that exist in a folder, or in `folder` of an archive.
 
-    Nothing is unpacked to disk, so no member can be written anywhere.
+    Nothing is unpacked to disk, so an archive cannot write files.
 
     Args:
-        source: a folder, which is read itself, or a tar.gz file.
+        source: a folder, or a tar.gz file.
         folder: the folder inside the archive.
         names: file names without folder.
 
@@ -109,8 +109,8 @@ def read_members(source: Path, folder: str, names: Collection[str]) -> dict[str,
                     break
     except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
         raise ValueError(
-            f"{source} cannot be read ({' '.join(str(error).split())}). Delete it and run again to "
-            "fetch it anew."
+            f"{source} cannot be read ({' '.join(str(error).split())}). Delete it, and run again "
+            "to download it."
         ) from error
     return found
 
@@ -129,7 +129,7 @@ def _fetch(address: str, file: Path, check: Callable[[Path], object]) -> None:
         check(partial)
         partial.replace(file)
     except urllib.error.HTTPError as error:
-        error.close()  # it holds the connection
+        error.close()  # it holds the connection open
         raise
     finally:
         partial.unlink(missing_ok=True)

@@ -24,7 +24,7 @@ PIXELS = 3 * 32 * 32
 
 @dataclass(frozen=True)
 class _Version:
-    """One of the forms in which the authors publish a data set."""
+    """One of the formats in which the authors publish a data set."""
 
     folder: str
     archive: str
@@ -88,10 +88,10 @@ _CLASSES_10 = (
 def load10(split: Split, root: Path | None = None) -> Images:
     """One split of CIFAR-10, in the order of its files.
 
-    The binary or the Python version will do, as a folder or as the packed archive. Looked for in
-    `root`, in LANDSCAPE_DATA and in the cache; else the binary archive is fetched (170 MB) and
-    verified. Files that you provide are checked for their form, not for their content, so a
-    smaller subset in the same form is read too. The pickles of the Python version run no code.
+    Reads the binary or the Python version, as a folder or as the packed archive. It is looked for
+    in `root`, in LANDSCAPE_DATA and in the cache; else the binary archive is downloaded (170 MB)
+    and verified. For files that you provide, only the format is checked, so a smaller subset in
+    the same format works too. The pickles of the Python version run no code.
 
     Args:
         split: `train` (50,000 images) or `test` (10,000).
@@ -101,7 +101,7 @@ def load10(split: Split, root: Path | None = None) -> Images:
         Pixels (N, 3, 32, 32).
 
     Raises:
-        ValueError: the files are absent and cannot be fetched, or are not of this form.
+        ValueError: the files are absent and cannot be downloaded, or have another format.
 
     Cost: two seconds from the archive; twice the pixels in memory, 300 MB for `train`.
     Source: Krizhevsky 2009, Learning multiple layers of features from tiny images. Its authors
@@ -111,7 +111,7 @@ def load10(split: Split, root: Path | None = None) -> Images:
 
 
 def load100(split: Split, root: Path | None = None) -> Images:
-    """One split of CIFAR-100 with its 100 fine labels; all else as in `load10`.
+    """One split of CIFAR-100 with its 100 fine labels; otherwise like `load10`.
 
     Args:
         split: `train` (50,000 images) or `test` (10,000).
@@ -121,7 +121,7 @@ def load100(split: Split, root: Path | None = None) -> Images:
         Pixels (N, 3, 32, 32).
 
     Raises:
-        ValueError: the files are absent and cannot be fetched, or are not of this form.
+        ValueError: the files are absent and cannot be downloaded, or have another format.
     """
     classes = tuple(f"class {label}" for label in range(100))
     return _load("cifar100", classes, (_BINARY_100, _PYTHON_100), split, root)
@@ -148,8 +148,8 @@ def _load(
     missing = [file for file in files if file not in contents]
     if missing:
         raise ValueError(
-            f"{source} has no {', '.join(missing)}, which {name} ({split}) needs. Unpack the "
-            f"whole of {version.archive} there."
+            f"{source} has no {', '.join(missing)}; expected all files of {name} ({split}). Unpack "
+            f"{version.archive} there completely."
         )
     read = _read_batch if version.label_key else _read_rows
     batches = [read(contents[file], version, len(classes), f"{source} ({file})") for file in files]
@@ -175,7 +175,7 @@ def _read_rows(
     if labels.max() >= classes:
         raise ValueError(
             f"{where} has the label {labels.max()}; expected 0 to {classes - 1}. It may be the "
-            "other CIFAR, or damaged; get it again."
+            "other CIFAR, or damaged. Get it again."
         )
     return rows[:, version.label_bytes :], labels
 
@@ -195,7 +195,7 @@ def _read_batch(
     ):
         raise ValueError(
             f"{where}: `{version.label_key}` must be a list of {len(pixels)} integers from 0 to "
-            f"{classes - 1}, one for each image. Get the file again."
+            f"{classes - 1}, one per image. Get the file again."
         )
     return pixels, np.array(labels, dtype=np.int64)
 

@@ -1,4 +1,4 @@
-"""Fashion-MNIST: 60,000 + 10,000 grey images of clothes, 28 x 28 pixels, 10 classes."""
+"""Fashion-MNIST: 60,000 + 10,000 grey-scale images of clothes, 28 x 28 pixels, 10 classes."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ CLASSES = (
     "Bag",
     "Ankle boot",
 )
-# Of the unpacked content, so that one digest serves every compression. The published MD5 are of
-# the authors' gzip files; these contents are what those files unpack to.
+# Digests of the unpacked content, so that they hold for any compression. The authors publish MD5
+# digests of their gzip files; these are of what those files unpack to.
 SHA256 = {
     "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
     "train-labels-idx1-ubyte": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
@@ -43,8 +43,8 @@ def load(split: Split, root: Path | None = None) -> Images:
 
     The four files may be packed (`.gz`) or plain. They are looked for in `root`, in
     LANDSCAPE_DATA, in the folder of Debian's package `dataset-fashion-mnist` and in the cache,
-    else fetched (30 MB). Every file is verified on every load: the older MNIST has files of the
-    same names.
+    else downloaded (30 MB). Every file is verified on every load, because the older MNIST has files
+    of the same names.
 
     Args:
         split: `train` (60,000 images) or `test` (10,000).
@@ -54,7 +54,8 @@ def load(split: Split, root: Path | None = None) -> Images:
         Pixels (N, 1, 28, 28).
 
     Raises:
-        ValueError: a file is absent and cannot be fetched, is damaged or of another data set.
+        ValueError: a file is absent and cannot be downloaded, is damaged, or belongs to another
+            data set.
 
     Cost: about a second and 150 MB for `train`.
     Source: Xiao, Rasul and Vollgraf 2017, arXiv:1708.07747; MIT licence.
@@ -69,18 +70,18 @@ def parse_idx(content: bytes, axes: int) -> NDArray[np.uint8]:
     """The array in an idx file of unsigned bytes.
 
     Args:
-        content: the whole unpacked file: magic number, one big-endian size per axis, the bytes.
-        axes: how many axes the array must have.
+        content: the unpacked file: magic number, one big-endian size per axis, the bytes.
+        axes: the number of axes that the array must have.
 
     Raises:
-        ValueError: another magic number, or a length that differs from what the sizes say.
+        ValueError: the magic number differs, or the length does not match the sizes.
     """
     start = 4 + 4 * axes
     magic = bytes([0, 0, 8, axes])
     if content[:4] != magic or len(content) < start:
         raise ValueError(
             f"it starts with {content[:4].hex() or 'nothing'} and has {len(content)} bytes; "
-            f"expected {magic.hex()}, the mark of an idx file of bytes with {axes} axes"
+            f"expected {magic.hex()}, the magic number of an idx file of bytes with {axes} axes"
         )
     shape = tuple(int(n) for n in np.frombuffer(content[4:start], dtype=">u4"))
     if len(content) - start != math.prod(shape):

@@ -1,4 +1,4 @@
-"""`folder:DIR`: image files, a folder for each class."""
+"""`folder:DIR`: image files, one folder per class."""
 
 from __future__ import annotations
 
@@ -12,35 +12,36 @@ from numpy.typing import NDArray
 
 from checkpoints.data.images import Images, Split
 
-NOTES = (".txt", ".md", ".json")  # files that may lie beside the images
+NOTES = (".txt", ".md", ".json")  # files that are ignored next to the images
 GREY = ("1", "L")
 COLOUR = ("P", "PA", "LA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV")
 
 
 def load(split: Split, folder: Path, size: tuple[int, int] | int | None = None) -> Images:
-    """The image files of one split, class after class, in the order of their names.
+    """The image files of one split, sorted by class and then by file name.
 
-    `folder` holds `train/` and `test/` or one of them, each with a folder per class. A folder
-    that holds the classes itself serves as `test` only, so that no image is both trained and
-    tested on. Classes are sorted by name, over both splits. Hidden files and .txt, .md and .json
-    files are passed over. Images are grey only where all files of the split are, else RGB;
-    transparency is dropped, the rotation noted by a camera is not applied, and of an animation
-    the first picture counts.
+    `folder` contains `train/`, `test/` or both, each with one folder per class. A folder that
+    contains the classes directly serves as `test` only, so that no image is used for both training
+    and testing. Classes are sorted by name, over both splits. Hidden files and .txt, .md and .json
+    files are ignored. Images are grey-scale if all files of the split are, else RGB. Transparency
+    is dropped, a camera's EXIF rotation is not applied, and of an animation only the first frame
+    is read.
 
     Args:
         split: `train` or `test`.
-        folder: the folder, with images of any format that pillow reads at 8 bits a channel.
-        size: (height, width) in pixels, or one number for both. The whole image is brought to
-            it, its proportions too, bilinearly with antialiasing. None: all must agree already.
+        folder: the folder, with images in any format that Pillow reads at 8 bits per channel.
+        size: (height, width) in pixels, or one number for both. Images are resized to it
+            bilinearly with antialiasing, without keeping their proportions. None: all images must
+            have the same size.
 
     Returns:
         Pixels (N, 1 or 3, H, W).
 
     Raises:
-        ValueError: no such folder or split, a file that is no image or is damaged, more than 8
-            bits a channel, sizes that differ where none is asked for.
+        ValueError: there is no such folder or split, a file is damaged or not an image, has more
+            than 8 bits per channel, or sizes differ and `size` is None.
 
-    Cost: each file is opened twice, first for its size; one decoded image above the result.
+    Cost: each file is opened twice, first for its size; memory for the result and one more image.
     """
     name = f"folder:{folder}"
     if isinstance(size, int):
@@ -62,7 +63,7 @@ def _listed(split: Split, folder: Path, name: str) -> tuple[tuple[str, ...], lis
     if not splits and split == "train":
         raise ValueError(
             f"{name}: there is no train folder, and without train and test the images serve as "
-            "test only. Move the class folders to be trained on into a folder named train."
+            "test only. Move the class folders to train on into a folder named train."
         )
     if splits and chosen not in splits:
         raise ValueError(f"{name}: there is {splits[0].name}, but no folder named {split}.")
@@ -77,13 +78,13 @@ def _listed(split: Split, folder: Path, name: str) -> tuple[tuple[str, ...], lis
             labels += [label] * len(members)
     if not files:
         raise ValueError(
-            f"{name}: {chosen} holds no images. Expected a folder for each class, images in them."
+            f"{name}: {chosen} contains no images; expected one folder per class with images in it."
         )
     return classes, files, labels
 
 
 def _visible(folder: Path, name: str, *, folders: bool) -> list[Path]:
-    """What counts in a folder, sorted; all of it must be folders, or all of it files."""
+    """The entries of a folder that are not ignored, sorted; all must be folders, or all files."""
     found = sorted(
         entry
         for entry in folder.iterdir()
@@ -91,21 +92,23 @@ def _visible(folder: Path, name: str, *, folders: bool) -> list[Path]:
     )
     for entry in found:
         if entry.is_dir() != folders:
-            needed = "folders, one for each class" if folders else "image files"
-            raise ValueError(f"{name}: {entry} is out of place; needed in {folder}: {needed}.")
+            expected = "folders, one per class" if folders else "image files"
+            raise ValueError(
+                f"{name}: {entry} is out of place; {folder} may contain only {expected}."
+            )
     return found
 
 
 def _common_form(
     files: list[Path], size: tuple[int, int] | None, name: str
 ) -> tuple[tuple[int, int], str]:
-    """The (height, width) and the mode, `L` or `RGB`, that all files are read in."""
+    """The (height, width) and the mode, `L` or `RGB`, in which all files are read."""
     forms = [_header(file, name) for file in files]
     for file, (mode, shape) in zip(files, forms, strict=True):
         if mode not in GREY + COLOUR:
             raise ValueError(
                 f"{name}: {file} has pixels of mode {mode}; expected 8-bit grey or RGB. Convert "
-                "it first, so that the scaling is yours."
+                "it first, with a scaling of your choice."
             )
         first = forms[0][1]
         if size is None and shape != first:
@@ -128,7 +131,7 @@ def _pixels(file: Path, shape: tuple[int, int], mode: str, name: str) -> NDArray
 
     height, width = shape
     with _one_line(file, name), Image.open(file) as opened:
-        # A palette may hold transparency in a form that only RGBA can take without a warning.
+        # The transparency of a palette converts without a warning to RGBA only.
         flat = opened.convert("RGBA") if opened.mode in ("P", "PA") else opened
         image = flat.convert(mode)
         if image.size != (width, height):
@@ -141,8 +144,8 @@ def _pixels(file: Path, shape: tuple[int, int], mode: str, name: str) -> NDArray
 def _one_line(file: Path, name: str) -> Iterator[None]:
     try:
         yield
-    except Exception as error:  # pillow's decoders raise of every kind for a damaged file
+    except Exception as error:  # Pillow's decoders raise various types for damaged files
         raise ValueError(
-            f"{name}: {file} is no image that pillow can read "
+            f"{name}: {file} is not an image that Pillow can read "
             f"({' '.join(str(error).split())}). Repair or remove it."
         ) from error

@@ -1,4 +1,4 @@
-"""`package.module:function` and `path/to/file.py:function`: images that your own code makes."""
+"""`package.module:function` and `path/to/file.py:function`: images from your own code."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ from checkpoints.imported import module_at
 
 
 def load(split: Split, target: str) -> Images:
-    """What the function that `target` names returns for the split.
+    """Load a split from the function named by `target`.
 
-    It is called as `function(split)` with `"train"` or `"test"`, and returns either (x, y), the
-    arrays that `npz:` takes, or an `Images` of that split. It must return the same images on
-    every call: results are compared by the fingerprint of the data. Importing the module runs
-    its code.
+    The function is called as `function(split)` with `"train"` or `"test"`. It returns (x, y), as in
+    an `npz:` file, or an `Images` of that split. It must return the same images on every call,
+    because results are matched by a fingerprint of the data. Importing the module runs its code.
 
     Args:
         split: `train` or `test`.
@@ -23,7 +22,7 @@ def load(split: Split, target: str) -> Images:
 
     Raises:
         ValueError: the module cannot be imported, it has no such function, or the function
-            returns something else. What the function itself raises is passed on.
+            returns something else. Exceptions of the function itself are passed on.
     """
     source, _, attribute = target.rpartition(":")
     try:
@@ -42,7 +41,7 @@ def load(split: Split, target: str) -> Images:
     made = function(split)
     if isinstance(made, Images):
         if made.split != split:
-            raise ValueError(f"{target} returned the split {made.split!r}, asked for {split!r}.")
+            raise ValueError(f"{target} returned the split {made.split!r}; expected {split!r}.")
         return replace(made, name=target)
     if not isinstance(made, tuple) or len(made) != 2:
         found = f"a tuple of {len(made)}" if isinstance(made, tuple) else type(made).__name__

@@ -1,4 +1,4 @@
-"""Labelled images, the one form in which every data set arrives."""
+"""Labelled images: the type to which every data set is converted."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Split = Literal["train", "test"]
 
 @dataclass(frozen=True, eq=False)
 class Images:
-    """Labelled images of one split; nobody writes to the arrays.
+    """Labelled images of one split. The arrays must not be modified.
 
     Args:
         pixels: (N, C, H, W) uint8; 255 is 1.0 in the unit of all input distances.
@@ -24,7 +24,8 @@ class Images:
         split: `train` or `test`.
 
     Raises:
-        ValueError: wrong shape or dtype, no images, counts that differ, a label without a class.
+        ValueError: wrong shape or dtype, no images, different numbers of images and labels, or a
+            label without a class.
     """
 
     pixels: NDArray[np.uint8]
@@ -43,7 +44,7 @@ class Images:
         if self.labels.shape != (len(self.pixels),) or self.labels.dtype != np.int64:
             raise ValueError(
                 f"{where}: labels are {self.labels.dtype} of shape {self.labels.shape}; "
-                f"expected int64 of shape ({len(self.pixels)},), one for each image."
+                f"expected int64 of shape ({len(self.pixels)},), one per image."
             )
         if not len(self.labels):
             raise ValueError(f"{where}: there are no images.")
@@ -61,7 +62,7 @@ class Images:
         return replace(self, pixels=self.pixels[index], labels=self.labels[index])
 
     def fingerprint(self) -> str:
-        """SHA-256 of shape, pixels and labels: equal only for the same images in the same order."""
+        """SHA-256 of shape, pixels and labels; it depends on the order of the images."""
         digest = hashlib.sha256(repr(self.pixels.shape).encode())
         digest.update(np.ascontiguousarray(self.pixels).tobytes())
         digest.update(np.ascontiguousarray(self.labels).tobytes())
@@ -69,10 +70,10 @@ class Images:
 
 
 def interleave(labels: NDArray[np.int64]) -> NDArray[np.int64]:
-    """An order of the examples in which the classes take turns.
+    """An order of the examples in which the classes alternate.
 
-    The first N examples in this order are balanced for every N, as far as the counts allow.
-    Within a class the order stays.
+    For every N the first N examples are balanced over the classes, as far as the counts allow.
+    Within a class the order is kept.
 
     Args:
         labels: (N,) class indices.

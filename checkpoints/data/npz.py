@@ -1,4 +1,4 @@
-"""`npz:FILE`: images in numpy's own archive."""
+"""`npz:FILE`: images in a NumPy archive."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from checkpoints.data.images import Images, Split
 def load(split: Split, file: Path) -> Images:
     """One split of an npz file with the keys x_train, y_train, x_test, y_test.
 
-    The keys of the split that is asked for suffice. Classes are named by the optional key
-    `class_names`, else numbered up to the highest label of either split. Pickled content is never
-    loaded, so that a file cannot run code.
+    Only the keys of the requested split are required. Class names come from the optional key
+    `class_names`; without it classes are numbered up to the largest label of both splits. Pickled
+    content is never loaded, so a file cannot run code.
 
     Args:
         split: `train` or `test`.
@@ -26,20 +26,20 @@ def load(split: Split, file: Path) -> Images:
             multiples of 1/255; y as (N,) or (N, 1) integers; class_names as strings.
 
     Raises:
-        ValueError: no such file, no npz file, a damaged one, missing keys, or arrays that
-            `arrays.to_images` refuses.
+        ValueError: there is no such file, it is damaged or not an npz file, keys are missing, or
+            `arrays.to_images` rejects the arrays.
 
-    Cost: the arrays of the split, in memory.
+    Cost: memory for the arrays of the split.
     """
     name = f"npz:{file}"
     x, y = f"x_{split}", f"y_{split}"
-    found = _read(file, needed=(x, y), welcome=("y_train", "y_test", "class_names"))
+    found = _read(file, required=(x, y), optional=("y_train", "y_test", "class_names"))
     if "class_names" in found:
         names = found["class_names"]
         if names.ndim != 1 or names.dtype.kind != "U":
             raise ValueError(
                 f"{name}: class_names is {names.dtype} of shape {names.shape}; expected a list of "
-                "strings, one for each class."
+                "strings, one per class."
             )
         classes = tuple(map(str, names))
     else:
@@ -49,24 +49,24 @@ def load(split: Split, file: Path) -> Images:
 
 
 def _read(
-    file: Path, needed: Collection[str], welcome: Collection[str]
+    file: Path, required: Collection[str], optional: Collection[str]
 ) -> dict[str, NDArray[np.generic]]:
     if not file.is_file():
         raise ValueError(f"npz:{file}: there is no such file.")
     if not zipfile.is_zipfile(file):
         raise ValueError(
-            f"npz:{file} is no npz file, or only a part of one. Write it with numpy.savez."
+            f"npz:{file} is not an npz file, or is truncated. Write it with numpy.savez."
         )
     try:
         with file.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
             keys = archive.files
-            found = {k: np.asarray(archive[k]) for k in {*needed, *welcome} if k in keys}
-    except Exception as error:  # zipfile and numpy raise of every kind for a damaged file
+            found = {k: np.asarray(archive[k]) for k in {*required, *optional} if k in keys}
+    except Exception as error:  # zipfile and NumPy raise various types for damaged files
         raise ValueError(
             f"npz:{file} cannot be read ({' '.join(str(error).split())}). Write it again with "
             "numpy.savez, from arrays of numbers and strings, not of Python objects."
         ) from error
-    missing = [key for key in needed if key not in found]
+    missing = [key for key in required if key not in found]
     if missing:
         raise ValueError(
             f"npz:{file} has no {' and no '.join(missing)}; its keys are "

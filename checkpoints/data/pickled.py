@@ -1,4 +1,4 @@
-"""Read a pickle of byte arrays, lists and strings without running what it asks for."""
+"""Read a pickle of byte arrays, lists and strings without running code from it."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from numpy.typing import NDArray
 
 
 def read(content: bytes, where: str) -> dict[str, object]:
-    """The dictionary in a pickle; its numpy arrays must be of unsigned bytes.
+    """The dictionary in a pickle; its NumPy arrays must have dtype uint8.
 
-    A pickle is a program that may import and call anything. Here an import yields only one of
-    the four stand-ins below, which are what the pickle of an array needs and do nothing but hold
-    values; numpy's own constructors, which trust the pickle about memory, are not reached either.
+    A pickle is a program that may import and call anything. Here imports resolve only to the
+    stand-ins below, which suffice to unpickle an array and only store values. NumPy's own
+    constructors, which trust the sizes in a pickle, are never called.
 
     Args:
         content: the pickle, of Python 2 or 3.
         where: the file, for error messages.
 
     Returns:
-        The entries; keys that were byte strings are decoded.
+        The entries, with byte-string keys decoded.
 
     Raises:
-        ValueError: the pickle imports anything else, is damaged, or is no dictionary.
+        ValueError: the pickle imports anything else, is damaged, or is not a dictionary.
     """
     try:
         loaded = _Unpickler(io.BytesIO(content), encoding="bytes").load()
@@ -37,22 +37,22 @@ def read(content: bytes, where: str) -> dict[str, object]:
         }
     except _RefusedError as error:
         raise ValueError(
-            f"{where} asks for the Python object {error}, which no array needs, so it was not "
-            "read: it may be an attack. Get the file from its authors again."
+            f"{where} asks for the Python object {error}, which an array does not need. It was not "
+            "read, since it may be an attack. Get the file from its authors again."
         ) from error
-    except Exception as error:  # a damaged pickle may raise anything, as Python's manual warns
+    except Exception as error:  # a damaged pickle may raise anything, see Python's manual
         raise ValueError(
-            f"{where} is no pickle of a dictionary of byte arrays ({type(error).__name__}: "
+            f"{where} is not a pickle of a dictionary of byte arrays ({type(error).__name__}: "
             f"{' '.join(str(error).split())}). Get the file again."
         ) from error
 
 
 class _RefusedError(Exception):
-    """An import that is not allowed."""
+    """A forbidden import."""
 
 
 class _Array:
-    """Stands in for `numpy.ndarray`."""
+    """Replaces `numpy.ndarray`."""
 
     array: NDArray[np.uint8]
 
@@ -65,7 +65,7 @@ class _Array:
 
 
 class _Byte:
-    """Stands in for `numpy.dtype`: unsigned bytes or nothing."""
+    """Replaces `numpy.dtype`; accepts only unsigned bytes."""
 
     def __init__(self, code: str | bytes, *_: object) -> None:
         if code not in ("u1", b"u1"):
@@ -80,13 +80,13 @@ def _reconstruct(*_: object) -> _Array:
 
 
 def _encode(text: str, encoding: str | bytes) -> bytes:
-    """How Python 3 writes bytes in a Python 2 pickle."""
+    """Replaces `_codecs.encode`, by which Python 3 writes bytes into a protocol 2 pickle."""
     if encoding not in ("latin1", b"latin1"):
         raise TypeError(f"bytes are encoded as {encoding!r}; expected latin1")
     return text.encode("latin1")
 
 
-class _Unpickler(pickle._Unpickler):  # in Python: the one in C takes any memory it is told to
+class _Unpickler(pickle._Unpickler):  # in Python: the C version allocates any size in the file
     allowed: dict[tuple[str, str], object] = {
         ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
         ("numpy._core.multiarray", "_reconstruct"): _reconstruct,

@@ -1,4 +1,4 @@
-"""`fashion-mnist-sample`: 2,000 real test images of Fashion-MNIST that ship with the package."""
+"""`fashion-mnist-sample`: 2,000 test images of Fashion-MNIST that ship with the package."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ PROVENANCE = (
 
 
 def load(split: Split, root: Path | None = None) -> Images:
-    """The sample, in an order in which the classes take turns: x[:10 * k] is balanced.
+    """The sample, in an order in which the classes alternate: x[:10 * k] is balanced.
 
-    The images are from the test set only, so that a network trained on the whole training set
-    has seen none of them.
+    All images are from the test set, so a network trained on the training set has seen none of
+    them.
 
     Args:
         split: `test`; there is no other.
-        root: not needed, since the sample is part of the package.
+        root: ignored, since the sample is part of the package.
 
     Returns:
         Pixels (2000, 1, 28, 28).
 
     Raises:
-        ValueError: `train` is asked for.
+        ValueError: the split is `train`.
 
     Source: Xiao, Rasul and Vollgraf 2017, arXiv:1708.07747; MIT licence.
     """
     if split != "test":
         raise ValueError(
-            "fashion-mnist-sample holds test images only. For training pass --data fashion-mnist, "
+            "fashion-mnist-sample has test images only. For training pass --data fashion-mnist, "
             "the full set."
         )
     resource = importlib.resources.files("checkpoints.files").joinpath(FILE)
@@ -55,7 +55,7 @@ def load(split: Split, root: Path | None = None) -> Images:
 
 
 def make(file: Path, root: Path | None = None) -> None:
-    """Write the sample from the full set, which is found as `fashion_mnist.load` finds it."""
+    """Write the sample, drawn from the full set that `fashion_mnist.load` finds in `root`."""
     full = fashion_mnist.load("test", root)
     order = interleave(full.labels)[: PER_CLASS * len(full.classes)]
     chosen = full.take(order)

@@ -1,4 +1,4 @@
-"""A model family: its builders, and how files that other code saved are recognised."""
+"""A model family: its builders, and how to recognise checkpoints of it from other code."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
 
 
 def same_name(key: str) -> str:
-    """The key itself: for a family whose parameters have one name only."""
+    """Return the key: for a family whose parameters have the same names everywhere."""
     return key
 
 
 def no_options(shapes: Shapes) -> dict[str, Any] | None:
-    """None: for a family whose options do not follow from the shapes of its parameters."""
+    """Return None: for a family whose options do not follow from its parameters' shapes."""
     return None
 
 
 @dataclass(frozen=True)
 class Family:
-    """What the loader asks of a family; one line in `checkpoints.registry.FAMILIES` registers it.
+    """What the loader needs from a family. Register it in `checkpoints.registry.FAMILIES`.
 
     Args:
         builders: {name: builder}; a builder returns a network.
-        canonical_key: from a parameter's name in another code base to its name here.
-        options_from: from {name: shape} to the builder's keyword arguments; None where the shapes
-            do not tell.
-        candidates: from a state dict's keys to the names in `builders` that may fit; None tries
+        canonical_key: maps a parameter's name in another code base to its name here.
+        options_from: maps {name: shape} to the builder's keyword arguments, or to None if they do
+            not follow from the shapes.
+        candidates: maps a state dict's keys to the names in `builders` that may fit; None tries
             all of them.
     """
 

@@ -1,9 +1,9 @@
-"""How a block's residual branch R and its shortcut S meet: by addition, or by a product.
+"""How a block merges its residual branch R and its shortcut S: by addition, or by a product.
 
-Every variant is a module called as `merge(residual, shortcut)`; what it multiplies, or adds, are
-inner values by name (`checkpoints.hooks`): `merge.factors.residual`, `merge.factors.shortcut`.
-Names and forms follow Ye et al. 2021 (arXiv:2106.15067) and its first author's public table of
-variants; R comes from the branch's last batch norm in all of them.
+Every variant is a module called as `merge(residual, shortcut)`. The tensors that it multiplies or
+adds are inner values (`checkpoints.hooks`): `merge.factors.residual`, `merge.factors.shortcut`.
+Names and formulas follow Ye et al. 2021 (arXiv:2106.15067) and its first author's public table of
+variants; in all of them R is the output of the branch's last batch norm.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from checkpoints.hooks import Exposed
 
 
 class Merge(nn.Module):
-    """What every variant has in common.
+    """Base class of all variants.
 
     Args:
-        names: what it multiplies, or adds: `residual`, `shortcut` or `gate`.
+        names: names of the two tensors that it multiplies or adds: `residual`, `shortcut`, `gate`.
     """
 
     def __init__(self, *names: str) -> None:
@@ -30,7 +30,7 @@ class Merge(nn.Module):
         )
 
     def exposed(self, *values: Tensor) -> tuple[Tensor, ...]:
-        """The factors, (N, C, H, W) each, handed through as they are."""
+        """The factors, (N, C, H, W) each, unchanged, as inner values."""
         return tuple(f(value) for f, value in zip(self.factors.values(), values, strict=True))
 
 
@@ -44,7 +44,7 @@ class Add(Merge):
 
 
 class Product(Merge):
-    """R * S, with nothing done to either factor."""
+    """R * S, without norms or other changes to the factors."""
 
     def forward(self, residual: Tensor, shortcut: Tensor) -> Tensor:
         """Merge two (N, C, H, W)."""
@@ -57,9 +57,9 @@ class NormalizedProduct(Merge):
 
     Args:
         channels: C.
-        mean: what both batch-norm biases start at. 1 makes each factor 1 on average, so that a
-            branch at its neutral value leaves the other as it is.
-        residual_scale: what the batch-norm weights of R start at; below 1, R starts near `mean`.
+        mean: initial value of both batch-norm biases. With 1 each factor has mean 1, the neutral
+            element of the product.
+        residual_scale: initial batch-norm weight of R; below 1, R starts near `mean`.
         clamped: keep the biases at `mean` instead of training them.
     """
 
@@ -124,10 +124,10 @@ class TanhResidual(Merge):
 
 
 class GatedAdd(Merge):
-    """R * sigmoid(G h) + S: the product stands inside the branch, then is added.
+    """R * sigmoid(G h) + S: a product inside the branch, followed by addition.
 
-    `h` is the branch's own hidden feature map before its ReLU and G a 1x1 convolution, so the
-    gate is an attention of the branch to itself. The block hands `h` over as a third argument.
+    `h` is the branch's hidden feature map before its ReLU, and G a 1x1 convolution, so the branch
+    attends to itself. The block passes `h` as a third argument.
     """
 
     def __init__(self, channels: int) -> None:

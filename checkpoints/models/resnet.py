@@ -1,4 +1,4 @@
-"""The ResNet family for small images, with addition or a product where branch and shortcut meet."""
+"""The ResNet family for small images, which merges branch and shortcut by a sum or a product."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from checkpoints.models.family import Family
 from checkpoints.models.merge import MERGES
 from checkpoints.models.se import SqueezeExcitation
 
-# The product that trains best and most stably here: see docs/models.md for the measured table.
+# The product that trains best and most stably here; docs/models.md has the measurements.
 DEFAULT_PRODUCT = "bn_product_mean1"
 
 ATTENTIONS: dict[str, Callable[[int], nn.Module]] = {
@@ -22,15 +22,15 @@ ATTENTIONS: dict[str, Callable[[int], nn.Module]] = {
     "se": SqueezeExcitation,
 }
 
-# Blocks in each stage of the four-stage networks; all other depths are 6n+2, in three stages.
+# Blocks per stage of the four-stage networks; all other depths are 6n+2, in three stages.
 FOUR_STAGES = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 
 
 class PaddingShortcut(nn.Module):
-    """Shortcut option A: take every second pixel and pad with channels of zeros. No parameters.
+    """Shortcut option A: take every second pixel and pad with zero channels. No parameters.
 
-    The new channels are put half before and half after the old ones, as in the option-A networks
-    that are in circulation.
+    Half of the new channels come before and half after the old ones, as in published networks with
+    option A.
     """
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
@@ -86,13 +86,13 @@ class ResNet(nn.Module):
             section 4.2; 18 or 34 for the four-stage ones, without their 7x7 stem and pooling.
         width: channels of the first stage; each further stage doubles them.
         classes: number of classes.
-        channels: channels of the images.
-        shortcut: where the shape changes: A pads with zeros, B is a 1x1 convolution with BN.
-        merge: how branch and shortcut meet, one of `merge.MERGES`.
-        attention: what the branch passes through before it is merged: `none` or `se`.
+        channels: number of image channels.
+        shortcut: if the shape changes, A pads with zeros, B is a 1x1 convolution with BN.
+        merge: how branch and shortcut are merged, one of `merge.MERGES`.
+        attention: attention of the branch before the merge, `none` or `se`.
 
     Raises:
-        ValueError: an option that is not one of those.
+        ValueError: an option has a value that is not allowed.
     """
 
     def __init__(
@@ -147,9 +147,10 @@ class ResNet(nn.Module):
 
 
 def canonical_key(key: str) -> str:
-    """The name that this family gives to what another ResNet code calls `key`.
+    """Map a parameter's name in other ResNet code to its name here.
 
-    The last layer is `fc` here and `linear` elsewhere; the projection `downsample` or `shortcut`.
+    Others call the last layer `linear` instead of `fc`, and the projection `shortcut` instead of
+    `downsample`.
     """
     if key.startswith("linear."):
         key = "fc." + key.removeprefix("linear.")
@@ -157,7 +158,7 @@ def canonical_key(key: str) -> str:
 
 
 def options_from(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any] | None:
-    """What a state dict's shapes say of width, classes, channels and shortcut; None if not ours."""
+    """Width, classes, channels and shortcut from a state dict's shapes; None if not a ResNet."""
     stem, head = shapes.get("conv1.weight"), shapes.get("fc.weight")
     if stem is None or head is None or len(stem) != 4 or len(head) != 2:
         return None
@@ -171,7 +172,7 @@ def options_from(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any] | None
 
 
 def candidates(keys: Iterable[str]) -> list[str]:
-    """The names in `ARCHITECTURES` that have as many blocks as a state dict's keys speak of."""
+    """The names in `ARCHITECTURES` with as many blocks as there are in a state dict's keys."""
     blocks = {tuple(key.split(".")[:2]) for key in keys if key.startswith("layer")}
     return [name for name in ARCHITECTURES if name.endswith(f"net{2 * len(blocks) + 2}")]
 

@@ -13,7 +13,7 @@ class SqueezeExcitation(nn.Module):
 
     Args:
         channels: C.
-        reduction: C is squeezed to C / reduction, but to no fewer than 4.
+        reduction: C is squeezed to C / reduction channels, but at least 4.
     """
 
     def __init__(self, channels: int, reduction: int = 16) -> None:

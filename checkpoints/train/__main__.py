@@ -18,32 +18,49 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m checkpoints.train",
         description="Train a network and save it as one self-describing file. The same command "
-        "again continues a run that was stopped.",
+        "again continues a stopped run.",
     )
     parser.add_argument(
-        "--model", required=True, metavar="NAME",
+        "--model",
+        required=True,
+        metavar="NAME",
         help="a registered name such as fmmnet20, path/to/file.py:build or package.module:build",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--option", action="append", default=[], type=options.key_value, metavar="NAME=VALUE",
+        "--option",
+        action="append",
+        default=[],
+        type=options.key_value,
+        metavar="NAME=VALUE",
         help="keyword argument of the model, such as width=16 or merge=sigmoid_shortcut",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--data", required=True, metavar="NAME",
+        "--data",
+        required=True,
+        metavar="NAME",
         help="fashion-mnist, cifar10, cifar100, npz:FILE, folder:DIR, or package.module:function",
-    )  # fmt: skip
-    parser.add_argument("--data-root", type=Path, metavar="DIR", help="folder of its files")
-    parser.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="resize a folder's")
+    )
     parser.add_argument(
-        "--seed", type=int, default=0, metavar="N",
-        help="of the weights, the order and the augmentation (default: 0)",
-    )  # fmt: skip
+        "--data-root", type=Path, metavar="DIR", help="folder with the files of the data set"
+    )
     parser.add_argument(
-        "--out", type=Path, metavar="FILE",
+        "--size", type=int, nargs=2, metavar=("H", "W"), help="resize the images of folder:DIR"
+    )
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        metavar="N",
+        help="seed of the weights, the order and the augmentation (default: 0)",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE",
         help="the checkpoint to write; .safetensors in that format (default: MODEL-seedN.pt)",
-    )  # fmt: skip
+    )
     parser.add_argument("--half", action="store_true", help="store the weights as float16")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1 … (default: a GPU where there is one)")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1 … (default: a GPU if there is one)")
     options.add_flags(parser.add_argument_group("recipe"), Recipe)
     chosen = parser.parse_args(arguments)
     name = chosen.model.rpartition("/")[2].replace(":", "-")
@@ -73,7 +90,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(" ".join(str(error).split("\n")), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("Stopped. The same command continues after the last whole epoch.", file=sys.stderr)
+        print("Stopped. The same command continues after the last complete epoch.", file=sys.stderr)
         return 130
     for name, value in trained.metrics.items():
         print(f"{name} {value:.4f}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Training images: split, counted, augmented a batch at a time."""
+"""Split training images, compute their statistics, and augment them batch by batch."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from checkpoints.device import Kernels, in_order
 
 @dataclass(frozen=True, eq=False)
 class Batches:
-    """A whole data set in memory as uint8, augmented a batch at a time.
+    """A whole data set in memory as uint8, augmented batch by batch.
 
     Args:
         pixels: (N, C, H, W) uint8.
         labels: (N,) int64.
         mean: (C,) in [0, 1].
         std: (C,) in [0, 1].
-        kernels: those of the network; see `checkpoints.kernels`.
+        kernels: the network's kernels; see `checkpoints.kernels`.
     """
 
     pixels: Tensor
@@ -33,7 +33,7 @@ class Batches:
     kernels: Kernels = "channels_last"
 
     def normalized(self, pixels: Tensor) -> Tensor:
-        """(B, C, H, W) uint8 as normalised float32, in the kernels' memory order."""
+        """Convert (B, C, H, W) uint8 to normalised float32, in the kernels' memory format."""
         scale, offset = 1 / (255 * self.std), self.mean / self.std
         images = torch.addcmul(-offset[:, None, None], pixels.float(), scale[:, None, None])
         return in_order(images, self.kernels)
@@ -49,8 +49,8 @@ class Batches:
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """One epoch of shuffled, shifted and mirrored examples, without the last, smaller batch.
 
-        Every random number comes from `generator`, on the CPU, so that an epoch is the same on
-        any device and after any interruption.
+        All random numbers come from `generator`, on the CPU, so an epoch is the same on every
+        device and after every interruption.
         """
         count, _, height, width = self.pixels.shape
         padded = functional.pad(self.pixels, (shift,) * 4)
@@ -71,20 +71,20 @@ class Batches:
 
 
 def split(images: Images, validation: int, examples: int) -> tuple[Images, Images]:
-    """The training part and the held-out part of `images`, balanced and the same for every seed.
+    """Split `images` into a training and a held-out part, balanced and the same for every seed.
 
     Args:
         images: the training split.
-        validation: how many are held out.
-        examples: how many of the rest to train on; 0 for all.
+        validation: number of images to hold out.
+        examples: number of the remaining images to train on; 0 for all.
 
     Raises:
-        ValueError: fewer images than asked for.
+        ValueError: there are too few images.
     """
     if validation + max(examples, 1) > len(images):
         raise ValueError(
             f"{images.name} has {len(images)} training images; --validation {validation} and "
-            f"--examples {examples} ask for {validation + max(examples, 1)}. Ask for fewer."
+            f"--examples {examples} need {validation + max(examples, 1)}. Pass smaller numbers."
         )
     order = interleave(images.labels)
     held, kept = order[:validation], order[validation:]
@@ -93,7 +93,11 @@ def split(images: Images, validation: int, examples: int) -> tuple[Images, Image
 
 
 def statistics(images: Images) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel over all pixels, in [0, 1], to four decimals."""
+    """Mean and standard deviation per channel over all pixels, in [0, 1], to four decimals.
+
+    Raises:
+        ValueError: a channel is constant.
+    """
     shares = np.stack(
         [np.bincount(channel.ravel(), minlength=256) for channel in images.pixels.swapaxes(0, 1)]
     ) / (images.pixels.size / images.pixels.shape[1])
@@ -102,7 +106,7 @@ def statistics(images: Images) -> tuple[tuple[float, ...], tuple[float, ...]]:
     std = np.sqrt((shares * (values - mean[:, None]) ** 2).sum(axis=1)).round(4)
     if not std.all():
         raise ValueError(
-            f"{images.name}: a channel has the same value in every pixel, so that nothing can be "
-            "learned from it. Leave that channel out."
+            f"{images.name}: a channel has the same value in every pixel, so it carries no "
+            "information. Remove that channel."
         )
     return tuple(np.round(mean, 4).tolist()), tuple(std.tolist())

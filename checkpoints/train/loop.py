@@ -1,4 +1,4 @@
-"""Training: epochs, evaluation, and a state from which a killed run continues."""
+"""The training loop, evaluation, and the state file from which an interrupted run continues."""
 
 from __future__ import annotations
 
@@ -56,28 +56,28 @@ def train(
     state_file: Path | None = None,
     progress: bool = False,
 ) -> Checkpoint:
-    """Train a network from its seed, continuing from `state_file` where there is one.
+    """Train a network from a seed, continuing from `state_file` if it exists.
 
-    A continued run ends with the same weights as a straight one (on one machine, with one number
-    of threads): each epoch draws from its own generators, seeded by (seed, epoch).
+    A continued run ends with the same weights as an uninterrupted one (on the same machine, with
+    the same number of threads): each epoch has its own generators, seeded by (seed, epoch).
 
     Args:
         model: a name in `MODELS`, or code as `checkpoint.build` takes it.
-        options: the builder's keyword arguments; `classes` and `channels` are added from the data.
-        train_images: its held-out part selects the epoch that `validation_selected` reports.
-        test_images: evaluated after every epoch, used for nothing but reporting.
-        recipe: every number besides.
-        seed: of the initial weights, the order and the augmentation.
-        device: where to train.
+        options: the builder's keyword arguments; `classes` and `channels` come from the data.
+        train_images: a part is held out to select the epoch that `validation_selected` reports.
+        test_images: evaluated after every epoch, for reporting only.
+        recipe: all hyperparameters.
+        seed: seed of the initial weights, the order and the augmentation.
+        device: the device to train on.
         state_file: written after every epoch, whole or not at all.
-        progress: tell every epoch on stderr, with a bar where that is a terminal.
+        progress: report every epoch on stderr, with a progress bar on a terminal.
 
     Returns:
         The last epoch's weights, with metrics and history.
 
     Raises:
-        ValueError: the loss stopped being finite; `state_file` belongs to another run; the data
-            are too few, or training and test images differ in kind.
+        ValueError: the loss became infinite or NaN; `state_file` belongs to another run; there are
+            too few images, or training and test images differ in shape or number of classes.
     """
     recipe = recipe.resolved(device)
     if not 0 <= seed < 2**32:
@@ -142,7 +142,7 @@ def train(
     if state_file is not None and state_file.is_file():
         history = _restored(state_file, identity, network, optimizer)
     for epoch in range(len(history), recipe.epochs):
-        # For dropout and its like: everything of ours has a generator of its own.
+        # For dropout and the like: our own random numbers come from separate generators.
         devices = [device] if device.type == "cuda" else []
         with torch.random.fork_rng(devices), exact_arithmetic(using):
             torch.manual_seed(-1 - _epoch_seed(seed, epoch))
@@ -228,7 +228,7 @@ def trusted_kernels(
 
 
 def _kernels_so_far(state_file: Path | None) -> Kernels | None:
-    """The kernels of the last epoch that a state holds, with which it goes on."""
+    """The kernels of the last epoch in a state file, with which the run continues."""
     if state_file is None or not state_file.is_file():
         return None
     history = read(state_file).get("history") or [{}]
@@ -246,7 +246,7 @@ def _restored(
     network: nn.Module,
     optimizer: torch.optim.Optimizer,
 ) -> list[dict[str, Any]]:
-    """Put network and optimizer where `state_file` left them; returns the history up to there."""
+    """Load network and optimizer from `state_file`; returns the history so far."""
     state = read(state_file)
     if "identity" not in state:
         raise ValueError(f"{state_file} is not a training state. Delete it, or pass --out.")
@@ -287,9 +287,14 @@ def _train_epoch(
         device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16", cache_enabled=True
     )
     with tqdm(
-        batches, f"epoch {epoch + 1}/{recipe.epochs}", steps, disable=None if progress else True,
-        leave=False, unit="step", file=sys.stderr,
-    ) as bar:  # fmt: skip
+        batches,
+        f"epoch {epoch + 1}/{recipe.epochs}",
+        steps,
+        disable=None if progress else True,
+        leave=False,
+        unit="step",
+        file=sys.stderr,
+    ) as bar:
         for step, (images, labels) in enumerate(bar):
             last = step == steps - 1
             rate = learning_rate(recipe, epoch * steps + step, steps)

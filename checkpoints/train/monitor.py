@@ -1,4 +1,4 @@
-"""What is watched during training: each block's factors, activations and gradients."""
+"""Statistics recorded during training: each block's factors, activations and gradients."""
 
 from __future__ import annotations
 
@@ -16,14 +16,16 @@ from checkpoints.models.merge import Merge
 
 @contextmanager
 def watched(network: nn.Module) -> Iterator[dict[str, dict[str, float]]]:
-    """Record what every block's merge combines, while the context is open.
+    """Record statistics of every block's merge while the context is open.
+
+    A product whose factors drift from mean 1 vanishes or explodes over depth.
 
     Yields:
         {block: {residual_mean, residual_var, shortcut_mean, shortcut_var, activation_max}},
-        filled by the next forward pass, over all examples, channels and positions: of the two
-        factors as they are multiplied, after their norms and sigmoids (`gate_` instead of
-        `shortcut_` where the branch meets a gate), and the maximum of the merged features' size.
-        Why: a product whose factors drift from mean 1 vanishes or explodes over depth.
+        filled by the next forward pass, over all examples, channels and positions. The factors are
+        taken as they are multiplied, after their norms and sigmoids; `gate_` replaces `shortcut_`
+        if the branch is multiplied by a gate. `activation_max` is the largest absolute value of
+        the merged features.
     """
     seen: dict[str, dict[str, float]] = {}
 

@@ -1,4 +1,4 @@
-"""Every number that decides what a trained network is."""
+"""The hyperparameters of a training, and its learning-rate schedule."""
 
 from __future__ import annotations
 
@@ -14,27 +14,25 @@ from checkpoints.options import option
 
 @dataclass(frozen=True)
 class Recipe:
-    """Every number that decides what the trained network is, besides model, data and seed."""
+    """The hyperparameters: with model, data and seed they determine the trained network."""
 
     epochs: int = option(15, "passes over the training examples")
-    batch: int = option(128, "examples in a step")
+    batch: int = option(128, "examples per step")
     rate: float = option(0.1, "highest learning rate, reached after the warm-up")
-    warmup: float = option(
-        1.0, "epochs in which the rate rises linearly; then it falls as a cosine"
-    )
+    warmup: float = option(1.0, "epochs of linear warm-up; then the rate follows a cosine to zero")
     momentum: float = option(0.9, "Nesterov momentum of SGD")
-    decay: float = option(5e-4, "weight decay, on tensors with two axes or more")
+    decay: float = option(5e-4, "weight decay of tensors with two or more axes")
     smoothing: float = option(0.0, "label smoothing")
     shift: int = option(2, "random crops are shifted by up to this many pixels")
     flip: bool = option(True, "mirror half of the images")
     validation: int = option(5000, "training images held out, the same ones for every seed")
     examples: int = option(0, "train on the first N images in class-interleaved order; 0 for all")
     precision: Literal["auto", "float32", "bfloat16"] = option(
-        "auto", "of the training's convolutions; auto takes bfloat16 where the hardware has it"
+        "auto", "of the training's convolutions; auto: bfloat16 if the hardware supports it"
     )
 
     def __post_init__(self) -> None:
-        for name, fits, needed in (
+        for name, fits, expected in (
             ("epochs", self.epochs >= 1, "at least 1"),
             ("batch", self.batch >= 1, "at least 1"),
             ("rate", 0 <= self.rate < math.inf, "0 or more"),
@@ -47,10 +45,10 @@ class Recipe:
             ("examples", self.examples >= 0, "1 or more, or 0 for all"),
         ):
             if not fits:
-                raise ValueError(f"--{name} {getattr(self, name)}; expected {needed}.")
+                raise ValueError(f"--{name} {getattr(self, name)}; expected {expected}.")
 
     def resolved(self, device: torch.device) -> Recipe:
-        """This recipe with `precision` decided for `device`."""
+        """This recipe with `precision` chosen for `device` if it is `auto`."""
         if self.precision != "auto":
             return self
         return replace(self, precision="bfloat16" if _has_bfloat16(device) else "float32")

@@ -735,7 +735,7 @@ def test_file_that_is_no_npz_is_refused(tmp_path: Path) -> None:
     cut.write_bytes((tmp_path / "whole.npz").read_bytes()[:-50])
     assert refusal(lambda: npz.load("test", absent)) == f"npz:{absent}: there is no such file."
     for file in (text, single, cut):
-        assert f"npz:{file} is no npz file" in refusal(lambda file=file: npz.load("test", file))
+        assert f"npz:{file} is not an npz file" in refusal(lambda file=file: npz.load("test", file))
 
 
 def test_npz_with_damaged_content_is_refused(tmp_path: Path) -> None:
@@ -871,7 +871,7 @@ def test_notes_and_hidden_files_are_passed_over(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "reason"),
     [
-        ("cat/2.csv", "cat/2.csv is no image that pillow can read"),
+        ("cat/2.csv", "cat/2.csv is not an image that Pillow can read"),
         ("loose.png", "loose.png is out of place"),
         ("cat/inner/1.png", "cat/inner is out of place"),
     ],
@@ -904,7 +904,7 @@ def test_image_of_16_bits_is_refused(tmp_path: Path) -> None:
 def test_folder_without_images_is_refused(tmp_path: Path) -> None:
     absent = tmp_path / "absent"
     assert "no such folder" in refusal(lambda: folder.load("test", absent))
-    assert "holds no images" in refusal(lambda: folder.load("test", tmp_path))
+    assert "contains no images" in refusal(lambda: folder.load("test", tmp_path))
     assert "at least 1" in refusal(lambda: folder.load("test", tmp_path, size=0))
 
 
@@ -998,7 +998,7 @@ def test_function_is_found_by_module_and_by_file(module: Path) -> None:
     [
         ("absent", "has no function 'absent'"),
         ("number", "has no function 'number'"),
-        ("only_test", "returned the split 'test', asked for 'train'"),
+        ("only_test", "returned the split 'test'; expected 'train'"),
         ("nothing", "returned NoneType; expected (x, y) or Images"),
         ("three", "returned a tuple of 3"),
         ("words", "the pixels are <U2"),

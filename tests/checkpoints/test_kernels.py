@@ -226,10 +226,16 @@ def test_kinks_and_ties_are_no_faults(seed: int) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = nn.Sequential(
-            nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
-            nn.Conv2d(8, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU(),
-            nn.MaxPool2d(2), nn.Flatten(), nn.Linear(144, 3),
-        )  # fmt: skip
+            nn.Conv2d(3, 8, 3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Conv2d(8, 16, 3, padding=1, bias=False),
+            nn.BatchNorm2d(16),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Flatten(),
+            nn.Linear(144, 3),
+        )
     problem = Problem.of(network, [(pixels, torch.arange(12) % 3)])
     said: list[str] = []
     choice = kernels.chosen(problem, {"weights": 2, "inputs": 2}, say=said.append)
@@ -327,9 +333,14 @@ def test_a_kernel_that_is_wrong_in_one_small_tensor_or_not_finite_is_left(factor
 def test_noise_leaves_no_network_s_domain() -> None:
     """Roots of what is 0 or more, and numbers of tokens that are stored as float."""
     network = nn.Sequential(
-        Root(), nn.Conv2d(3, 8, 3), Scaled(-7.0), nn.Tanh(), nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(), nn.Linear(8, 3),
-    )  # fmt: skip
+        Root(),
+        nn.Conv2d(3, 8, 3),
+        Scaled(-7.0),
+        nn.Tanh(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, 3),
+    )
     black = images() * (images() > 0.5)
     choice = kernels.chosen(Problem.of(network, [(black, torch.arange(20) % 3)]), {"weights": 1})
     assert choice.kernels == "contiguous"
@@ -462,8 +473,12 @@ def test_strided_pointwise_convolutions_have_the_curvature_of_float64(
     done = subprocess.run(
         [sys.executable, "-c", RANDOM_NETWORKS],
         env={**os.environ, **capability, "OMP_NUM_THREADS": "1"},
-        capture_output=True, text=True, timeout=100, check=False, cwd=Path(__file__).parents[2],
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+        cwd=Path(__file__).parents[2],
+    )
     assert done.returncode == 0, done.stderr[-500:]
     if capability:
         assert done.stdout.split() == ["AVX2"]

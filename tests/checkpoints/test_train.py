@@ -55,9 +55,13 @@ def made_images(count: int = 120, seed: int = 0, side: str = "train", channels: 
 
 def trained(recipe: Recipe = RECIPE, **changes: Any) -> Checkpoint:
     given: dict[str, Any] = {
-        "model": "fmmnet8", "options": OPTIONS, "train_images": made_images(),
-        "test_images": made_images(40, 1, "test"), "seed": 0, "device": CPU,
-    }  # fmt: skip
+        "model": "fmmnet8",
+        "options": OPTIONS,
+        "train_images": made_images(),
+        "test_images": made_images(40, 1, "test"),
+        "seed": 0,
+        "device": CPU,
+    }
     return loop.train(recipe=recipe, **(given | changes))
 
 
@@ -256,9 +260,8 @@ def test_a_channel_without_variation_is_refused(level: int) -> None:
 
 def test_the_split_is_disjoint_balanced_and_keeps_all() -> None:
     images = made_images(103)
-    images = replace(images, pixels=np.random.default_rng(3).integers(
-        0, 256, images.pixels.shape
-    ).astype(np.uint8))  # fmt: skip
+    pixels = np.random.default_rng(3).integers(0, 256, images.pixels.shape).astype(np.uint8)
+    images = replace(images, pixels=pixels)
     kept, held = split(images, 25, 0)
     parts = [{image.tobytes() for image in part.pixels} for part in (kept, held)]
     assert not parts[0] & parts[1]
@@ -276,7 +279,7 @@ def test_more_images_than_there_are_cannot_be_split(validation: int, examples: i
     asked = validation + max(examples, 1)
     assert line == (
         f"columns has 120 training images; --validation {validation} and --examples {examples} "
-        f"ask for {asked}. Ask for fewer."
+        f"need {asked}. Pass smaller numbers."
     )
 
 
@@ -352,10 +355,12 @@ def test_watching_tells_both_factors_of_every_block() -> None:
             merged = (residual * shortcut).float()
             features = torch.relu(merged)
         wanted = {
-            "residual_mean": residual.mean(), "residual_var": residual.var(),
-            "shortcut_mean": shortcut.mean(), "shortcut_var": shortcut.var(),
+            "residual_mean": residual.mean(),
+            "residual_var": residual.var(),
+            "shortcut_mean": shortcut.mean(),
+            "shortcut_var": shortcut.var(),
             "activation_max": merged.abs().max(),
-        }  # fmt: skip
+        }
         assert row == pytest.approx({k: float(v) for k, v in wanted.items()}, rel=1e-4, abs=1e-6)
     seen.clear()
     with torch.no_grad():
@@ -414,9 +419,17 @@ def test_one_step_is_sgd_with_momentum_and_decay_on_weights_alone() -> None:
     """Against the update rule, written out for a network of one layer."""
     images = made_images(36, channels=1)
     recipe = Recipe(
-        epochs=2, batch=16, rate=0.1, warmup=0, momentum=0.9, decay=0.01, shift=0, flip=False,
-        validation=20, precision="float32",
-    )  # fmt: skip
+        epochs=2,
+        batch=16,
+        rate=0.1,
+        warmup=0,
+        momentum=0.9,
+        decay=0.01,
+        shift=0,
+        flip=False,
+        validation=20,
+        precision="float32",
+    )
     result = trained(
         recipe, model="checkpoints_line:build", options={}, train_images=images, seed=3
     )
@@ -471,10 +484,19 @@ def test_a_training_is_described_whole(straight: Checkpoint, tmp_path: Path) -> 
     assert (straight.classes, straight.input_shape) == (5, (1, 8, 8))
     assert (straight.data, straight.seed) == ("columns", 0)
     assert straight.recipe == {
-        "epochs": 3, "batch": 16, "rate": 0.05, "warmup": 1.0, "momentum": 0.9, "decay": 5e-4,
-        "smoothing": 0.0, "shift": 1, "flip": True, "validation": 20, "examples": 0,
+        "epochs": 3,
+        "batch": 16,
+        "rate": 0.05,
+        "warmup": 1.0,
+        "momentum": 0.9,
+        "decay": 5e-4,
+        "smoothing": 0.0,
+        "shift": 1,
+        "flip": True,
+        "validation": 20,
+        "examples": 0,
         "precision": "float32",
-    }  # fmt: skip
+    }
     kept, _ = split(made_images(), 20, 0)
     assert (straight.mean, straight.std) == statistics(kept)
     checkpoint.save(straight, tmp_path / "net.pt")
@@ -495,9 +517,13 @@ def test_metrics_follow_from_history_and_weights(straight: Checkpoint) -> None:
         assert set(row["blocks"]) == {"layer1.0", "layer2.0", "layer3.0"}
         for block in row["blocks"].values():
             assert set(block) == {
-                "residual_mean", "residual_var", "shortcut_mean", "shortcut_var",
-                "activation_max", "gradient_norm",
-            }  # fmt: skip
+                "residual_mean",
+                "residual_var",
+                "shortcut_mean",
+                "shortcut_var",
+                "activation_max",
+                "gradient_norm",
+            }
             assert all(math.isfinite(value) for value in block.values())
             assert block["gradient_norm"] > 0
     network = straight.network()
@@ -619,11 +645,18 @@ def test_a_loss_that_diverges_in_the_last_step_stops_it_too() -> None:
 @pytest.mark.parametrize(
     ("name", "values"),
     [
-        ("epochs", [0, -1]), ("batch", [0, -1]), ("rate", [-0.1, math.nan, math.inf]),
-        ("warmup", [-1.0, math.nan]), ("momentum", [-0.1, 1.0]), ("decay", [-1e-4]),
-        ("smoothing", [-0.1, 1.0]), ("shift", [-1]), ("validation", [0, -5]), ("examples", [-5]),
+        ("epochs", [0, -1]),
+        ("batch", [0, -1]),
+        ("rate", [-0.1, math.nan, math.inf]),
+        ("warmup", [-1.0, math.nan]),
+        ("momentum", [-0.1, 1.0]),
+        ("decay", [-1e-4]),
+        ("smoothing", [-0.1, 1.0]),
+        ("shift", [-1]),
+        ("validation", [0, -5]),
+        ("examples", [-5]),
     ],
-)  # fmt: skip
+)
 def test_a_recipe_that_is_none_is_refused(name: str, values: list[float]) -> None:
     for value in values:
         line = refusal(lambda value=value: Recipe(**{name: value}))  # type: ignore[misc]
@@ -634,7 +667,7 @@ def test_a_recipe_that_is_none_is_refused(name: str, values: list[float]) -> Non
     ("change", "line"),
     [
         ({"recipe": replace(RECIPE, batch=101)}, "--batch 101 exceeds the 100 training images"),
-        ({"recipe": replace(RECIPE, validation=120)}, "--validation 120 and --examples 0 ask for"),
+        ({"recipe": replace(RECIPE, validation=120)}, "--validation 120 and --examples 0 need"),
         ({"seed": -1}, "--seed -1; expected 0 to 4294967295"),
         ({"seed": 2**32}, "--seed 4294967296; expected"),
         ({"test_images": made_images(40, 1, "test", 3)}, "columns: the shape is (1, 8, 8) in"),
@@ -673,16 +706,18 @@ def data(tmp_path: Path) -> str:
     train_images, test_images = made_images(), made_images(40, 1)
     np.savez(
         tmp_path / "columns.npz",
-        x_train=train_images.pixels[:, 0], y_train=train_images.labels,
-        x_test=test_images.pixels[:, 0], y_test=test_images.labels,
-    )  # fmt: skip
+        x_train=train_images.pixels[:, 0],
+        y_train=train_images.labels,
+        x_test=test_images.pixels[:, 0],
+        y_test=test_images.labels,
+    )
     return f"npz:{tmp_path / 'columns.npz'}"
 
 
 FLAGS = (
-    "--option", "width=4", "--epochs", "3", "--batch", "16", "--rate", "0.05", "--shift", "1",
-    "--validation", "20", "--precision", "float32", "--device", "cpu",
-)  # fmt: skip
+    *("--option", "width=4", "--epochs", "3", "--batch", "16", "--rate", "0.05", "--shift", "1"),
+    *("--validation", "20", "--precision", "float32", "--device", "cpu"),
+)
 
 
 def command(*arguments: str | Path) -> int:
@@ -736,7 +771,7 @@ def test_a_model_of_one_s_own_names_its_file(
         (["--model", "resnet21"], "model 'resnet21' is not known. Known: resnet8, "),
         (["--data", "no-such-data"], "'no-such-data' is not a known data set. Known: "),
         (["--data", "npz:absent.npz"], "npz:absent.npz: there is no such file."),
-        (["--validation", "5000"], "--validation 5000 and --examples 0 ask for 5001. Ask for"),
+        (["--validation", "5000"], "--validation 5000 and --examples 0 need 5001. Pass"),
         (["--batch", "128"], "--batch 128 exceeds the 100 training images."),
         (["--option", "colour=red"], "fmmnet8 cannot be built with width=4, colour=red, "),
         (["--option", "width=-4"], "fmmnet8 cannot be built with width=-4, "),
@@ -784,12 +819,12 @@ def test_help_tells_every_flag_and_its_default(capsys: pytest.CaptureFixture[str
     assert stopped.value.code == 0
     told = " ".join(capsys.readouterr().out.split())
     for line in (
-        "The same command again continues a run that was stopped.",
+        "The same command again continues a stopped run.",
         "--model NAME a registered name such as fmmnet20, path/to/file.py:build or",
-        "--seed N of the weights, the order and the augmentation (default: 0)",
+        "--seed N seed of the weights, the order and the augmentation (default: 0)",
         "(default: MODEL-seedN.pt)",
         "--epochs N passes over the training examples (default: 15)",
-        "--decay X weight decay, on tensors with two axes or more (default: 0.0005)",
+        "--decay X weight decay of tensors with two or more axes (default: 0.0005)",
     ):
         assert line in told
 

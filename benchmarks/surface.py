@@ -302,7 +302,8 @@ class Worker:
 def make_task(model: str, width: int, images: int, points: int) -> Task:
     """A network trained for a few epochs on half of the sample, and images of the other half."""
     from checkpoints.registry import load_images
-    from checkpoints.train.recipe import Recipe, train
+    from checkpoints.train.loop import train
+    from checkpoints.train.recipe import Recipe
     from landscape.core import directions
 
     sample = load_images("fashion-mnist-sample", "test")

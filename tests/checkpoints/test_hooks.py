@@ -193,7 +193,7 @@ def test_a_pattern_that_matches_nothing_is_refused_with_close_names(
     pattern: str, close: str
 ) -> None:
     network = made()
-    line = rf"^{re.escape(pattern)}: the network has no inner value.*close names: .*{close}.*all of"
+    line = rf"^{re.escape(pattern)}: the network has no inner value.*close names: .*{close}.*all\.$"
     for context in (
         lambda: hooks.reading(network, ["head", pattern]),
         lambda: hooks.watching(network, {"head": lambda *_: None, pattern: lambda *_: None}),

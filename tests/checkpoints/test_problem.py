@@ -466,7 +466,7 @@ def test_a_file_does_not_decide_what_code_makes_the_data(tmp_path: Path) -> None
     file = saved(tmp_path / "net.pt", data=f"{tmp_path / 'evil.py'}:images")
     line = refusal(lambda: load_problem(file))
     assert "is code outside this package" in line
-    assert "if you trust it, pass it as data" in line
+    assert "pass it as data if you trust it" in line
     assert not trap.exists()
     unknown = saved(tmp_path / "unknown.pt", data="no-such-data")
     assert "'no-such-data' is not a known data set" in refusal(lambda: load_problem(unknown))

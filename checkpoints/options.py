@@ -8,7 +8,9 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 import numbers
+import operator
 import os
 import re
 import types
@@ -25,11 +27,30 @@ D = TypeVar("D")
 T = TypeVar("T")
 P = ParamSpec("P")
 
+LARGEST_SEED = 2**32 - 1
+_WITHIN: dict[str, Callable[[float, float], bool]] = {
+    "at least": operator.ge,
+    "above": operator.gt,
+    "at most": operator.le,
+    "below": operator.lt,
+}
+
 # Whether error messages name options as flags (`--top`) or as arguments (`top`).
 _flags: ContextVar[bool] = ContextVar("flags", default=False)
 
 
-def option(default: Any, help: str, metavar: str = "", *, flag: str = "", group: str = "") -> Any:
+def option(
+    default: Any,
+    help: str,
+    metavar: str = "",
+    *,
+    flag: str = "",
+    group: str = "",
+    least: float | None = None,
+    above: float | None = None,
+    most: float | None = None,
+    below: float | None = None,
+) -> Any:
     """A dataclass field that is a flag on the command line.
 
     Args:
@@ -38,11 +59,27 @@ def option(default: Any, help: str, metavar: str = "", *, flag: str = "", group:
         metavar: placeholder for the value in `--help`.
         flag: the flag, if it is not the field's name with dashes.
         group: the heading in `--help` under which it is listed.
+        least: the smallest number allowed, of a list in each of its items.
+        above: allowed are numbers above this.
+        most: the largest number allowed.
+        below: allowed are numbers below this.
     """
-    metadata = {"help": help, "metavar": metavar, "flag": flag, "group": group}
+    bounds = {"at least": least, "above": above, "at most": most, "below": below}
+    metadata = {
+        "help": help,
+        "metavar": metavar,
+        "flag": flag,
+        "group": group,
+        "bounds": {words: bound for words, bound in bounds.items() if bound is not None},
+    }
     if isinstance(default, type):
         return dataclasses.field(default_factory=default, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
+
+
+def seed_option(help: str) -> Any:
+    """The field of a seed: the same range wherever there is one."""
+    return option(0, help, least=0, most=LARGEST_SEED)
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(option, dataclasses.field))
@@ -50,23 +87,27 @@ def spec(cls: type[D]) -> type[D]:
     """Make `cls` a frozen dataclass of options that converts its arguments.
 
     Where the annotation asks for it, a single value becomes a tuple, an integer a float, and a path
-    a string. Then the class's own `__post_init__` checks the values.
+    a string. Numbers must be finite and within their option's bounds. Then the class's own
+    `__post_init__` checks what concerns several options.
 
     Raises:
-        ValueError: on instantiation, for a value of another type; one line with the option's name.
+        ValueError: on instantiation, for a value of another type or out of bounds; one line with
+            the option's name.
     """
     own = cls.__dict__.get("__post_init__")
 
     @in_callers_words
     def convert(self: Any) -> None:
-        for name, annotation in typing.get_type_hints(type(self)).items():
-            value = getattr(self, name)
-            found = list(_converted(value, annotation))
+        annotations = typing.get_type_hints(type(self))
+        for field in fields(self):
+            value, annotation = getattr(self, field.name), annotations[field.name]
+            bounds = field.metadata.get("bounds", {})
+            found = [each for each in _converted(value, annotation) if _within(each, bounds)]
             if not found:
-                shown = " ".join(map(str, value)) if isinstance(value, tuple | list) else value
-                flag = "--" + name.replace("_", "-")
-                raise ValueError(f"{flag} {shown!s}; expected {_described(annotation)}.")
-            object.__setattr__(self, name, found[0])
+                expected = _expected(value, annotation, bounds)
+                name = _flag(field) if _flags.get() else field.name
+                raise ValueError(f"{name} {_shown(value)}; expected {expected}.")
+            object.__setattr__(self, field.name, found[0])
         if own is not None:
             own(self)
 
@@ -165,7 +206,7 @@ def _options_of(dataclass: type) -> list[dataclasses.Field[Any]]:
 
 
 def _flag(field: dataclasses.Field[Any]) -> str:
-    return field.metadata["flag"] or "--" + field.name.replace("_", "-")
+    return field.metadata.get("flag") or "--" + field.name.replace("_", "-")
 
 
 def _is_table(annotation: Any) -> bool:
@@ -187,7 +228,7 @@ def key_value(text: str) -> tuple[str, Any]:
         return name, {"True": True, "False": False, "None": None}.get(value, value)
 
 
-def _argument(annotation: Any, default: Any, metadata: Mapping[str, str]) -> dict[str, Any]:
+def _argument(annotation: Any, default: Any, metadata: Mapping[str, Any]) -> dict[str, Any]:
     text = metadata["help"]
     if all(default is not none for none in (None, False, (), "", dataclasses.MISSING)):
         shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
@@ -211,13 +252,13 @@ def _argument(annotation: Any, default: Any, metadata: Mapping[str, str]) -> dic
         kind, *others = typing.get_args(annotation)
         metavar = _metavar(kind, metadata)
         if others == [...]:
-            action = _Commas if kind in (int, float) else None
             return {
                 "nargs": "+",
-                "type": partial(_separated, kind) if action else kind,
+                "type": partial(_separated, kind),
+                "action": _Commas,
                 "metavar": metavar,
                 "help": text,
-            } | ({"action": action} if action else {})
+            }
         metavars = tuple(metavar.split()) if " " in metavar else metavar
         return {"nargs": 1 + len(others), "type": kind, "metavar": metavars, "help": text}
     return {"type": annotation, "metavar": _metavar(annotation, metadata), "help": text}
@@ -236,19 +277,22 @@ def _one_of(kinds: tuple[Any, ...], text: str) -> Any:
     raise argparse.ArgumentTypeError(f"{text!r} is not {expected}")
 
 
-def _separated(kind: type[T], text: str) -> list[T]:
-    """Parse `0.485,0.456,0.406`, or a single number."""
+def _separated(kind: Any, text: str) -> list[Any]:
+    """Parse `0.485,0.456,0.406` or `trace,density`, or a single value."""
+    parts = text.split(",")
+    words = typing.get_args(kind)
     try:
-        return [kind(part) for part in text.split(",")]  # type: ignore[call-arg]
+        if words and not set(parts) <= set(words):
+            raise ValueError(text)
+        return parts if words else [kind(part) for part in parts]
     except ValueError:
-        name = "a whole number" if kind is int else "a number"
         raise argparse.ArgumentTypeError(
-            f"{text!r} is not {name}, nor a comma-separated list"
+            f"{text!r} is not {_described(kind)}, nor a comma-separated list"
         ) from None
 
 
 class _Commas(argparse.Action):
-    """Joins lists of numbers separated by commas, spaces, or both."""
+    """Joins lists separated by commas, spaces, or both."""
 
     def __call__(
         self,
@@ -260,7 +304,7 @@ class _Commas(argparse.Action):
         setattr(namespace, self.dest, [value for row in values for value in row])
 
 
-def _metavar(kind: type, metadata: Mapping[str, str]) -> str:
+def _metavar(kind: Any, metadata: Mapping[str, Any]) -> str:
     return metadata["metavar"] or {int: "N", float: "X"}.get(kind, "TEXT")
 
 
@@ -308,13 +352,15 @@ def checked(
     for key, value in table.items():
         found = list(_converted(value, hints[key]))
         if not found:
-            raise ValueError(f"[{where}] {key} = {value!r}; expected {_described(hints[key])}.")
+            expected = _expected(value, hints[key], {})
+            raise ValueError(f"[{where}] {key} = {value!r}; expected {expected}.")
         values[key] = found[0]
     return values
 
 
 def _converted(value: Any, annotation: Any) -> Iterator[Any]:
     """Yield `value` converted to the annotation; nothing if it does not fit."""
+    value = _plain(value)
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin in (typing.Union, types.UnionType):
         for each in arguments:
@@ -326,7 +372,7 @@ def _converted(value: Any, annotation: Any) -> Iterator[Any]:
         kinds = [arguments[0]] * len(items) if arguments[-1] is ... else list(arguments)
         if len(kinds) == len(items):
             rows = [list(_converted(v, kind)) for v, kind in zip(items, kinds, strict=True)]
-            if all(rows):
+            if all(rows) and (not _is_choice(annotation) or 0 < len(set(items)) == len(items)):
                 yield tuple(row[0] for row in rows)
     elif origin is list:
         if isinstance(value, list) and all(list(_converted(v, arguments[0])) for v in value):
@@ -338,31 +384,84 @@ def _converted(value: Any, annotation: Any) -> Iterator[Any]:
             yield value
     elif annotation is Any:
         yield value
-    elif annotation is Path and isinstance(value, str | os.PathLike):
+    elif annotation is Path and isinstance(value, str | os.PathLike) and os.fspath(value):
         yield Path(value)
     elif annotation is float and isinstance(value, numbers.Real) and not isinstance(value, bool):
         yield float(value)
     elif annotation is int and isinstance(value, numbers.Integral) and not isinstance(value, bool):
         yield int(value)
-    elif annotation is str and isinstance(value, str | os.PathLike):
+    elif annotation is str and isinstance(value, str | os.PathLike) and os.fspath(value):
         yield os.fspath(value)
     elif annotation in (bool, types.NoneType) and type(value) is annotation:
         yield value
 
 
-def _described(annotation: Any) -> str:
+def _plain(value: Any) -> Any:
+    """Scalars and arrays of numpy, and torch's devices and dtypes, as Python's own types."""
+    kind = type(value)
+    if kind.__module__ == "torch" and kind.__name__ in ("device", "dtype"):
+        return str(value).removeprefix("torch.")
+    if kind.__module__ == "numpy" and kind.__name__ in ("ndarray", "bool", "bool_"):
+        return value.tolist()
+    return value
+
+
+def _is_choice(annotation: Any) -> bool:
+    """Whether a list holds some of a few words, which are then listed once each."""
+    arguments = typing.get_args(annotation)
+    return typing.get_origin(arguments[0]) is Literal and arguments[-1] is ...
+
+
+def _within(value: Any, bounds: Mapping[str, float]) -> bool:
+    """Whether a number, or every number of a list, is finite and within the bounds."""
+    if isinstance(value, tuple):
+        return all(_within(each, bounds) for each in value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return True
+    return math.isfinite(value) and all(_WITHIN[w](value, bound) for w, bound in bounds.items())
+
+
+def _shown(value: Any) -> str:
+    """A value as it would be written on the command line."""
+    if isinstance(value, tuple | list) and value:
+        return " ".join(map(_shown, value))
+    return value if isinstance(value, str) and value else repr(value)
+
+
+def _expected(value: Any, annotation: Any, bounds: Mapping[str, float]) -> str:
+    """What was expected in place of `value`, in words."""
+    words = _described(annotation, bounds)
+    items = value if isinstance(value, tuple | list) else [value]
+    if "" in items:
+        words = re.sub("(a |of )string", r"\1non-empty string", words)
+    if any(isinstance(item, float) and not math.isfinite(item) for item in items):
+        words = re.sub("(a |of )number", r"\1finite number", words)
+    return words
+
+
+def _described(annotation: Any, bounds: Mapping[str, float] = types.MappingProxyType({})) -> str:
+    """What an annotation and bounds allow, in words."""
+    limits = " and ".join(f"{words} {bound:.15g}" for words, bound in bounds.items())
+    limits = f", {limits}" if limits else ""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin in (typing.Union, types.UnionType):
-        return " or ".join(_described(each) for each in arguments if each is not types.NoneType)
+        return " or ".join(_described(e, bounds) for e in arguments if e is not types.NoneType)
     if origin is Literal:
         return (
             ", ".join(map(repr, arguments[:-1]))
             + " or " * (len(arguments) > 1)
             + repr(arguments[-1])
         )
+    if origin is tuple and arguments[-1] is not ...:
+        return f"{len(arguments)} {_PLURALS[arguments[0]]}{limits}"
+    if origin in (tuple, list) and _is_choice(annotation):
+        return f"some of {', '.join(typing.get_args(arguments[0]))}, each once"
     if origin in (tuple, list):
-        return f"a list, each item {_described(arguments[0])}"
+        return f"a list of {_PLURALS.get(arguments[0], 'tables')}{limits}"
     if isinstance(origin, type) and issubclass(origin, Mapping):
         return "a table"
-    words = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}
+    words = {int: f"a whole number{limits}", float: f"a number{limits}", bool: "true or false"}
     return words.get(annotation, "a string")
+
+
+_PLURALS: dict[Any, str] = {int: "whole numbers", float: "numbers", str: "strings"}

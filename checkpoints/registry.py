@@ -44,6 +44,20 @@ def register(family: Family) -> None:
     MODELS.update(family.builders)
 
 
+def check_data_name(name: str) -> None:
+    """Check that `name` is of a form that `load_images` takes; nothing is opened.
+
+    Raises:
+        ValueError: it is not.
+    """
+    form, _, rest = name.partition(":")
+    if name not in DATASETS and not (form and rest):
+        raise ValueError(
+            f"{name!r} is not a known data set. Known: {', '.join(DATASETS)}; or pass npz:FILE, "
+            "folder:DIR, package.module:function or path/to/file.py:function."
+        )
+
+
 def load_images(
     name: str, split: Split, root: Path | None = None, size: tuple[int, int] | None = None
 ) -> Images:
@@ -63,20 +77,16 @@ def load_images(
     """
     if split not in get_args(Split):
         raise ValueError(f"{name}: there is no split {split!r}; expected train or test.")
+    check_data_name(name)
     form, _, rest = name.partition(":")
     if name in DATASETS:
         images = DATASETS[name](split, root)
-    elif form == "npz" and rest:
+    elif form == "npz":
         images = npz.load(split, Path(rest))
-    elif form == "folder" and rest:
+    elif form == "folder":
         images = folder.load(split, Path(rest), size=size)
-    elif form not in ("npz", "folder") and form and rest:
-        images = function.load(split, name)
     else:
-        raise ValueError(
-            f"{name!r} is not a known data set. Known: {', '.join(DATASETS)}; or pass npz:FILE, "
-            "folder:DIR, package.module:function or path/to/file.py:function."
-        )
+        images = function.load(split, name)
     found = images.pixels.shape[2:]
     if size is not None and found != size:
         raise ValueError(

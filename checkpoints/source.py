@@ -57,9 +57,10 @@ class Source:
         f"how many, balanced over the classes; 0 for all (default: {USUAL}, or all where there are "
         "fewer)",
         group=EXAMPLES,
+        least=0,
     )
     size: tuple[int, int] | None = option(
-        None, "resize the images of folder:DIR", "H W", group=EXAMPLES
+        None, "resize the images of folder:DIR", "H W", group=EXAMPLES, least=1
     )
     weights: str | None = option(
         None,
@@ -84,7 +85,7 @@ class Source:
         "of its normalisation, one value per channel or one for all, for inputs in [0, 1]",
         group=UNSAID,
     )
-    std: tuple[float, ...] = option((), "likewise", group=UNSAID)
+    std: tuple[float, ...] = option((), "likewise", group=UNSAID, above=0)
     batch_norm: BatchNorm = option(
         "running", "use the running statistics, or recompute them at every point", group=HOW
     )
@@ -93,6 +94,7 @@ class Source:
         "examples from which statistics are recomputed: of the training split, else those not "
         "measured",
         group=HOW,
+        least=2,
     )
     temperature: float | Literal["fit"] = option(
         1.0,
@@ -100,18 +102,18 @@ class Source:
         "networks at equal confidence",
         "X|fit",
         group=HOW,
+        above=0,
     )
     device: str | None = option(
         None, "cpu, cuda, cuda:1 … (default: a GPU where there is one)", group=HOW
     )
     dtype: Literal["float32", "float64"] = option("float32", "of weights and inputs", group=HOW)
     batch_size: int = option(
-        0, "examples per forward pass; 0 times a few sizes and takes the fastest", group=HOW
+        0,
+        "examples per forward pass; 0 times a few sizes and takes the fastest",
+        group=HOW,
+        least=0,
     )
-
-    def __post_init__(self) -> None:
-        if self.examples is not None and self.examples < 0:
-            raise ValueError(f"--examples {self.examples}; expected 1 or more, or 0 for all.")
 
     @in_callers_words
     def problem(self, say: Callable[[str], None] = lambda line: None) -> Problem:
@@ -267,7 +269,7 @@ def load_problem(
     unknown = [name for name in options if name not in known]
     if unknown:
         raise ValueError(f"there is no option {unknown[0]}. Known: {', '.join(known)}.")
-    return Source(str(ckpt), **options).problem(say)
+    return Source(cast(str, ckpt), **options).problem(say)
 
 
 def _at_fitted_temperature(problem: Problem, held_out: Images) -> Problem:

@@ -37,10 +37,16 @@ def measure(
     """
     # Imported late, so that `python -m landscape.surface` finds its own module not yet imported.
     from checkpoints.options import in_callers_words
+    from checkpoints.problem import Problem
     from landscape.core.batch_size import prepared
     from landscape.core.plan import run
     from landscape.registry import probe_named
 
+    if not isinstance(problem, Problem):
+        raise ValueError(
+            f"the problem is a {type(problem).__name__}; expected a Problem, such as load_problem "
+            "or Problem.of returns."
+        )
     entry = probe_named(probe)
     known = [field.name for field in fields(entry.spec)]
     unknown = [name for name in spec if name not in known]

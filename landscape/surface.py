@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from checkpoints import checkpoint, loading, options
-from checkpoints.options import option
+from checkpoints.options import option, seed_option
 from checkpoints.problem import Problem, Tensors
 from landscape.core import direction_files, directions, store
 from landscape.core.plan import Cell, Plan, Probe, Values
@@ -35,12 +35,15 @@ class Spec:
     )
     dimensions: Literal[1, 2] = option(2, "a line or a plane")
     points: tuple[int, ...] | None = option(
-        None, "points per axis, one number or one per axis (default: 51 on a line, 21 in a plane)"
+        None,
+        "points per axis, one number or one per axis (default: 51 on a line, 21 in a plane)",
+        least=1,
     )
     extent: tuple[float, ...] | None = option(
         None,
         "half the width of each axis: it runs from -X to X, and with --to from 0.5-X to 0.5+X "
         "(default: 1 in the weights, 4 in the inputs, 0.5 with --to)",
+        least=0,
     )
     normalize: Literal["filter", "layer", "unit", "none"] | None = option(
         None,
@@ -57,20 +60,9 @@ class Spec:
     example_losses: bool | None = option(
         None, "store every example's loss as well (default: in the inputs only)"
     )
-    seed: int = option(0, "of the random directions")
+    seed: int = seed_option("of the random directions")
 
-    @property
-    def derivatives(self) -> dict[str, int]:
-        """The highest derivative in each space; see `checkpoints.kernels`."""
-        return {self.space: 0}
-
-    @options.in_callers_words
-    def resolved(self) -> Decided:
-        """This spec with every default decided.
-
-        Raises:
-            ValueError: options that contradict each other, or a grid that is none.
-        """
+    def __post_init__(self) -> None:
         for name in ("points", "extent"):
             given = getattr(self, name)
             if given is not None and len(given) not in (1, self.dimensions):
@@ -84,15 +76,18 @@ class Spec:
             raise ValueError("--to and --directions both give the first axis; pass one of them.")
         if self.orthogonal and self.dimensions == 1:
             raise ValueError("--orthogonal is for a plane; a line has no second direction.")
+
+    @property
+    def derivatives(self) -> dict[str, int]:
+        """The highest derivative in each space; see `checkpoints.kernels`."""
+        return {self.space: 0}
+
+    def resolved(self) -> Decided:
+        """This spec with every default decided."""
         points = self.points or (POINTS[self.dimensions],)
         extent = self.extent or (EXTENT[self.space],)
         if self.to and not self.extent:
             extent = (0.5, EXTENT[self.space])[: self.dimensions]
-        if min(points) < 1 or not all(0 <= x < float("inf") for x in extent):
-            raise ValueError(
-                f"--points {points} and --extent {extent}; expected at least 1 point, "
-                "and a finite extent that is not negative."
-            )
         in_inputs = self.space == "inputs"
         decided = {
             "points": points * (self.dimensions // len(points)),

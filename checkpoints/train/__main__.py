@@ -13,6 +13,7 @@ from checkpoints.train.loop import train
 from checkpoints.train.recipe import Recipe
 
 
+@options.given_as_flags()
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(

@@ -19,6 +19,7 @@ from checkpoints import checkpoint, kernels
 from checkpoints.checkpoint import Checkpoint
 from checkpoints.data.images import Images
 from checkpoints.device import KERNELS, Kernels, exact_arithmetic, in_order
+from checkpoints.options import LARGEST_SEED
 from checkpoints.problem import Problem
 from checkpoints.reader import read
 from checkpoints.train.batches import Batches, split, statistics
@@ -80,8 +81,8 @@ def train(
             too few images, or training and test images differ in shape or number of classes.
     """
     recipe = recipe.resolved(device)
-    if not 0 <= seed < 2**32:
-        raise ValueError(f"--seed {seed}; expected 0 to {2**32 - 1}.")
+    if not 0 <= seed <= LARGEST_SEED:
+        raise ValueError(f"--seed {seed}; expected 0 to {LARGEST_SEED}.")
     for what, first, second in (
         ("shape", train_images.pixels.shape[1:], test_images.pixels.shape[1:]),
         ("number of classes", len(train_images.classes), len(test_images.classes)),

@@ -3,49 +3,40 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 import torch
 
+from checkpoints import options
 from checkpoints.options import option
 
 
-@dataclass(frozen=True)
+@options.spec
 class Recipe:
     """The hyperparameters: with model, data and seed they determine the trained network."""
 
-    epochs: int = option(15, "passes over the training examples")
-    batch: int = option(128, "examples per step")
-    rate: float = option(0.1, "highest learning rate, reached after the warm-up")
-    warmup: float = option(1.0, "epochs of linear warm-up; then the rate follows a cosine to zero")
-    momentum: float = option(0.9, "Nesterov momentum of SGD")
-    decay: float = option(5e-4, "weight decay of tensors with two or more axes")
-    smoothing: float = option(0.0, "label smoothing")
-    shift: int = option(2, "random crops are shifted by up to this many pixels")
+    epochs: int = option(15, "passes over the training examples", least=1)
+    batch: int = option(128, "examples per step", least=1)
+    rate: float = option(0.1, "highest learning rate, reached after the warm-up", least=0)
+    warmup: float = option(
+        1.0, "epochs of linear warm-up; then the rate follows a cosine to zero", least=0
+    )
+    momentum: float = option(0.9, "Nesterov momentum of SGD", least=0, below=1)
+    decay: float = option(5e-4, "weight decay of tensors with two or more axes", least=0)
+    smoothing: float = option(0.0, "label smoothing", least=0, below=1)
+    shift: int = option(2, "random crops are shifted by up to this many pixels", least=0)
     flip: bool = option(True, "mirror half of the images")
-    validation: int = option(5000, "training images held out, the same ones for every seed")
-    examples: int = option(0, "train on the first N images in class-interleaved order; 0 for all")
+    validation: int = option(
+        5000, "training images held out, the same ones for every seed", least=1
+    )
+    examples: int = option(
+        0, "train on the first N images in class-interleaved order; 0 for all", least=0
+    )
     precision: Literal["auto", "float32", "bfloat16"] = option(
         "auto", "of the training's convolutions; auto: bfloat16 if the hardware supports it"
     )
-
-    def __post_init__(self) -> None:
-        for name, fits, expected in (
-            ("epochs", self.epochs >= 1, "at least 1"),
-            ("batch", self.batch >= 1, "at least 1"),
-            ("rate", 0 <= self.rate < math.inf, "0 or more"),
-            ("warmup", 0 <= self.warmup < math.inf, "0 or more"),
-            ("momentum", 0 <= self.momentum < 1, "0 or more, below 1"),
-            ("decay", 0 <= self.decay < math.inf, "0 or more"),
-            ("smoothing", 0 <= self.smoothing < 1, "0 or more, below 1"),
-            ("shift", self.shift >= 0, "0 or more"),
-            ("validation", self.validation >= 1, "at least 1, to select an epoch by"),
-            ("examples", self.examples >= 0, "1 or more, or 0 for all"),
-        ):
-            if not fits:
-                raise ValueError(f"--{name} {getattr(self, name)}; expected {expected}.")
 
     def resolved(self, device: torch.device) -> Recipe:
         """This recipe with `precision` chosen for `device` if it is `auto`."""

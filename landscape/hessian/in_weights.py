@@ -43,7 +43,7 @@ class _Measurement:
         }
         self.cells = [cell for part in spec.parts for cell in kinds[part]]
         if spec.verify:
-            ends = list(spec.which) if "eigenpairs" in spec.parts else []
+            ends: list[str] = list(spec.which) if "eigenpairs" in spec.parts else []
             ends += ["trace"] if "trace" in spec.parts else []
             self.cells += [f"verification {what}" for what in ends]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import cast
 
 import numpy as np
 import torch
@@ -157,7 +156,7 @@ def plan(problem: Problem, spec: Spec) -> Plan:
             space,
             part,
             top,
-            which=cast(lanczos.Which, spec.which[0]),
+            which=spec.which[0],
             tol=spec.tol,
             max_products=spec.max_products,
             start=start.to(problem.device, problem.dtype),

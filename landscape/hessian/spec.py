@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, TypeAlias, get_args
 
 from checkpoints import options
-from checkpoints.options import option
+from checkpoints.options import option, seed_option
 
-PARTS = ("eigenpairs", "density", "trace")
-ENDS = ("magnitude", "largest", "smallest")
+Part: TypeAlias = Literal["eigenpairs", "density", "trace"]
+End: TypeAlias = Literal["magnitude", "largest", "smallest"]
+PARTS: tuple[Part, ...] = get_args(Part)
 
 
 @options.spec
@@ -33,27 +34,33 @@ class Spec:
         "filter: in coordinates in which a step of 1 moves each filter by its own norm, so that "
         "rescalings that cancel change nothing",
     )
-    parts: tuple[str, ...] | None = option(
+    parts: tuple[Part, ...] | None = option(
         None, f"which of {', '.join(PARTS)} (default: all; in the inputs eigenpairs)", "PART"
     )
-    which: tuple[str, ...] = option(
+    which: tuple[End, ...] = option(
         ("magnitude",), "eigenpairs from which ends: magnitude, largest, smallest", "END"
     )
     top: int | None = option(
-        None, "eigenpairs per end (default: 5, or all that there are; 1 in the inputs)"
+        None, "eigenpairs per end (default: 5, or all that there are; 1 in the inputs)", least=1
     )
-    tol: float = option(1e-3, "residual |Hv - λv| / |λ| at which an eigenpair has converged")
-    max_products: int = option(200, "products after which an end's eigenpairs are left as they are")
+    tol: float = option(
+        1e-3, "residual |Hv - λv| / |λ| at which an eigenpair has converged", above=0, below=1
+    )
+    max_products: int = option(
+        200, "products after which an end's eigenpairs are left as they are", least=1
+    )
     multiple: bool | None = option(
         None,
         "look also in the complement of the eigenpairs found, for further vectors of repeated "
         "eigenvalues, which one Lanczos run cannot see",
     )
-    draws: int = option(4, "random vectors of the density; its error is that over them")
+    draws: int = option(4, "random vectors of the density; its error is that over them", least=1)
     steps: int | None = option(
-        None, "Lanczos steps of the density, from each random vector (default: 30, or all rows)"
+        None,
+        "Lanczos steps of the density, from each random vector (default: 30, or all rows)",
+        least=1,
     )
-    trace_products: int = option(30, "products for the trace")
+    trace_products: int = option(30, "products for the trace", least=6)
     verify: bool = option(
         False,
         "ask hessian-eigenthings for the eigenvalues and the trace as well, and store its answers "
@@ -69,27 +76,10 @@ class Spec:
         "write the eigenvectors to this HDF5 file, which landscape.surface --directions takes",
         "FILE",
     )
-    seed: int = option(0, "of the random vectors")
+    seed: int = seed_option("of the random vectors")
 
-    @property
-    def derivatives(self) -> dict[str, int]:
-        """The highest derivative in each space; see `checkpoints.kernels`."""
-        return {self.space: 2}
-
-    @options.in_callers_words
-    def resolved(self, rows: int) -> Decided:
-        """This spec with every default decided, for a matrix of so many rows.
-
-        Raises:
-            ValueError: options that contradict each other, or that are none.
-        """
-        in_inputs = self.space == "inputs"
-        parts = self.parts or (("eigenpairs",) if in_inputs else PARTS)
-        for name, given, known in (("parts", parts, PARTS), ("which", self.which, ENDS)):
-            if not given or not set(given) <= set(known) or len(set(given)) < len(given):
-                raise ValueError(
-                    f"--{name} {' '.join(given)}; expected some of {', '.join(known)}, each once."
-                )
+    def __post_init__(self) -> None:
+        in_inputs, parts = self.space == "inputs", self._parts()
         if in_inputs:
             beyond = [
                 flag
@@ -112,21 +102,27 @@ class Spec:
             raise ValueError("--save-directions needs --parts eigenpairs.")
         if self.verify and set(parts) == {"density"}:
             raise ValueError("--verify needs --parts eigenpairs or trace.")
+
+    @property
+    def derivatives(self) -> dict[str, int]:
+        """The highest derivative in each space; see `checkpoints.kernels`."""
+        return {self.space: 2}
+
+    def _parts(self) -> tuple[Part, ...]:
+        """The parts that are measured, in order."""
+        usual: tuple[Part, ...] = ("eigenpairs",) if self.space == "inputs" else PARTS
+        return tuple(part for part in PARTS if part in (self.parts or usual))
+
+    @options.in_callers_words
+    def resolved(self, rows: int) -> Decided:
+        """This spec with every default decided, for a matrix of so many rows.
+
+        Raises:
+            ValueError: more is asked for than the matrix has rows.
+        """
+        in_inputs, parts = self.space == "inputs", self._parts()
         top = self.top if self.top is not None else min(1 if in_inputs else 5, rows)
         steps = self.steps if self.steps is not None else min(30, rows)
-        at_least = {
-            "top": (top, 1),
-            "max-products": (self.max_products, 1),
-            "draws": (self.draws, 1),
-            "steps": (steps, 1),
-            "trace-products": (self.trace_products, 6),
-            "seed": (self.seed, 0),
-        }
-        for name, (value, least) in at_least.items():
-            if value < least:
-                raise ValueError(f"--{name} {value}; expected at least {least}.")
-        if not 0 < self.tol < 1:
-            raise ValueError(f"--tol {self.tol}; expected above 0 and below 1.")
         what, more = "parameters selected", ", or select more --layers"
         if in_inputs:
             what, more = "pixels of an example", ""
@@ -135,7 +131,7 @@ class Spec:
                 raise ValueError(
                     f"--{flag} {asked} exceeds the {rows} {what}. Ask for at most {rows}{more}."
                 )
-        decided = {"parts": tuple(p for p in PARTS if p in parts), "top": top, "steps": steps}
+        decided = {"parts": parts, "top": top, "steps": steps}
         return Decided(**vars(self) | decided)
 
 
@@ -143,6 +139,6 @@ class Spec:
 class Decided(Spec):
     """A spec with every default decided."""
 
-    parts: tuple[str, ...]
+    parts: tuple[Part, ...]
     top: int
     steps: int

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 import xarray as xr
@@ -20,7 +20,8 @@ from landscape.core.summary import mean_and_stderr
 from landscape.core.variables import Coordinate, Variable, Variables, of_examples
 from landscape.interpolate import path_statistics
 
-STATISTICS = ("kept", "interpolated", "recomputed")
+Statistics: TypeAlias = Literal["kept", "interpolated", "recomputed"]
+STATISTICS: tuple[Statistics, ...] = get_args(Statistics)
 TREATMENT = "batch_norm_statistics"  # the dim
 
 

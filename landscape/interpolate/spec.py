@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from checkpoints import options
-from checkpoints.options import option
+from checkpoints.options import option, seed_option
 from checkpoints.problem import Problem
 from landscape.interpolate import networks
 from landscape.interpolate.pairs import KINDS
@@ -19,16 +19,18 @@ class Spec:
     to: str | None = option(
         None, "a second checkpoint: the line between the two networks' weights", "FILE"
     )
-    statistics: tuple[str, ...] | None = option(
+    statistics: tuple[networks.Statistics, ...] | None = option(
         None,
         "with --to, batch norm's statistics on the way: kept (the first network's), interpolated, "
         "recomputed, or several of these (default: interpolated, and with --batch-norm recompute "
         "recomputed as well)",
         "NAME",
     )
-    points: int = option(33, "points from one end to the other, both included")
-    beyond: float = option(0.0, "go on beyond both ends by this fraction of the way")
-    pairs: int | None = option(None, f"paths of each kind (default: {PAIRS})")
+    points: int = option(33, "points from one end to the other, both included", least=3)
+    beyond: float = option(
+        0.0, "go on beyond both ends by this fraction of the way", least=0, most=MOST_BEYOND
+    )
+    pairs: int | None = option(None, f"paths of each kind (default: {PAIRS})", least=1)
     same_class: bool | None = option(
         None, "lines between two samples of one class (default: measured)"
     )
@@ -47,9 +49,28 @@ class Spec:
         None, "the Jacobian at every point, most of the cost (default: measured)"
     )
     gallery: int | None = option(
-        None, f"store the images of this many paths (default: {GALLERY} where inputs are images)"
+        None,
+        f"store the images of this many paths (default: {GALLERY} where inputs are images)",
+        least=0,
     )
-    seed: int = option(0, "of the pairs, and of the shuffling")
+    seed: int = seed_option("of the pairs, and of the shuffling")
+
+    def __post_init__(self) -> None:
+        if self.to is None:
+            if self.statistics:
+                raise ValueError(
+                    "--statistics is for a line between two networks; pass --to as well."
+                )
+            if self.same_class is self.cross_class is self.controls is False:
+                raise ValueError("no kind of path is left. Leave out one of the --no- options.")
+            return
+        between = ("pairs", "same_class", "cross_class", "controls", "correct_only", "jacobian")
+        for name in (*between, "gallery"):
+            if getattr(self, name) is not None:
+                raise ValueError(
+                    f"--{name.replace('_', '-')} is for paths between samples; --to is a line "
+                    "between networks. Pass one of them."
+                )
 
     @property
     def derivatives(self) -> dict[str, int]:
@@ -61,18 +82,10 @@ class Spec:
         """This spec with every default decided, for the one kind of path or the other.
 
         Raises:
-            ValueError: options that contradict each other, or a grid that is none.
+            ValueError: the problem has no such examples or statistics.
         """
-        if self.points < 3:
-            raise ValueError(f"--points {self.points}; expected at least 3, both ends among them.")
-        if not 0 <= self.beyond <= MOST_BEYOND:
-            raise ValueError(f"--beyond {self.beyond}; expected 0 to {MOST_BEYOND}.")
-        if self.to == "":
-            raise ValueError("--to is empty; expected a checkpoint file.")
         if self.to is not None:
             return self._between_networks(problem)
-        if self.statistics:
-            raise ValueError("--statistics is for a line between two networks; pass --to as well.")
         images = [value for value in problem.inputs.values() if value.ndim == 4]
         drawable = len(problem.inputs) == len(images) == 1
         if self.gallery and not drawable:
@@ -86,24 +99,9 @@ class Spec:
             "controls": self.controls is not False,
             "jacobian": self.jacobian is not False,
         }
-        chosen = BetweenSamples(**vars(self) | decided)
-        if chosen.pairs < 1 or chosen.gallery < 0 or self.seed < 0:
-            raise ValueError(
-                f"--pairs {chosen.pairs} --gallery {chosen.gallery} --seed {self.seed}; expected "
-                "at least 1 pair, the others not negative."
-            )
-        if not chosen.kinds():
-            raise ValueError("no kind of path is left. Leave out one of the --no- options.")
-        return chosen
+        return BetweenSamples(**vars(self) | decided)
 
     def _between_networks(self, problem: Problem) -> BetweenNetworks:
-        between = ("pairs", "same_class", "cross_class", "controls", "correct_only", "jacobian")
-        for name in (*between, "gallery"):
-            if getattr(self, name) is not None:
-                raise ValueError(
-                    f"--{name.replace('_', '-')} is for paths between samples; --to is a line "
-                    "between networks. Pass one of them."
-                )
         usual = ("interpolated", *(["recomputed"] if problem.calibration else []))
         statistics = networks.checked(self.statistics or usual, problem)
         return BetweenNetworks(**vars(self) | {"statistics": statistics})
@@ -132,4 +130,4 @@ class BetweenNetworks(Spec):
     """A spec of a line between two networks, with every default decided."""
 
     to: str
-    statistics: tuple[str, ...]
+    statistics: tuple[networks.Statistics, ...]

@@ -3,61 +3,53 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, TypeAlias, get_args
 
 from checkpoints import options
-from checkpoints.options import option
+from checkpoints.options import option, seed_option
 
-PARTS = ("norms", "jacobian", "radii", "noise", "bands")
+Part: TypeAlias = Literal["norms", "jacobian", "radii", "noise", "bands"]
+PARTS: tuple[Part, ...] = get_args(Part)
 
 
 @options.spec
 class Spec:
     """Every number that changes a sensitivity. Radii and steps are in neighbour distances."""
 
-    parts: tuple[str, ...] = option(PARTS, "what to measure", "PART")
+    parts: tuple[Part, ...] = option(PARTS, "what to measure", "PART")
     jacobian: Literal["auto", "exact", "hutchinson"] = option(
         "auto", "a backward pass per class, or an estimate; auto: exact up to --exact-classes"
     )
-    exact_classes: int = option(32, "classes up to which auto measures the Jacobian exactly")
-    draws: int = option(16, "draws of noise for each sigma, and of the Hutchinson estimate")
+    exact_classes: int = option(
+        32, "classes up to which auto measures the Jacobian exactly", least=0
+    )
+    draws: int = option(
+        16, "draws of noise for each sigma, and of the Hutchinson estimate", least=1
+    )
     radii: tuple[float, ...] = option(
         (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0),
         "distances, in multiples of the median distance between nearest neighbours",
+        above=0,
     )
-    directions: int = option(8, "random directions per example")
-    tangents: int = option(2, "directions of a local PCA of the neighbours")
-    neighbors: int = option(10, "neighbours in that PCA")
+    directions: int = option(8, "random directions per example", least=1)
+    tangents: int = option(2, "directions of a local PCA of the neighbours", least=0)
+    neighbors: int = option(10, "neighbours in that PCA", least=1)
     sigmas: tuple[float, ...] = option(
-        (0.02, 0.05, 0.1, 0.2), "standard deviations of the noise, in units of the pixel range"
+        (0.02, 0.05, 0.1, 0.2),
+        "standard deviations of the noise, in units of the pixel range",
+        above=0,
     )
     steps: tuple[float, ...] = option(
-        (0.05, 0.1, 0.2, 0.4), "distances of the bands down the gradient, in the units of --radii"
+        (0.05, 0.1, 0.2, 0.4),
+        "distances of the bands down the gradient, in the units of --radii",
+        above=0,
     )
-    seed: int = option(0, "of directions, noise and estimates")
+    seed: int = seed_option("of directions, noise and estimates")
 
     def __post_init__(self) -> None:
-        unknown = [part for part in self.parts if part not in PARTS]
-        if unknown or not self.parts:
-            raise ValueError(f"--parts {' '.join(self.parts)}; expected some of {' '.join(PARTS)}.")
         for name in ("radii", "sigmas", "steps"):
-            values = getattr(self, name)
-            if not values or not all(0 < x < float("inf") for x in values):
-                shown = " ".join(map(str, values))
-                raise ValueError(f"--{name} {shown}; expected positive finite numbers.")
-        least = {
-            "exact_classes": 0,
-            "draws": 1,
-            "directions": 1,
-            "tangents": 0,
-            "neighbors": 1,
-            "seed": 0,
-        }
-        for name, smallest in least.items():
-            value = getattr(self, name)
-            if value < smallest:
-                flag = name.replace("_", "-")
-                raise ValueError(f"--{flag} {value}; expected {smallest} or more.")
+            if not getattr(self, name):
+                raise ValueError(f"--{name} is empty; expected one number or more.")
         if self.tangents > self.neighbors:
             raise ValueError(
                 f"--tangents {self.tangents} exceeds the --neighbors {self.neighbors} that span "

@@ -87,7 +87,13 @@ def _list(task: Run, networks: Sequence[Network], labels: Sequence[str]) -> int:
             count += not there
             print("there     " if there else "to measure", task.command(network, label))
     say(f"{count} of {len(networks) * len(labels)} results to measure.")
-    return 0
+    missing = [network for network in networks if not network.is_there()]
+    if missing:
+        say(
+            f"{len(missing)} of {len(networks)} networks are missing, such as {missing[0].file}. "
+            "Train them, or run the study from the folder that its file expects."
+        )
+    return int(bool(missing))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -13,8 +13,12 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from analysis.study import CHECKPOINT, Arm, Endpoint, check_endpoints, check_roles
-from checkpoints.options import as_arguments, built, checked
+from checkpoints import checkpoint
+from checkpoints.options import LARGEST_SEED, as_arguments, built, checked
+from checkpoints.registry import MODELS, check_data_name
 from checkpoints.source import Source
 from landscape.registry import probe_named
 
@@ -195,9 +199,9 @@ def _study(content: dict[str, Any]) -> dict[str, Any]:
     endpoints = tuple(
         built(Endpoint, table, f"endpoints {i}") for i, table in enumerate(top["endpoints"], 1)
     )
-    problem = checked(top.get("problem", {}), "problem", OPTIONS)
+    problem = _problem(top.get("problem", {}), "problem")
     arms = tuple(
-        dataclasses.replace(arm, problem=checked(arm.problem, f"arms {i}.problem", OPTIONS))
+        dataclasses.replace(arm, problem=_problem(arm.problem, f"arms {i}.problem"))
         for i, arm in enumerate(arms, 1)
     )
     _check_arms(arms)
@@ -211,6 +215,25 @@ def _study(content: dict[str, Any]) -> dict[str, Any]:
         "probes": probes,
         "endpoints": endpoints,
     }
+
+
+def _problem(table: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The fields of a `Source`, of the right types and within their bounds."""
+    values = checked(table, where, OPTIONS)
+    try:
+        Source(**values)
+        if "data" in values:
+            check_data_name(values["data"])
+        if values.get("model") in MODELS:
+            _try_building(values["model"], values.get("options", {}))
+    except ValueError as error:
+        raise ValueError(f"[{where}] {as_arguments(str(error))}") from error
+    return values
+
+
+def _try_building(model: str, options: Mapping[str, Any]) -> None:
+    with torch.device("meta"):  # which allocates nothing
+        checkpoint.build(model, options)
 
 
 def _probe(label: str, table: Any) -> tuple[str, dict[str, Any]]:
@@ -232,7 +255,7 @@ def _probe(label: str, table: Any) -> tuple[str, dict[str, Any]]:
     try:
         spec(**values)
     except ValueError as error:
-        raise ValueError(f"[{where}]: {as_arguments(str(error))}") from error
+        raise ValueError(f"[{where}] {as_arguments(str(error))}") from error
     return table["probe"], values
 
 
@@ -244,9 +267,11 @@ def _check_arms(arms: tuple[Networks, ...]) -> None:
                 f"{where} name = {arm.name!r}; expected letters, digits, spaces and . + - _, since "
                 "files are named after it."
             )
-        if not arm.seeds or len(set(arm.seeds)) < len(arm.seeds) or min(arm.seeds) < 0:
+        seeds = [seed for seed in arm.seeds if 0 <= seed <= LARGEST_SEED]
+        if not seeds or len(set(seeds)) < len(arm.seeds):
             raise ValueError(
-                f"{where} seeds = {list(arm.seeds)}; expected one or more, each once, 0 or above."
+                f"{where} seeds = {list(arm.seeds)}; expected one or more, each once, from 0 to "
+                f"{LARGEST_SEED}."
             )
         if bool(arm.checkpoints) == bool(arm.model):
             raise ValueError(f"{where} needs either checkpoints, or a model that is not trained.")
@@ -255,6 +280,11 @@ def _check_arms(arms: tuple[Networks, ...]) -> None:
                 f"{where} model = {arm.model!r}; expected role = 'negative', and as reference a "
                 "checkpoint that tells data and normalisation."
             )
+        if arm.model in MODELS:
+            try:
+                _try_building(arm.model, arm.options)
+            except ValueError as error:
+                raise ValueError(f"{where} {error}") from error
         if arm.checkpoints and (arm.options or arm.reference):
             raise ValueError(f"{where} options and reference are for a model that is not trained.")
         if arm.checkpoints and len(arm.seeds) > 1 and "{seed}" not in arm.checkpoints:

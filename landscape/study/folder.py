@@ -17,7 +17,7 @@ import torch
 from analysis import upgrade
 from analysis.study import MANIFEST, UNMEASURED, table_digest
 from analysis.upgrade import SCHEMA_VERSION
-from checkpoints import loading
+from checkpoints import checkpoint, loading
 from checkpoints.options import as_flags
 from checkpoints.source import Source
 from landscape.registry import probe_named
@@ -43,6 +43,16 @@ class Network:
     def result(self, label: str) -> str:
         """The name of a result file."""
         return f"{stem(self.arm.name)}-seed{self.seed}.{label}.h5"
+
+    def is_there(self) -> bool:
+        """Whether its checkpoint exists, or is made when the study is run."""
+        if self.arm.model:
+            return True
+        try:
+            checkpoint.find(self.file)
+        except ValueError:
+            return False
+        return True
 
     def __str__(self) -> str:
         return f"{self.arm.name}, seed {self.seed}"

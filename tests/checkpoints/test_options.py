@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import argparse
 import ctypes.util
+import dataclasses
+import math
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -11,9 +14,13 @@ from typing import Any, Literal, Optional
 
 import numpy as np
 import pytest
+import torch
 
 from checkpoints import device
 from checkpoints.options import add_flags, as_flags, from_flags, key_value, option
+from checkpoints.source import Source
+from checkpoints.train.recipe import Recipe
+from landscape.registry import PROBES
 
 
 @dataclass(frozen=True)
@@ -38,6 +45,8 @@ class Spec:
     either: float | Literal["fit"] = option(1.0, "a number or a word", "X|fit")
     table: Mapping[str, Any] = option(dict, "a key and a value", flag="--entry")
     pair: tuple[int, int] = option((1, 2), "two", "H W", group="another heading")
+    words: tuple[str, ...] = option((), "texts")
+    some: tuple[Literal["a", "b"], ...] = option((), "words")
     no_flag: int = field(default=7)
 
 
@@ -81,6 +90,8 @@ def test_what_is_not_given_keeps_its_default() -> None:
         (["--either", "2"], "either", 2.0),
         (["--entry", "a=1", "--entry", "b=x"], "table", {"a": 1, "b": "x"}),
         (["--pair", "3", "4"], "pair", (3, 4)),
+        (["--words", "a,b", "c"], "words", ("a", "b", "c")),
+        (["--some", "b,a"], "some", ("b", "a")),
     ],
 )
 def test_a_flag_has_its_field_s_type(arguments: list[str], name: str, value: object) -> None:
@@ -103,6 +114,7 @@ def test_a_flag_has_its_field_s_type(arguments: list[str], name: str, value: obj
         ["--maybe-choice", "c"],
         ["--sizes", "1,x"],
         ["--sizes", "1,,2"],
+        ["--some", "a,c"],
         ["--either", "warm"],
         ["--entry", "a"],
         ["--pair", "3"],
@@ -212,6 +224,8 @@ def test_without_glibc_nothing_is_set(monkeypatch: pytest.MonkeyPatch, library: 
         ({"tol": 0.1}, ("tol", 0.1)),
         ({"top": np.int64(3)}, ("top", 3)),
         ({"save_directions": Path("d.h5")}, ("save_directions", "d.h5")),
+        ({"multiple": np.bool_(True)}, ("multiple", True)),
+        ({"which": np.array(["largest", "smallest"])}, ("which", ("largest", "smallest"))),
     ],
 )
 def test_python_callers_may_write_one_value_for_a_list_and_their_own_types(
@@ -227,12 +241,28 @@ def test_python_callers_may_write_one_value_for_a_list_and_their_own_types(
 @pytest.mark.parametrize(
     ("given", "line"),
     [
-        ({"top": "five"}, "top five; expected a whole number."),
-        ({"top": True}, "top True; expected a whole number."),
-        ({"max_products": 2.5}, "max_products 2.5; expected a whole number."),
+        ({"top": "five"}, "top five; expected a whole number, at least 1."),
+        ({"top": True}, "top True; expected a whole number, at least 1."),
+        ({"max_products": 2.5}, "max_products 2.5; expected a whole number, at least 1."),
         ({"space": "pixels"}, "space pixels; expected 'weights' or 'inputs'."),
         ({"multiple": 1}, "multiple 1; expected true or false."),
-        ({"layers": 3}, "layers 3; expected a list, each item a string."),
+        ({"layers": 3}, "layers 3; expected a list of strings."),
+        ({"layers": ("a", "")}, "layers a ''; expected a list of non-empty strings."),
+        ({"save_directions": ""}, "save_directions ''; expected a non-empty string."),
+        ({"tol": math.nan}, "tol nan; expected a finite number, above 0 and below 1."),
+        (
+            {"which": "largst"},
+            "which largst; expected some of magnitude, largest, smallest, each once.",
+        ),
+        (
+            {"parts": ("trace", "trace")},
+            "parts trace trace; expected some of eigenpairs, density, trace, each once.",
+        ),
+        ({"parts": ()}, "parts (); expected some of eigenpairs, density, trace, each once."),
+        (
+            {"seed": 2**32},
+            "seed 4294967296; expected a whole number, at least 0 and at most 4294967295.",
+        ),
     ],
 )
 def test_a_value_of_another_type_is_refused_by_the_name_of_the_argument(
@@ -247,3 +277,48 @@ def test_a_value_of_another_type_is_refused_by_the_name_of_the_argument(
     with pytest.raises(ValueError) as told, given_as_flags():
         Spec(**given)
     assert str(told.value) == "--" + line.replace("_", "-")
+
+
+NUMBERS = [
+    (spec, field.name)
+    for spec in (*(probe.spec for probe in PROBES.values()), Source, Recipe)
+    for field in dataclasses.fields(spec)
+    if re.search(r"\b(int|float)\b", str(field.type)) and "help" in field.metadata
+]
+
+
+@pytest.mark.parametrize(("spec", "name"), NUMBERS, ids=lambda v: getattr(v, "__module__", v))
+@pytest.mark.parametrize("value", [-1e18, math.nan, math.inf])
+def test_no_number_of_any_option_may_be_absurd(spec: type, name: str, value: float) -> None:
+    """Every number has a lower bound (but a mean), and none may be infinite."""
+    if (spec, name, value) == (Source, "mean", -1e18):
+        pytest.skip("a mean may be any finite number")
+    (number,) = (field for field in dataclasses.fields(spec) if field.name == name)
+    whole = "int" in str(number.type)
+    given = int(value) if whole and math.isfinite(value) else value
+    pair = "tuple[int, int]" in str(number.type)
+    with pytest.raises(ValueError, match=rf"^{name} .*; expected .*(at least|above|finite|whole)"):
+        spec(**{name: (given, given) if pair else given})
+
+
+def test_a_source_takes_torch_s_own_names() -> None:
+    source = Source(dtype=torch.float64, device=torch.device("cpu"))  # type: ignore[arg-type]
+    assert (source.dtype, source.device) == ("float64", "cpu")
+
+
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        ({"size": 32}, "size 32; expected 2 whole numbers, at least 1."),
+        ({"mean": (0.5, math.inf)}, "mean 0.5 inf; expected a list of finite numbers."),
+        ({"std": 0}, "std 0; expected a list of numbers, above 0."),
+        ({"temperature": -1}, "temperature -1; expected a number, above 0 or 'fit'."),
+        ({"ckpt": None}, "ckpt None; expected a string."),
+        ({"ckpt": ""}, "ckpt ''; expected a non-empty string."),
+        ({"options": 3}, "options 3; expected a table."),
+    ],
+)
+def test_a_source_says_what_it_expected(given: dict[str, Any], line: str) -> None:
+    with pytest.raises(ValueError) as told:
+        Source(**given)
+    assert str(told.value) == line

@@ -359,7 +359,7 @@ def test_fewer_examples_are_balanced_and_zero_means_all(file: Path) -> None:
     assert line.startswith("examples 41 exceeds the 40 of npz:")
     assert line.endswith(" (test). Pass fewer, or 0 for all.")
     line = refusal(lambda: load_problem(file, examples=-1))
-    assert line == "examples -1; expected 1 or more, or 0 for all."
+    assert line == "examples -1; expected a whole number, at least 0."
 
 
 def test_unless_asked_for_a_few_hundred_are_measured_or_all_where_there_are_fewer(
@@ -563,7 +563,8 @@ def test_a_calibration_needs_two_examples_and_no_more_than_there_are(
     file: Path, count: int
 ) -> None:
     line = refusal(lambda: load_problem(file, batch_norm="recompute", calibration=count))
-    assert line == f"calibration {count}; expected 2 to 60 examples."
+    allowed = "a whole number, at least 2" if count < 2 else "2 to 60 examples"
+    assert line == f"calibration {count}; expected {allowed}."
 
 
 def test_measuring_the_training_split_calibrates_on_it(file: Path) -> None:

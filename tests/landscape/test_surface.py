@@ -279,11 +279,11 @@ def test_a_network_with_other_weights_or_other_data_is_refused(
 @pytest.mark.parametrize(
     ("spec", "line"),
     [
-        ({"points": (0,)}, "at least 1 point"),
+        ({"points": (0,)}, "a list of whole numbers, at least 1"),
         ({"points": (3, 3, 3)}, "one number, or 2, one per axis"),
         ({"points": (3, 3), "dimensions": 1}, "one number, or 1"),
-        ({"extent": (-1.0,)}, "not negative"),
-        ({"extent": (float("nan"),)}, "finite extent"),
+        ({"extent": (-1.0,)}, "a list of numbers, at least 0"),
+        ({"extent": (float("nan"),)}, "a list of finite numbers"),
         ({"dimensions": 1, "orthogonal": True}, "a line has no second direction"),
         ({"space": "inputs", "to": "resnet18.pt"}, "are for space weights"),
         ({"to": "a.pt", "directions": "b.h5"}, "pass one of them"),

@@ -169,7 +169,7 @@ def test_a_path_between_equal_samples_has_no_ratios() -> None:
 
 @pytest.mark.parametrize("beyond", [-0.1, 101.0, 1e9, float("nan"), float("inf")])
 def test_a_line_that_goes_on_for_ever_is_refused(problem: Problem, beyond: float) -> None:
-    with pytest.raises(ValueError, match="expected 0 to 100"):
+    with pytest.raises(ValueError, match="at least 0 and at most 100"):
         measured(problem, beyond=beyond)
 
 
@@ -452,7 +452,7 @@ def test_correct_only_draws_correctly_classified_samples(problem: Problem) -> No
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ({"points": 2}, "points 2; expected at least 3"),
+        ({"points": 2}, "points 2; expected a whole number, at least 3"),
         ({"beyond": -0.5}, "beyond -0.5"),
         ({"pairs": 0}, "pairs 0"),
         ({"pairs": 9999}, "pairs 9999 exceeds the .* of kind same_class among 23"),
@@ -460,7 +460,7 @@ def test_correct_only_draws_correctly_classified_samples(problem: Problem) -> No
         ({"same_class": False, "cross_class": False, "controls": False}, "no kind of path"),
         ({"to": "b.pt", "pairs": 4}, "pairs is for paths between samples"),
         ({"to": "b.pt", "correct_only": True}, "correct_only is for paths between samples"),
-        ({"to": "b.pt", "statistics": ("kpet",)}, "statistics kpet; expected some of kept"),
+        ({"to": "b.pt", "statistics": ("kpet",)}, "statistics kpet; expected some of kept, inter"),
         ({"to": "b.pt", "statistics": ("recomputed",)}, "Pass batch_norm recompute"),
         ({"to": "b.pt"}, "b.pt"),
     ],

@@ -571,12 +571,12 @@ def test_the_jacobian_is_exact_up_to_the_classes_asked_for() -> None:
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
-        ({"parts": ("norm",)}, "parts norm; expected some of norms jacobian"),
+        ({"parts": ("norm",)}, "parts norm; expected some of norms, jacobian"),
         ({"parts": ()}, "expected some of"),
-        ({"radii": (0.1, 0.0)}, "radii 0.1 0.0; expected positive"),
+        ({"radii": (0.1, 0.0)}, "radii 0.1 0.0; expected a list of numbers, above 0"),
         ({"sigmas": (float("inf"),)}, "sigmas inf"),
-        ({"draws": 0}, "draws 0; expected 1 or more"),
-        ({"seed": -1}, "seed -1; expected 0 or more"),
+        ({"draws": 0}, "draws 0; expected a whole number, at least 1"),
+        ({"seed": -1}, "seed -1; expected a whole number, at least 0"),
         ({"tangents": 5, "neighbors": 3}, "tangents 5 exceeds the neighbors 3"),
         ({"neighbors": 40}, "40 neighbours of each example need 41 examples, and there are 23"),
     ],

@@ -332,6 +332,11 @@ def test_a_dry_run_lists_and_touches_nothing(
     assert len(told.out.splitlines()) == 4
     assert "4 of 4 results to measure." in told.err
     assert not out.exists()
+    (file.parent / "resnet-seed1.pt").rename(tmp_path / "elsewhere.pt")
+    status = run(file, out, "--dry-run", "--arms", "vanilla")
+    (tmp_path / "elsewhere.pt").rename(file.parent / "resnet-seed1.pt")
+    assert status == 1
+    assert "1 of 2 networks are missing, such as resnet-seed1.pt." in capsys.readouterr().err
 
 
 def test_a_study_that_changed_is_refused_unless_the_change_is_to_be_recorded(
@@ -449,10 +454,21 @@ def test_comments_may_change(whole: Path, file: Path, tmp_path: Path) -> None:
         ('probe = "sensitivity"', 'probe = "sense"', "[probes.near] probe: there is no probe"),
         ('probe = "sensitivity"', "", "[probes.near] probe is missing"),
         ('parts = ["norms"]', 'part = ["norms"]', "[probes.near] has no key 'part'. Known: parts"),
-        ('parts = ["norms"]', 'parts = ["norm"]', "[probes.near]: parts norm; expected some of"),
-        ('parts = ["norms"]', "parts = [1]", "expected a list, each item a string."),
+        (
+            'parts = ["norms"]',
+            'parts = ["norm"]',
+            "parts = ['norm']; expected some of norms",
+        ),
+        ('parts = ["norms"]', "parts = [1]", "parts = [1]; expected some of norms, jacobian"),
         ("orthogonal = true", "orthogonal = 1", "[probes.weights] orthogonal = 1; expected true"),
         ("orthogonal = true", 'to = "{next}"', ""),
+        ("orthogonal = true", "seed = -1", "[probes.weights] seed -1; expected a whole number, at"),
+        ("orthogonal = true", 'space = "inputs"\nto = "a"', "[probes.weights] to and directions"),
+        ("examples = 20", "examples = -3", "[problem] examples -3; expected a whole number, at "),
+        ("examples = 20", "temperature = -1", "[problem] temperature -1.0; expected a number"),
+        ("examples = 20", 'data = "fashion"', "[problem] 'fashion' is not a known data set"),
+        ("calibration = 50", "calibration = 0", "[arms 3.problem] calibration 0; expected"),
+        ("options = { width = 4,", 'options = { width = "x",', "[arms 3] resnet8 cannot be built"),
         ('claim = "near"', 'claim = "far"', "[endpoints 1] claim = 'far'; expected 'near'"),
         ("primary = true", "primary = false", "0 of claim 'near' are primary; expected exactly"),
         ('claim = "weights"', 'claim = "near"', "2 of claim 'near' are primary"),

@@ -84,6 +84,7 @@ class Problem:
             confidence; see `checkpoints.temperature.fit`.
         classes: class names in label order; optional.
         indices: (N,) position of each example in its data set; by default 0 to N - 1.
+        index_label: in what these are positions, for result files.
         provenance: where all this came from, as recorded in result files.
     """
 
@@ -100,6 +101,7 @@ class Problem:
     temperature: float = 1.0
     classes: Sequence[str] = ()
     indices: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    index_label: str = "position among the examples given"
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

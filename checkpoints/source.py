@@ -149,7 +149,8 @@ class Source:
             batch_size=self.batch_size,
             temperature=1.0 if self.temperature == "fit" else self.temperature,
             classes=images.classes,
-            indices=measured,
+            indices=images.indices[measured],
+            index_label=f"position in {images.source or images.name} ({images.split})",
             provenance=provenance,
         )
         _check(problem, checkpoint, images)
@@ -273,7 +274,7 @@ def load_problem(
 
 
 def _at_fitted_temperature(problem: Problem, held_out: Images) -> Problem:
-    examples = replace(problem, **_tensors(held_out), indices=np.arange(len(held_out)))
+    examples = replace(problem, **_tensors(held_out), indices=held_out.indices)
     network = copy.deepcopy(problem.model).eval()
     if problem.batch_norm == "recompute":
         recompute_statistics(network, problem.outputs, problem.calibration)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -22,6 +22,8 @@ class Images:
         classes: the class names, in label order.
         name: the data set as the command line names it, such as `fashion-mnist`.
         split: `train` or `test`.
+        indices: (N,) position of each image in the split; by default 0 to N - 1.
+        source: the data set in whose split `indices` are positions; by default `name`.
 
     Raises:
         ValueError: wrong shape or dtype, no images, different numbers of images and labels, or a
@@ -33,8 +35,12 @@ class Images:
     classes: tuple[str, ...]
     name: str
     split: str
+    indices: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    source: str = ""
 
     def __post_init__(self) -> None:
+        if not len(self.indices):
+            object.__setattr__(self, "indices", np.arange(len(self.pixels)))
         where = f"{self.name} ({self.split})"
         if self.pixels.ndim != 4 or self.pixels.dtype != np.uint8:
             raise ValueError(
@@ -45,6 +51,11 @@ class Images:
             raise ValueError(
                 f"{where}: labels are {self.labels.dtype} of shape {self.labels.shape}; "
                 f"expected int64 of shape ({len(self.pixels)},), one per image."
+            )
+        if self.indices.shape != self.labels.shape:
+            raise ValueError(
+                f"{where}: there are {len(self.indices)} indices; expected {len(self.pixels)}, one "
+                "per image."
             )
         if not len(self.labels):
             raise ValueError(f"{where}: there are no images.")
@@ -59,7 +70,13 @@ class Images:
 
     def take(self, index: NDArray[np.int64] | slice) -> Images:
         """The images at `index`, in that order."""
-        return replace(self, pixels=self.pixels[index], labels=self.labels[index])
+        return replace(
+            self,
+            pixels=self.pixels[index],
+            labels=self.labels[index],
+            indices=self.indices[index],
+            source=self.source or self.name,
+        )
 
     def fingerprint(self) -> str:
         """SHA-256 of shape, pixels and labels; it depends on the order of the images."""

@@ -51,6 +51,8 @@ def load(split: Split, root: Path | None = None) -> Images:
             tuple(map(str, stored["class_names"])),
             "fashion-mnist-sample",
             "test",
+            stored["index"],
+            source="fashion-mnist",
         )
 
 

@@ -84,7 +84,7 @@ def of_examples(problem: Problem) -> Coordinates:
     dims = ("example",)
     coordinates = {
         "example": numbered(len(problem), "example"),
-        "index": Coordinate(problem.indices, "position in the data set", dims=dims),
+        "index": Coordinate(problem.indices, problem.index_label, dims=dims),
     }
     targets = problem.targets
     if targets.ndim == 1 and not targets.is_floating_point():

@@ -86,7 +86,7 @@ def _coords(
         "path_sample": numbered(count, "which of a path's samples"),
         "path_kind": Coordinate(spec.kinds(), "kind of path"),
         "sample_index": Coordinate(
-            indices, "position of the sample in the data set", dims=("pair", "path_sample")
+            indices, f"{space.problem.index_label}, of the sample", dims=("pair", "path_sample")
         ),
     }
     if shown:

@@ -17,9 +17,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import landscape
 from checkpoints.data import arrays, cifar, fashion_mnist, folder, npz, pickled, sample
 from checkpoints.data.images import Images, Split, interleave
 from checkpoints.registry import DATASETS, load_images
+from checkpoints.source import load_problem
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
 SAMPLE_FINGERPRINT = "56cec863ca39bbf19a4d8b5e7362877ad010a5be43104733211c39ccdaaf58f2"
@@ -1071,3 +1073,22 @@ def test_every_data_set_arrives_under_its_own_name(
 def test_interleaved_classes_take_turns() -> None:
     labels = np.array([1, 1, 1, 0, 0, 2])
     assert interleave(labels).tolist() == [3, 0, 5, 4, 1, 2]
+
+
+def test_images_keep_their_positions_in_the_set_that_they_are_from(tmp_path: Path) -> None:
+    shipped = sample.load("test")
+    with np.load(Path(sample.__file__).parents[1] / "files" / sample.FILE) as stored:
+        index = stored["index"]
+    problem = load_problem(examples=30, split="test")
+    assert problem.index_label == "position in fashion-mnist (test)"
+    for row, position in enumerate(problem.indices):
+        (at,) = np.flatnonzero(index == position)
+        np.testing.assert_array_equal(
+            (problem.inputs["input"][row] * 255).round().numpy(), shipped.pixels[at]
+        )
+    twice = shipped.take(slice(10, 20)).take(np.array([3, 1]))
+    np.testing.assert_array_equal(twice.indices, index[[13, 11]])
+    assert twice.source == "fashion-mnist"
+    measured = landscape.measure("sensitivity", problem.first(3), parts=("norms",))
+    np.testing.assert_array_equal(measured["index"], problem.indices[:3])
+    assert measured["index"].attrs["long_name"] == problem.index_label

@@ -157,7 +157,7 @@ def _implausible(problem: Problem, outputs: Any) -> Iterator[str]:
         low, high = float(value.min()), float(value.max())
         if norm is None and (low < 0 or high > 1):
             yield (
-                f"inputs run from {low:.3g} to {high:.3g}, not from 0 to 1: where a unit says "
-                "pixel range 1, read the unit of these inputs. With raw pixels and "
-                "Problem.of(..., normalization=Normalization(mean, std)) distances are comparable."
+                f"inputs run from {low:.3g} to {high:.3g}, not from 0 to 1: distances are in the "
+                "units of these inputs. With raw pixels and Problem.of(..., "
+                "normalization=Normalization(mean, std)) they are comparable between networks."
             )

@@ -3,10 +3,28 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 IGNORED = -100  # label with loss 0, torch's default `ignore_index`
+
+
+# Losses that are negative log-likelihoods, in nat; of any other loss the unit is unknown.
+_LIKELIHOODS = (
+    nn.CrossEntropyLoss,
+    nn.NLLLoss,
+    nn.BCELoss,
+    nn.BCEWithLogitsLoss,
+    nn.KLDivLoss,
+    nn.PoissonNLLLoss,
+    nn.GaussianNLLLoss,
+)
+
+
+def unit_of(loss: object) -> str:
+    """The unit of a loss: `nat` of a negative log-likelihood, otherwise `1`."""
+    known = (cross_entropy, functional.cross_entropy, functional.nll_loss)
+    return "nat" if loss in known or isinstance(loss, _LIKELIHOODS) else "1"
 
 
 def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 from checkpoints.device import KERNELS, Kernels
-from checkpoints.losses import cross_entropy, top1
+from checkpoints.losses import cross_entropy, top1, unit_of
 
 Tensors: TypeAlias = dict[str, Tensor]
 Loss: TypeAlias = Callable[[Any, Tensor], Tensor]
@@ -69,8 +69,8 @@ class Problem:
             work on a private copy in eval mode.
         inputs: {name: (N, ...)}, the first axis the example. Images are in [0, 1].
         targets: (N, ...).
-        loss: (outputs, targets) to (N,), one value per example in nat. Floating-point outputs
-            reach it as float64, since in float32 a confident example's loss cancels.
+        loss: (outputs, targets) to (N,), one value per example. Floating-point outputs reach it
+            as float64, since in float32 a confident example's loss cancels.
         correct: (outputs, targets) to (N,) bool; None where accuracy means nothing.
         normalization: applied to a single input before the model sees it.
         batch_norm: `running` uses the running statistics, as in deployment; `recompute` replaces
@@ -85,6 +85,9 @@ class Problem:
         classes: class names in label order; optional.
         indices: (N,) position of each example in its data set; by default 0 to N - 1.
         index_label: in what these are positions, for result files.
+        loss_unit: of the loss; by default `nat` for a negative log-likelihood, else `1`.
+        input_unit: of distances between inputs; by default `pixel range` for images in [0, 1],
+            else `input unit`.
         provenance: where all this came from, as recorded in result files.
     """
 
@@ -102,6 +105,8 @@ class Problem:
     classes: Sequence[str] = ()
     indices: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     index_label: str = "position among the examples given"
+    loss_unit: str = ""
+    input_unit: str = ""
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -126,6 +131,9 @@ class Problem:
             raise ValueError(
                 f"there are {len(self.indices)} indices for {len(self.targets)} examples."
             )
+        loss_unit = self.loss_unit or unit_of(self.loss)
+        object.__setattr__(self, "loss_unit", loss_unit)
+        object.__setattr__(self, "input_unit", self.input_unit or _input_unit(self))
         if self.batch_norm not in get_args(BatchNorm):
             raise ValueError(f"batch_norm={self.batch_norm!r}; expected running or recompute.")
         if self.batch_norm == "recompute" and not self.calibration:
@@ -146,6 +154,10 @@ class Problem:
         model: nn.Module,
         batches: Iterable[tuple[Tensor | Mapping[str, Tensor], Tensor]],
         loss: Loss = cross_entropy,
+        *,
+        name: str = "",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
         **others: Any,
     ) -> Problem:
         """A problem from your own network and batches.
@@ -156,6 +168,9 @@ class Problem:
                 and kept, where the model is. Inputs may also be a mapping of several, which the
                 model takes as keyword arguments.
             loss: (outputs, targets) to (N,): one value per example.
+            name: of the network, in files and figures.
+            device: where model and examples are moved, on a copy; by default they stay.
+            dtype: `torch.float32` or `torch.float64`, to which a copy of them is converted.
             **others: further fields of `Problem`.
 
         Raises:
@@ -184,15 +199,22 @@ class Problem:
             targets.append(target)
         if not parts:
             raise ValueError("there are no batches.")
-        dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
+        own = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
         where = next((p.device for p in model.parameters()), targets[0].device)
         joined = {name: torch.cat([part[name] for part in parts]).to(where) for name in parts[0]}
-        if dtype in (torch.float32, torch.float64):
-            joined = {n: v.to(dtype) if v.is_floating_point() else v for n, v in joined.items()}
+        if own in (torch.float32, torch.float64):
+            joined = {n: v.to(own) if v.is_floating_point() else v for n, v in joined.items()}
         labels = torch.cat(targets).to(where)
         if labels.is_floating_point() or labels.ndim != 1:
             others.setdefault("correct", None)
-        return cls(model, joined, labels, loss, **others)
+        problem = cls(model, joined, labels, loss, **others)
+        if name:
+            digest = _digest(problem.model.state_dict())
+            described = {"model": name, "sha256": digest}
+            problem = replace(problem, provenance={"checkpoint": described, **problem.provenance})
+        if device is None and dtype is None:
+            return problem
+        return problem.to(device or where, dtype or own or torch.get_default_dtype())
 
     @property
     def device(self) -> torch.device:
@@ -277,6 +299,9 @@ class Problem:
             calibration["sha256"] = _digest(self.calibration)
         described["batch_norm"] = {"policy": self.batch_norm, "calibration": calibration}
         described["temperature"] = {"value": self.temperature} | described.get("temperature", {})
+        units = {"loss": self.loss_unit, "input": self.input_unit}
+        if units != {"loss": "nat", "input": "pixel range"}:
+            described["units"] = units
         described["batch_size"], described["kernels"] = self.batch_size, self.kernels
         described["device"] = self.device.type
         described["dtype"] = str(self.dtype).removeprefix("torch.")
@@ -288,6 +313,13 @@ def _wrapped(model: nn.Module) -> Any:
     if isinstance(model, nn.DataParallel | DistributedDataParallel | AveragedModel):
         return model.module
     return getattr(model, "_orig_mod", None)
+
+
+def _input_unit(problem: Problem) -> str:
+    """Images in [0, 1], which a normalisation takes for granted, have the pixel range as unit."""
+    images = [v for v in problem.inputs.values() if v.ndim == 4 and v.is_floating_point()]
+    in_range = problem.normalization or all(v.min() >= 0 and v.max() <= 1 for v in images)
+    return "pixel range" if images and in_range else "input unit"
 
 
 def is_real(value: Any) -> bool:

@@ -45,7 +45,8 @@ def barrier(
     base = (1 - at) * first + at * last
     chord = (1 - inside) * first + inside * last  # no straight line on a logarithmic scale
     stderr = float(result["barrier_stderr"])
-    label_of_barrier = f"barrier {height:.3g} \N{PLUS-MINUS SIGN} {stderr:.2g} nat"
+    unit = result["barrier"].attrs.get("units", "nat").replace("1", "")
+    label_of_barrier = f"barrier {height:.3g} \N{PLUS-MINUS SIGN} {stderr:.2g} {unit}".rstrip()
     ax.plot(inside, chord, color=colour, linestyle=":", linewidth=0.7, label=label_of_barrier)
     look = {"arrowstyle": "<->", "color": colour, "lw": 0.7, "shrinkA": 0, "shrinkB": 0}
     here = sum(bool(np.isclose(at, arrow.xy[0])) for arrow in ax.texts if hasattr(arrow, "xy"))

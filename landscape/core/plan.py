@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from landscape.core import store
-from landscape.core.variables import Coordinate, Variable
+from landscape.core.variables import Coordinate, Variable, in_units
 
 Cell: TypeAlias = dict[str, int]
 Values: TypeAlias = dict[str, NDArray[Any]]
@@ -91,7 +91,10 @@ class Plan:
         about = {"long_name": "1 where the cell has been measured", "units": "1"}
         data["measured"] = (self.walk, mask, about)
         spec = dataclasses.asdict(self.spec)
-        return xr.Dataset(data, coords, store.described(self.probe, spec, self.provenance))
+        blank = xr.Dataset(data, coords, store.described(self.probe, spec, self.provenance))
+        for variable in blank.variables.values():
+            variable.attrs = in_units(variable.attrs, self.provenance.get("units", {}))
+        return blank
 
 
 @dataclass(frozen=True)

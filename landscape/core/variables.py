@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -63,6 +64,19 @@ class Coordinate:
         """The values; texts as objects, which HDF5 stores as UTF-8 of any length."""
         values = np.asarray(self.values)
         return values.astype(object) if values.dtype.kind == "U" else values
+
+
+def in_units(attributes: Mapping[str, Any], units: Mapping[str, str]) -> dict[str, Any]:
+    """Attributes with the units of a problem whose loss is not in nat, or inputs no images.
+
+    Args:
+        attributes: of a variable, with units made of `nat` and `pixel range`.
+        units: `Problem.loss_unit` and `input_unit`, as `loss` and `input`; empty: as they are.
+    """
+    if not units:
+        return dict(attributes)
+    found = re.sub(r"\bnat\b", units["loss"], attributes["units"])
+    return {**attributes, "units": found.replace("pixel range", units["input"])}
 
 
 Variables: TypeAlias = dict[str, Variable]

@@ -90,7 +90,8 @@ def _tell(result: xr.Dataset) -> list[str]:
         kinds, medians = near["direction_kind"].values, near["second_difference_median"].values
         lines.append(
             f"second difference at {float(near['radius']):g} of the neighbours' distance "
-            f"{float(near['median_distance']):.3g} (nat / pixel range²): medians "
+            f"{float(near['median_distance']):.3g} ({near['second_difference'].attrs['units']}): "
+            "medians "
             + ", ".join(f"{kind} {value:.3g}" for kind, value in zip(kinds, medians, strict=True))
             + f"; rounding {float(near['second_difference_floor'].median()):.1g}"
         )

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
+import landscape
+from analysis import results
 from checkpoints import checkpoint, loading, source
 from checkpoints.checkpoint import Checkpoint
 from checkpoints.data.images import Images, Split
@@ -570,3 +572,55 @@ def test_a_calibration_needs_two_examples_and_no_more_than_there_are(
 def test_measuring_the_training_split_calibrates_on_it(file: Path) -> None:
     made = load_problem(file, split="train", batch_norm="recompute", calibration=60)
     assert made.calibration["input"].equal(made.inputs["input"])
+
+
+def squared(outputs: Tensor, targets: Tensor) -> Tensor:
+    return (outputs[:, 0] - targets) ** 2
+
+
+@pytest.mark.parametrize(
+    ("images", "loss", "given", "loss_unit", "slope"),
+    [
+        (True, cross_entropy, {}, "nat", "nat / pixel range"),
+        (True, nn.CrossEntropyLoss(reduction="none"), {}, "nat", "nat / pixel range"),
+        (False, cross_entropy, {}, "nat", "nat / input unit"),
+        (True, squared, {}, "1", "1 / pixel range"),
+        (True, squared, {"loss_unit": "m²"}, "m²", "m² / pixel range"),
+        (False, squared, {"input_unit": "cm"}, "1", "1 / cm"),
+    ],
+)
+def test_units_are_those_of_the_loss_and_the_inputs(
+    images: bool, loss: Any, given: dict[str, str], loss_unit: str, slope: str
+) -> None:
+    inputs = torch.rand(12, 1, 4, 4) if images else torch.randn(12, 16)
+    targets = torch.arange(12) % 3
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
+    problem = Problem.of(model, [(inputs, targets)], loss, correct=None, **given)
+    measured = landscape.measure("sensitivity", problem, parts=("norms",))
+    assert measured["loss"].attrs["units"] == loss_unit
+    assert measured["gradient_l2"].attrs["units"] == slope
+    recorded = json.loads(measured.attrs["provenance"]).get("units", {})
+    usual = {"loss": "nat", "input": "pixel range"}
+    assert (recorded or usual) == {"loss": problem.loss_unit, "input": problem.input_unit}
+
+
+def test_images_outside_the_unit_range_are_in_a_unit_of_their_own() -> None:
+    inputs = torch.randn(4, 1, 4, 4)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
+    assert Problem.of(model, [(inputs, torch.zeros(4).long())]).input_unit == "input unit"
+    normalization = Normalization((0.0,), (1.0,))
+    problem = Problem.of(
+        model, [(inputs.sigmoid(), torch.zeros(4).long())], normalization=normalization
+    )
+    assert problem.input_unit == "pixel range"
+
+
+def test_your_own_network_may_have_a_name_a_device_and_a_precision() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
+    batches = [(torch.rand(6, 1, 4, 4), torch.arange(6) % 3)]
+    problem = Problem.of(model, batches, name="mine", device="cpu", dtype=torch.float64)
+    assert problem.dtype == problem.inputs["input"].dtype == torch.float64
+    assert next(model.parameters()).dtype == torch.float32
+    measured = landscape.measure("surface", problem, points=3, dimensions=1)
+    assert results.name(measured) == "mine"
+    assert Problem.of(model, batches).provenance == {}

@@ -123,7 +123,10 @@ def test_an_interrupted_run_saves_and_says_how_to_continue(network: Path, tmp_pa
         (["--ckpt", "NETWORK", "--data", "npz:none.npz"], "none.npz"),
         (["--ckpt", "NETWORK", "--examples", "99999"], "exceeds the 2000"),
         (["--ckpt", "NETWORK", "--device", "cuda:99"], "--device cuda:99 cannot be used"),
-        (["--ckpt", "NETWORK", "--points", "0"], "at least 1 point"),
+        (
+            ["--ckpt", "NETWORK", "--points", "0"],
+            "--points 0; expected a list of whole numbers",
+        ),
         (["--ckpt", "NETWORK", "--model", "resnet20"], "does not fit"),
         (["--ckpt", "NETWORK", "--batch-norm", "recompute", "--calibration", "1"], "calibration"),
     ],

@@ -76,6 +76,10 @@ class Problem:
         batch_norm: `running` uses the running statistics, as in deployment; `recompute` replaces
             them, at every point, by the exact statistics of `calibration` at that point.
         calibration: {name: (M, ...)}, for `recompute`.
+        reference: {name: (M, ...)}, inputs among which the neighbours of the examples are sought,
+            and between which neighbour distances are measured; by default the examples
+            themselves. With a fixed set these distances do not depend on how many are measured.
+        reference_indices: (M,) their positions, as `indices`, where examples are among them.
         batch_size: examples per forward pass; 0 times a few sizes and takes the fastest. It
             affects results by rounding only.
         kernels: which kernels compute; None takes the fastest that agree with float64, see
@@ -99,6 +103,8 @@ class Problem:
     normalization: Normalization | None = None
     batch_norm: BatchNorm = "running"
     calibration: Tensors = field(default_factory=dict)
+    reference: Tensors = field(default_factory=dict)
+    reference_indices: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     batch_size: int = 0
     kernels: Kernels | None = None
     temperature: float = 1.0
@@ -138,6 +144,18 @@ class Problem:
             raise ValueError(f"batch_norm={self.batch_norm!r}; expected running or recompute.")
         if self.batch_norm == "recompute" and not self.calibration:
             raise ValueError("batch_norm='recompute' needs a calibration set, and there is none.")
+        if self.reference:
+            rows = {len(value) for value in self.reference.values()}
+            if set(self.reference) != set(self.inputs) or len(rows) > 1:
+                raise ValueError(
+                    f"the reference has {sorted(self.reference)} with {sorted(rows)} examples; "
+                    f"expected {sorted(self.inputs)}, as the inputs, with as many examples each."
+                )
+            if len(self.reference_indices) not in (0, *rows):
+                raise ValueError(
+                    f"there are {len(self.reference_indices)} reference_indices for {rows.pop()} "
+                    "reference inputs."
+                )
         if self.batch_size < 0:
             raise ValueError(f"batch_size={self.batch_size}; expected at least 1, or 0 to measure.")
         if self.kernels is not None and self.kernels not in KERNELS:
@@ -250,7 +268,26 @@ class Problem:
             inputs=moved(self.inputs),
             targets=moved({"": self.targets})[""],
             calibration=moved(self.calibration),
+            reference=moved(self.reference),
         )
+
+    def neighbourhood(self) -> tuple[Tensors, NDArray[np.int64]]:
+        """The inputs among which neighbours are sought, and where each example is among them.
+
+        Returns:
+            {name: (M, ...)}, and (N,) positions, -1 for an example that is not among them.
+        """
+        if not self.reference:
+            return self.inputs, np.arange(len(self))
+        place = {int(index): row for row, index in enumerate(self.reference_indices)}
+        return self.reference, np.array([place.get(int(index), -1) for index in self.indices])
+
+    def described_reference(self) -> dict[str, Any]:
+        """What identifies the reference inputs, as an entry `reference` of the provenance."""
+        if not self.reference:
+            return {}
+        count = len(next(iter(self.reference.values())))
+        return {"reference": {"examples": count, "sha256": _digest(self.reference)}}
 
     def outputs(self, call: Callable[..., Any], inputs: Tensors) -> Any:
         """The outputs for a batch of raw inputs, divided by the temperature.

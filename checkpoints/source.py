@@ -27,6 +27,10 @@ from checkpoints.registry import load_images
 # {data set: the sample of it that ships}, for networks trained on that data set.
 SAMPLES = {"fashion-mnist": "fashion-mnist-sample"}
 DEFAULT = "resnet8.pt"  # the smallest network that ships: a first look takes seconds
+# Images of the split between which neighbour distances are measured, the first in class-interleaved
+# order: the same ones however many are measured, and for the sample and the whole test set. Fewer
+# where they are so large that their pixels would fill memory.
+REFERENCE, FEWEST, PIXELS = 2000, 100, 25_000_000
 USUAL = 300  # examples measured by default
 # The headings of `--help`.
 EXAMPLES, UNSAID, HOW = "on which examples", "for a checkpoint that does not say", "how"
@@ -130,6 +134,7 @@ class Source:
         images = self._images(data, self.split)
         order = interleave(images.labels)
         measured, others = np.split(order, [self._count(images)])
+        reference = images.take(order[: _reference_size(images)])
         normalization = Normalization(*_for_channels(checkpoint.mean, checkpoint.std, images))
         provenance = _provenance(checkpoint, normalization, images.take(measured))
         provenance["source"] = self._record()
@@ -146,6 +151,8 @@ class Source:
             normalization=normalization,
             batch_norm=self.batch_norm,
             calibration=calibrating,
+            reference=_tensors(reference)["inputs"],
+            reference_indices=reference.indices,
             batch_size=self.batch_size,
             temperature=1.0 if self.temperature == "fit" else self.temperature,
             classes=images.classes,
@@ -161,17 +168,25 @@ class Source:
                 f"temperature: {problem.temperature:.4f}, fitted on {len(held_out)} held-out "
                 f"{held_out.split} images of {held_out.name}."
             )
-        return self._placed(problem, images.take(measured), pool)
+        return self._placed(problem, images.take(measured), reference, pool)
 
-    def _placed(self, problem: Problem, measured: Images, pool: Images | None) -> Problem:
+    def _placed(
+        self, problem: Problem, measured: Images, reference: Images, pool: Images | None
+    ) -> Problem:
         """On the device, in the precision asked for: pixels are divided in that precision."""
         rank = int(os.environ.get("LOCAL_RANK", "0"))
         placed = problem.to(device_named(self.device, rank), getattr(torch, self.dtype))
         if self.dtype != "float64":
             return placed
-        inputs = {"input": _pixels(measured, torch.float64).to(placed.device)}
-        calibration = {"input": _pixels(pool, torch.float64).to(placed.device)} if pool else {}
-        return replace(placed, inputs=inputs, calibration=calibration)
+        wide = {
+            name: {"input": _pixels(images, torch.float64).to(placed.device)} if images else {}
+            for name, images in (
+                ("inputs", measured),
+                ("reference", reference),
+                ("calibration", pool),
+            )
+        }
+        return replace(placed, **wide)  # type: ignore[arg-type]
 
     def _checkpoint(self, say: Callable[[str], None]) -> Checkpoint:
         checkpoint = loading.load(
@@ -306,6 +321,11 @@ def _tensors(images: Images) -> dict[str, Any]:
 
 def _pixels(images: Images, dtype: torch.dtype) -> torch.Tensor:
     return torch.from_numpy(images.pixels).to(dtype) / 255
+
+
+def _reference_size(images: Images) -> int:
+    """How many images are the reference; it depends on their size alone."""
+    return max(FEWEST, min(REFERENCE, PIXELS // int(np.prod(images.pixels.shape[1:]))))
 
 
 def _for_channels(

@@ -49,6 +49,7 @@ BOUND = (
     "dtype",
     "kernels",
     "files",
+    "reference",
 )
 LATER = ("kernels",)  # what the first version did not record
 

@@ -69,7 +69,7 @@ def sensitivity(problem: Problem, spec: Spec) -> Plan:
     return Plan(
         probe="sensitivity",
         spec=spec,
-        provenance=problem.fingerprints(),
+        provenance=problem.fingerprints() | (problem.described_reference() if probe.near else {}),
         coords={n: each for n, each in coords.items() if used.issuperset(each.dims or (n,))},
         variables=variables,
         walk=("example",),

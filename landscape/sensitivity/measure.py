@@ -43,8 +43,11 @@ class Measurement:
         ]
         if self.near:
             count = spec.neighbors if spec.tangents and "radii" in spec.parts else 1
-            self.nearest, self.around = neighbors(problem.inputs, count)
-            self.distance = float(np.median(self.nearest))
+            reference, own = problem.neighbourhood()
+            self.reference = reference
+            self.nearest, self.around = neighbors(problem.inputs, reference, own, count)
+            every = np.arange(len(next(iter(reference.values()))))
+            self.distance = float(np.median(neighbors(reference, reference, every, 1)[0]))
             if not self.distance > 0:
                 raise ValueError(
                     "the median distance between nearest neighbours is "
@@ -102,9 +105,16 @@ class Measurement:
         directions = [*(draw.to(wide.gradients) for draw in drawn), wide.gradients]
         directions.append(finite_differences.adversarial(own, ATTACK * self.distance))
         if spec.tangents:
-            inputs = self.space.problem.inputs.values()
-            rows = torch.from_numpy(np.column_stack([numbers, self.around[numbers]]))
-            points = torch.cat([value[rows].flatten(2) for value in inputs], dim=2)
+            around = torch.from_numpy(self.around[numbers])
+            points = torch.cat(
+                [
+                    torch.cat(
+                        [value[numbers][:, None], self.reference[name][around]], dim=1
+                    ).flatten(2)
+                    for name, value in self.space.problem.inputs.items()
+                ],
+                dim=2,
+            )
             directions += tangents(points, spec.tangents).unbind(dim=1)
         return [finite_differences.unit(direction) for direction in directions]
 

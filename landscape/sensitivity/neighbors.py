@@ -13,42 +13,52 @@ from landscape.core.jacobian import flattened
 CHUNK = 500  # examples whose distances to all others are held at once
 
 
-def neighbors(inputs: Tensors, count: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """The nearest other examples of each example.
+def neighbors(
+    inputs: Tensors,
+    reference: Tensors,
+    own: NDArray[np.int64],
+    count: int,
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """The nearest reference inputs of each example, itself excepted.
 
     Args:
         inputs: {name: (N, ...)}.
+        reference: {name: (M, ...)}.
+        own: (N,) where each example itself is in `reference`; -1 where it is not.
         count: how many.
 
     Returns:
-        L2 distances to the nearest one, (N,), and the positions (N, count), nearest first.
+        L2 distances to the nearest one, (N,), and the positions in `reference` (N, count),
+        nearest first.
 
     Raises:
-        ValueError: there are not so many other examples.
+        ValueError: there are not so many others.
 
-    Cost: a matrix product of N x N x d in float64, on the device of `inputs`.
+    Cost: a matrix product of N x M x d in float64, on the device of `inputs`.
     """
-    rows = flattened(inputs.values()).double()
-    if len(rows) <= count:
+    rows, others = (flattened(each.values()).double() for each in (inputs, reference))
+    if len(others) <= count:
         raise ValueError(
             f"{count} neighbours of each example need {count + 1} examples, and there are "
-            f"{len(rows)}. Measure more of them"
+            f"{len(others)}. Measure more of them"
             + (
                 ", or pass smaller --neighbors and --tangents."
-                if len(rows) > 2
+                if len(others) > 2
                 else ", or what needs no neighbours: --parts norms jacobian noise."
             )
         )
-    squares = rows.square().sum(dim=1)
+    squares = others.square().sum(dim=1)
+    itself = torch.from_numpy(own).to(rows.device)
     nearest, distances = [], []
     for start in range(0, len(rows), CHUNK):
         part = rows[start : start + CHUNK]
-        apart = squares - 2 * part @ rows.T  # up to the part's own squares, which rank nothing
-        own = torch.arange(len(part), device=rows.device)
-        apart[own, start + own] = torch.inf
+        apart = squares - 2 * part @ others.T  # up to the part's own squares, which rank nothing
+        column = itself[start : start + CHUNK]
+        (there,) = torch.where(column >= 0)
+        apart[there, column[there]] = torch.inf
         found = apart.topk(count, dim=1, largest=False).indices
         # A distance from these products would cancel for near duplicates.
-        distances.append((rows[found[:, 0]] - part).norm(dim=1))
+        distances.append((others[found[:, 0]] - part).norm(dim=1))
         nearest.append(found)
     return torch.cat(distances).cpu().numpy(), torch.cat(nearest).cpu().numpy()
 

@@ -9,10 +9,13 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from scipy.spatial.distance import cdist
 from torch import Tensor, nn
 
 import landscape
+from checkpoints.data import sample
 from checkpoints.problem import Normalization, Problem
+from checkpoints.source import load_problem
 from landscape.core.plan import run
 from landscape.core.spaces import Inputs
 from landscape.core.summary import summarized
@@ -442,12 +445,43 @@ def test_moved_losses_and_accuracies_are_those_at_the_end_of_the_step() -> None:
 
 def test_neighbours_are_those_of_a_full_comparison() -> None:
     points = torch.rand(600, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    distances, found = neighbors({"input": points.view(600, 7, 1)}, 3)
+    inputs = {"input": points.view(600, 7, 1)}
+    distances, found = neighbors(inputs, inputs, np.arange(600), 3)
     apart = torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist")
     apart.fill_diagonal_(torch.inf)
     nearest = apart.topk(3, largest=False)
     np.testing.assert_array_equal(found, nearest.indices)
     np.testing.assert_allclose(distances, nearest.values[:, 0], rtol=1e-12)  # seven squares
+
+
+def test_neighbour_distances_do_not_depend_on_how_many_examples_are_measured() -> None:
+    parts = {"parts": ("bands",)}
+    few, more = (
+        landscape.measure("sensitivity", load_problem(examples=n), **parts) for n in (10, 30)
+    )
+    assert float(few["median_distance"]) == float(more["median_distance"])
+    for name in ("nearest_distance", "band_loss_max"):
+        np.testing.assert_array_equal(few[name], more[name][:10])
+    images = sample.load("test").pixels.reshape(2000, -1) / 255
+    apart = cdist(images[:10], images)
+    apart[np.arange(10), np.arange(10)] = np.inf
+    np.testing.assert_allclose(few["nearest_distance"], apart.min(axis=1), rtol=1e-6)  # float32
+
+
+def test_an_example_outside_the_reference_has_all_of_it_as_neighbours() -> None:
+    points = torch.rand(20, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    model = nn.Linear(5, 3).double()
+    problem = Problem.of(
+        model,
+        [(points[:4], torch.arange(4) % 3)],
+        reference={"input": points[4:]},
+        reference_indices=np.arange(100, 116),
+    )
+    result = landscape.measure("sensitivity", problem, parts=("bands",))
+    nearest = torch.cdist(points[:4], points[4:]).min(dim=1).values
+    np.testing.assert_allclose(result["nearest_distance"], nearest, rtol=1e-9)
+    between = torch.cdist(points[4:], points[4:]).fill_diagonal_(torch.inf).min(dim=1).values
+    assert float(result["median_distance"]) == pytest.approx(float(np.median(between)), rel=1e-9)
 
 
 def test_tangents_of_a_plane_lie_in_it() -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from landscape import hessian, interpolate, sensitivity, surface
+from landscape import attention, hessian, interpolate, sensitivity, surface
 from landscape.core.plan import Probe
 
 PROBES: dict[str, Probe] = {
+    "attention": attention.PROBE,
     "hessian": hessian.PROBE,
     "interpolate": interpolate.PROBE,
     "sensitivity": sensitivity.PROBE,

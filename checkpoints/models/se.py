@@ -21,10 +21,11 @@ class SqueezeExcitation(nn.Module):
         squeezed = max(4, channels // reduction)
         self.squeeze = nn.Linear(channels, squeezed, bias=False)
         self.excite = nn.Linear(squeezed, channels, bias=False)
-        self.gate = Exposed()
+        self.before, self.gate = Exposed(), Exposed()
 
     def forward(self, features: Tensor) -> Tensor:
         """Scale the channels of (N, C, H, W) by the gate, (N, C), in (0, 1)."""
+        features = self.before(features)
         pooled = features.mean(dim=(2, 3))
         gate: Tensor = self.gate(torch.sigmoid(self.excite(torch.relu(self.squeeze(pooled)))))
         return features * gate[:, :, None, None]

@@ -1,0 +1,147 @@
+"""Where a network multiplies features by attention, and the units that are compared there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor
+
+from landscape.core.spaces import Inputs
+
+# (the gate, what it multiplies, the product), as names within one module.
+FORMS = (
+    ("{}.gate", "{}.before", "{}"),
+    ("{}.factors.residual", "{}.factors.shortcut", "{}"),
+)
+
+
+@dataclass(frozen=True)
+class Site:
+    """A place where features are multiplied by a gate.
+
+    A gate with one value per channel, (N, C) or (N, C, 1, 1), is compared channel by channel, and
+    so is one with a value per channel and position, by its mean over the positions. One with a
+    value per position, (N, 1, H, W), is compared patch by patch.
+
+    Args:
+        name: of the module that multiplies.
+        gate: name of its gate among the inner values.
+        before: name of the features that the gate multiplies, (N, C, H, W).
+        after: name of the product.
+        units: how many channels or patches there are.
+        side: patches per side of a spatial gate; 0 where units are channels.
+    """
+
+    name: str
+    gate: str
+    before: str
+    after: str
+    units: int
+    side: int
+
+    def attention(self, gate: Tensor) -> Tensor:
+        """The gate's weight of each unit: (N, units) float64."""
+        wide = gate.double()
+        if self.side:
+            return self.pooled(wide)
+        return wide.flatten(2).mean(dim=2) if wide.ndim > 2 else wide
+
+    def pooled(self, features: Tensor) -> Tensor:
+        """Per unit the mean of a map (N, C, H, W): (N, units)."""
+        if not self.side:
+            return features.flatten(2).mean(dim=2)
+        mean = features.mean(dim=1, keepdim=True)
+        return torch.nn.functional.adaptive_avg_pool2d(mean, self.side).flatten(1)
+
+    def summed(self, features: Tensor) -> Tensor:
+        """Per unit the sum of a map (N, C, H, W): (N, units) float64."""
+        wide = features.double()
+        if not self.side:
+            return wide.flatten(2).sum(dim=2)
+        rows = self._rows(wide.shape[2]).to(wide.device)
+        columns = self._rows(wide.shape[3]).to(wide.device)
+        flat = torch.zeros(len(wide), self.units, dtype=wide.dtype, device=wide.device)
+        index = (rows[:, None] * self.side + columns).flatten()
+        return flat.index_add_(1, index, wide.sum(dim=1).flatten(1))
+
+    def erased(self, features: Tensor, units: Tensor, filling: Tensor | float) -> Tensor:
+        """The map with some units of each example replaced.
+
+        Args:
+            features: (N, C, H, W).
+            units: (N, units) bool, which of them.
+            filling: 0, or (C, H, W).
+        """
+        if self.side:
+            rows = self._rows(features.shape[2]).to(features.device)
+            columns = self._rows(features.shape[3]).to(features.device)
+            where = units.view(-1, self.side, self.side)[:, rows][:, :, columns][:, None]
+        else:
+            where = units[:, :, None, None]
+        if isinstance(filling, float):
+            return features.masked_fill(where, filling)
+        return torch.where(where, filling.to(features), features)
+
+    def _rows(self, size: int) -> Tensor:
+        """The patch of each row: the same number of rows each, as far as that goes."""
+        return torch.arange(size) * self.side // size
+
+
+def found(space: Inputs, patterns: Sequence[str], patches: int) -> list[Site]:
+    """The places where the network multiplies features by a gate, in the order of computation.
+
+    Args:
+        space: of the network.
+        patterns: names of modules; empty for all.
+        patches: of a spatial gate, at most, per side.
+
+    Raises:
+        ValueError: there is none, or none matches a pattern.
+    """
+    values = space.inner_values()
+    sites = []
+    for name in _modules(values):
+        for form in FORMS:
+            gate, before, after = (part.format(name) for part in form)
+            if gate not in values or before not in values or after not in values:
+                continue
+            shape, maps = values[gate], values[before]
+            if len(maps) != 4 or values[after] != maps or not _fits(shape, maps):
+                continue
+            spatial = len(shape) == 4 and shape[1] == 1 != maps[1]
+            side = min(patches, *maps[2:]) if spatial else 0
+            sites.append(Site(name, gate, before, after, side**2 if side else maps[1], side))
+    if not sites:
+        raise ValueError(
+            "the network multiplies no features by a gate that it hands out. Expected a module "
+            "with inner values `gate` and `before`, such as se_resnet18 has, or a product of two "
+            "branches, as fmmnet18; see docs/attention.md."
+        )
+    for pattern in patterns:
+        if not any(fnmatchcase(site.name, pattern) for site in sites):
+            raise ValueError(
+                f"--sites {pattern}: no gate is named so. There are "
+                f"{', '.join(site.name for site in sites)}."
+            )
+    return [
+        site
+        for site in sites
+        if not patterns or any(fnmatchcase(site.name, pattern) for pattern in patterns)
+    ]
+
+
+def _modules(values: dict[str, tuple[int, ...]]) -> list[str]:
+    endings = [gate.removeprefix("{}") for gate, _, _ in FORMS]
+    return [
+        name.removesuffix(ending) for name in values for ending in endings if name.endswith(ending)
+    ]
+
+
+def _fits(gate: tuple[int, ...], maps: tuple[int, ...]) -> bool:
+    """Whether a gate multiplies maps: one value per channel, per position, or for each entry."""
+    if len(gate) == 2:
+        return gate[1] == maps[1]
+    return len(gate) == 4 and all(g in (1, m) for g, m in zip(gate, maps, strict=True))

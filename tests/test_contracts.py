@@ -54,7 +54,9 @@ def planned(probe: str, problem: Problem) -> Plan:
     return entry.plan(prepared(problem, spec.derivatives), spec)
 
 
-def test_the_problem_is_left_as_it_was(probe: str, problem: Problem) -> None:
+def test_the_problem_is_left_as_it_was_and_nothing_is_printed(
+    probe: str, problem: Problem, capfd: pytest.CaptureFixture[str]
+) -> None:
     problem.model.train()
     before = {k: v.clone() for k, v in problem.model.state_dict().items()}
     examples = {k: v.clone() for k, v in problem.inputs.items()}
@@ -65,6 +67,7 @@ def test_the_problem_is_left_as_it_was(probe: str, problem: Problem) -> None:
     assert all(p.grad is None and p.requires_grad for p in problem.model.parameters())
     assert all(torch.equal(v, examples[k]) for k, v in problem.inputs.items())
     assert torch.equal(torch.random.get_rng_state(), state), "the global seed was used"
+    assert capfd.readouterr() == ("", "")
 
 
 def test_the_same_spec_gives_the_same_bytes(probe: str, problem: Problem, tmp_path: Path) -> None:

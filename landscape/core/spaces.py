@@ -132,7 +132,7 @@ class Space(ABC):
         Cost: one forward pass of one example.
         """
         inputs = {name: value[:1] for name, value in self.problem.inputs.items()}
-        return hooks.names(self._network, inputs)
+        return hooks.names_during(self._network, lambda: self.outputs_of(inputs))
 
     def reading(self, patterns: str | Sequence[str]) -> AbstractContextManager[Tensors]:
         """Keep inner values of the network, wherever it is called: see `hooks.reading`.

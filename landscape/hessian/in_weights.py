@@ -133,14 +133,15 @@ class _Measurement:
     def _verification(self, like: Tensor, what: str) -> Values:
         spec, seed = self.spec, stream_seed(self.spec.seed, "verification", what)
         if what == "trace":
-            found = verify.trace(self.operator.matvec, like, spec.trace_products, seed)
-            names = ("verified_trace", "verified_trace_stderr")
-            return {name: np.array(value) for name, value in zip(names, found, strict=True)}
-        values = np.full((len(spec.which), spec.top), np.nan)
-        values[spec.which.index(what)] = verify.eigenvalues(
+            return dict(verify.trace(self.operator.matvec, like, spec.trace_products, seed))
+        found = verify.eigenvalues(
             self.operator.matvec, like, spec.top, which=cast(lanczos.Which, what), seed=seed
         )
-        return {"verified_eigenvalue": values}
+        values: Values = {}
+        for name, row in found.items():
+            values[name] = np.full((len(spec.which), *row.shape), np.nan)
+            values[name][spec.which.index(what)] = row
+        return values
 
     def _save(self, found: lanczos.Eigenpairs) -> None:
         blank = {name: torch.zeros_like(value) for name, value in self.space.origin.items()}

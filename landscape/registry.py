@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from landscape import hessian, interpolate, sensitivity, surface
+from pkgutil import resolve_name
+
 from landscape.core.plan import Probe
 
-PROBES: dict[str, Probe] = {
-    "hessian": hessian.PROBE,
-    "interpolate": interpolate.PROBE,
-    "sensitivity": sensitivity.PROBE,
-    "surface": surface.PROBE,
+PLACES = {
+    "hessian": "landscape.hessian:PROBE",
+    "interpolate": "landscape.interpolate:PROBE",
+    "sensitivity": "landscape.sensitivity:PROBE",
+    "surface": "landscape.surface:PROBE",
 }
+
+PROBES: dict[str, Probe] = {name: resolve_name(place) for name, place in PLACES.items()}
 
 
 def probe_named(name: str) -> Probe:

@@ -1,4 +1,4 @@
-"""What is asked of the curvature."""
+"""The options of the Hessian probe."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ class Spec:
         ("magnitude",), "eigenpairs from which ends: magnitude, largest, smallest", "END"
     )
     top: int | None = option(
-        None, "eigenpairs per end (default: 5, or all that there are; 1 in the inputs)"
+        None, "eigenpairs per end (default: 5, or as many as there are; 1 in the inputs)"
     )
     tol: float = option(1e-3, "residual |Hv - λv| / |λ| at which an eigenpair has converged")
-    max_products: int = option(200, "products after which an end's eigenpairs are left as they are")
+    max_products: int = option(200, "most products for the eigenpairs of one end")
     multiple: bool | None = option(
         None,
-        "look also in the complement of the eigenpairs found, for further vectors of repeated "
-        "eigenvalues, which one Lanczos run cannot see",
+        "search the orthogonal complement of the eigenpairs found for further vectors of repeated "
+        "eigenvalues, which one Lanczos run cannot find",
     )
     draws: int = option(4, "random vectors of the density; its error is that over them")
     steps: int | None = option(
@@ -56,13 +56,13 @@ class Spec:
     trace_products: int = option(30, "products for the trace")
     verify: bool = option(
         False,
-        "ask hessian-eigenthings for the eigenvalues and the trace as well, and store its answers "
-        "and the differences; about twice the products",
+        "compute the eigenvalues and the trace with hessian-eigenthings as well, and store its "
+        "results and the differences; about twice the products",
     )
     activations: Literal["auto", "keep", "recompute"] = option(
         "auto",
-        "keep activations in memory, for products at half the price; auto keeps them where many "
-        "products are asked for, as far as half of the free memory goes",
+        "keep activations in memory, for products at half the cost; auto keeps them if many "
+        "products are requested, in up to half of the free memory",
     )
     save_directions: str | None = option(
         None,
@@ -78,10 +78,10 @@ class Spec:
 
     @options.in_callers_words
     def resolved(self, rows: int) -> Decided:
-        """This spec with every default decided, for a matrix of so many rows.
+        """This spec with every default decided, for a matrix of `rows` rows.
 
         Raises:
-            ValueError: options that contradict each other, or that are none.
+            ValueError: options that contradict each other, or that are invalid.
         """
         in_inputs = self.space == "inputs"
         parts = self.parts or (("eigenpairs",) if in_inputs else PARTS)

@@ -1,8 +1,8 @@
 """A second opinion on the curvature in the weights: hessian-eigenthings, on the same products.
 
-Its Lanczos method and its Hutch++ share no code with this package's. They are handed this package's
-matrix-vector product, so that they check the algorithms and not the product, which the tests hold
-to dense Hessians.
+Its Lanczos method and its Hutch++ share no code with this package's. They are given this package's
+matrix-vector product, so they check the algorithms, not the product; the tests compare that with
+dense Hessians.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ WHICH = {"magnitude": "LM", "largest": "LA", "smallest": "SA"}
 
 
 def steps(count: int, rows: int) -> int:
-    """Lanczos steps for `count` eigenpairs; it does not restart, and stops at no residual.
+    """Lanczos steps for `count` eigenpairs: the library neither restarts nor checks residuals.
 
-    On trained ResNets 6, 20 and 31 steps give 1, 5 and 10 eigenpairs a residual of 1e-3
-    (`benchmarks/hessian.py`); this is twice as many, or more.
+    On trained ResNets 1, 5 and 10 eigenpairs reach a residual of 1e-3 after 6, 20 and 31 steps
+    (`benchmarks/hessian.py`); this is about twice as many, or more.
     """
     return min(rows, 20 + 4 * count)
 
@@ -76,7 +76,7 @@ def eigenvalues(
         like: (rows,), of the dtype and on the device of the products.
         count: of eigenvalues.
         which: see `lanczos.eigenpairs`.
-        seed: of its start vector.
+        seed: of the start vector.
 
     Returns:
         `verified_eigenvalue` (count,); `verified_converged` (count,), by its own criterion, a
@@ -191,7 +191,7 @@ def _trace_line(result: xr.Dataset) -> str:
 
 
 def _library() -> Any:
-    import hessian_eigenthings  # late: it takes a second
+    import hessian_eigenthings  # imported here, as that takes a second
 
     return hessian_eigenthings
 

@@ -223,8 +223,8 @@ def test_an_import_at_the_top_differs_from_a_late_one(tmp_path: Path) -> None:
 def test_importing_the_package_is_light() -> None:
     """Else `python -m landscape.surface` would find its own module imported already and warn."""
     code = "import sys, landscape, analysis, checkpoints; print('torch' in sys.modules)"
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert told.stdout.strip() == "False"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "False"
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))

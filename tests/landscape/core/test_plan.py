@@ -211,9 +211,9 @@ def test_other_package_versions_continue_a_file_and_are_recorded(tmp_path: Path)
     partial.attrs["provenance"] = json.dumps(provenance)
     store.save(partial, path)
     run(make_plan(), path)
-    told = json.loads(store.load(path).attrs["provenance"])
-    assert told["versions"]["torch"] == "0.4.1"
-    assert [v["torch"] for v in told["continued_with"]] != ["0.4.1"]
+    found = json.loads(store.load(path).attrs["provenance"])
+    assert found["versions"]["torch"] == "0.4.1"
+    assert [v["torch"] for v in found["continued_with"]] != ["0.4.1"]
 
 
 def test_a_file_is_saved_while_the_run_goes_on(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What can be measured, by name: one line per probe."""
+"""The probes by name: one line per probe."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def probe_named(name: str) -> Probe:
     """The probe called `name`.
 
     Raises:
-        ValueError: there is none of that name.
+        ValueError: there is no such probe.
     """
     if name not in PROBES:
         raise ValueError(f"there is no probe {name!r}. Known: {', '.join(PROBES)}.")

@@ -286,7 +286,7 @@ def test_printing_and_global_seeds_would_be_seen(source: str) -> None:
 
 
 def test_no_import_changes_how_memory_is_kept() -> None:
-    """Only commands do: the call stands inside a function, in no module's own body."""
+    """Only commands do: the call is inside a function, not in a module's own body."""
     callers = []
     for path in SOURCES:
         tree = parsed(path)

@@ -10,7 +10,7 @@ from torch import Tensor
 from checkpoints.problem import Tensors
 from landscape.core.jacobian import flattened
 
-CHUNK = 500  # examples whose distances to all others are held at once
+CHUNK = 500  # examples whose distances to all others are in memory at once
 
 
 def neighbors(inputs: Tensors, count: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
@@ -18,13 +18,13 @@ def neighbors(inputs: Tensors, count: int) -> tuple[NDArray[np.float64], NDArray
 
     Args:
         inputs: {name: (N, ...)}.
-        count: how many.
+        count: number of neighbours.
 
     Returns:
         L2 distances to the nearest one, (N,), and the positions (N, count), nearest first.
 
     Raises:
-        ValueError: there are not so many other examples.
+        ValueError: fewer other examples than `count`.
 
     Cost: a matrix product of N x N x d in float64, on the device of `inputs`.
     """
@@ -43,7 +43,8 @@ def neighbors(inputs: Tensors, count: int) -> tuple[NDArray[np.float64], NDArray
     nearest, distances = [], []
     for start in range(0, len(rows), CHUNK):
         part = rows[start : start + CHUNK]
-        apart = squares - 2 * part @ rows.T  # up to the part's own squares, which rank nothing
+        # up to the part's own squares, which do not change the ranking
+        apart = squares - 2 * part @ rows.T
         own = torch.arange(len(part), device=rows.device)
         apart[own, start + own] = torch.inf
         found = apart.topk(count, dim=1, largest=False).indices
@@ -61,10 +62,10 @@ def tangents(points: Tensor, count: int) -> Tensor:
         count: of directions, at most the number of neighbours.
 
     Returns:
-        (n, count, d) float64 of norm 1, by falling variance of these points about their mean; of
-        the two signs, that whose largest entry is positive.
+        (n, count, d) float64 of norm 1, by decreasing variance of these points about their mean;
+        the sign makes the largest entry positive.
 
-    Cost: a singular value decomposition of (neighbours + 1) x d an example.
+    Cost: per example one singular value decomposition of (neighbours + 1) x d.
     """
     centered = points.double() - points.double().mean(dim=1, keepdim=True)
     axes = torch.linalg.svd(centered, full_matrices=False).Vh[:, :count]

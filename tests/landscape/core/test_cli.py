@@ -158,7 +158,7 @@ def test_without_a_checkpoint_a_network_that_ships_is_measured(
         "sensitivity": ["--parts", "norms"],
         "interpolate": ["--pairs", "1", "--points", "3"],
     }
-    arguments = [*small[probe], "--examples", "20", "--batch-size", "20", "--no-figure"]
+    arguments = [*small.get(probe, []), "--examples", "20", "--batch-size", "20", "--no-figure"]
     assert main(PROBES[probe], arguments) == 0
     printed = capsys.readouterr()
     assert printed.err.startswith("--ckpt was not given: resnet8.pt, a network that ships.")

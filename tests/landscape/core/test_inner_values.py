@@ -119,7 +119,7 @@ def test_hessian_products_are_those_of_the_changed_network(
 
 
 @pytest.mark.second_derivative
-def test_a_product_that_was_kept_is_made_anew_when_a_replacement_begins_or_ends(
+def test_a_product_that_was_kept_is_computed_again_when_a_replacement_begins_or_ends(
     kind: type[Space], change: dict[str, Change]
 ) -> None:
     space = kind(problem())

@@ -131,7 +131,7 @@ def test_jacobian_is_that_of_autograd_example_by_example(merge: str) -> None:
     )
 
 
-def test_inputs_of_several_names_stand_side_by_side() -> None:
+def test_inputs_of_several_names_are_concatenated() -> None:
     class Two(nn.Module):
         def forward(self, left: Tensor, right: Tensor) -> Tensor:
             return torch.stack([left.sum(dim=(1, 2)), 2 * right.sum(dim=1)], dim=1)

@@ -82,7 +82,7 @@ def test_a_result_of_a_version_that_measured_less_is_continued_and_said_so(
 
 
 @pytest.mark.parametrize("block", [1, 5, 100])
-def test_every_cell_is_measured_once_and_stands_where_its_coordinates_say(block: int) -> None:
+def test_every_cell_is_measured_once_and_lies_where_its_coordinates_say(block: int) -> None:
     result = run(make_plan(block=block))
     wanted = 10 * np.arange(3)[:, None] + np.arange(4)
     np.testing.assert_array_equal(result["loss"], wanted)

@@ -81,7 +81,7 @@ def test_residuals_are_those_of_the_matrix_itself() -> None:
         assert true <= 1e-3
 
 
-def test_eigenvectors_have_norm_one_and_stand_upright() -> None:
+def test_eigenvectors_have_norm_one_and_are_orthogonal() -> None:
     vectors = solve(spectrum(), 4, tol=1e-6).vectors[0]
     torch.testing.assert_close(vectors @ vectors.T, torch.eye(4, dtype=WIDE), rtol=0, atol=1e-10)
 

@@ -110,7 +110,7 @@ def test_a_linear_model_has_gradients_and_no_bend() -> None:
     ahead = result.sel(direction="gradient", radius=1.0)
     np.testing.assert_allclose(ahead["difference"], along, rtol=1e-10)
     np.testing.assert_allclose(ahead["curvature"], along**2, rtol=1e-9)
-    # No classes, so nothing that stands on them.
+    # No classes, so nothing that needs them.
     assert not [n for n in result.data_vars if "margin" in str(n) or "accuracy" in str(n)]
     assert "gauss_newton_eigenvalue" not in result
 

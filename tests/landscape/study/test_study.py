@@ -238,7 +238,7 @@ def test_a_study_killed_at_any_moment_continues_to_the_same_files(
 
 
 @pytest.mark.slow
-def test_two_processes_end_when_told_and_continue_to_the_same_files(
+def test_two_processes_end_on_a_signal_and_continue_to_the_same_files(
     whole: Path, file: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "results"
@@ -465,7 +465,7 @@ def test_comments_may_change(whole: Path, file: Path, tmp_path: Path) -> None:
         ('predicts = "lower"', 'predicts = "less"', "expected 'lower' or 'higher'."),
     ],
 )
-def test_a_mistake_in_a_study_file_is_told_in_a_line(
+def test_a_mistake_in_a_study_file_is_reported_in_a_line(
     was: str, now: str, line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert was in TEXT
@@ -505,7 +505,7 @@ def test_the_next_network_is_that_of_the_next_seed(file: Path, tmp_path: Path) -
         ("alpha = 0", "gamma = 0", "loss cannot be selected by 'gamma'; it has alpha, beta."),
     ],
 )
-def test_an_endpoint_that_no_probe_measures_is_told_before_measuring(
+def test_an_endpoint_that_no_probe_measures_is_reported_before_measuring(
     was: str, now: str, line: str, file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file.write_text(TEXT.replace(was, now))
@@ -531,7 +531,7 @@ def test_a_part_that_is_not_there_is_refused(
     assert line in capsys.readouterr().err
 
 
-def test_a_study_that_is_not_there_is_told_with_those_that_are(
+def test_a_study_that_is_not_there_is_reported_with_those_that_are(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert main(["absent"]) == 1
@@ -597,7 +597,7 @@ def test_a_study_leaves_out_a_probe_of_its_base_with_its_endpoints() -> None:
         ("base = 'other.toml'\n", "other.toml: [the file] title is missing"),
     ],
 )
-def test_a_mistake_about_the_base_is_told_in_a_line(
+def test_a_mistake_about_the_base_is_reported_in_a_line(
     tmp_path: Path, text: str, found: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "own.toml").write_text(text)

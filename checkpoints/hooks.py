@@ -4,6 +4,8 @@ An inner value is a tensor that a module returns, under that module's name: `lay
 module returns several, each has an index: `attention[0]`, `attention[0][1]`, `encoder[hidden]`. A
 module that is called several times in one pass gives `act`, `act#2`, `act#3` …, in that order. A
 tensor that no module returns has no name, unless the network's author passes it through `Exposed`.
+Outputs are searched through tuples, lists, dictionaries, dataclasses and the types registered with
+torch's pytrees.
 
 A pattern is a name in which `*` matches anything and `?` one character; brackets are literal.
 Without a `#` it matches every call of the module; `act#1` matches only the first. A pattern that
@@ -19,13 +21,16 @@ forward methods check, would work for `Exposed` only.
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import difflib
+import inspect
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from fnmatch import fnmatchcase
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -70,6 +75,7 @@ def reading(network: nn.Module, patterns: str | Sequence[str]) -> Iterator[dict[
         {name: value} of the last forward pass, in the order of computation; empty before the first.
 
     Raises:
+        TypeError: an argument of another type.
         ValueError: a pattern matches nothing.
 
     Cost: the memory of the values, twice during the forward pass.
@@ -80,8 +86,7 @@ def reading(network: nn.Module, patterns: str | Sequence[str]) -> Iterator[dict[
         values[name] = value
         return value.clone()
 
-    chosen = [patterns] if isinstance(patterns, str) else patterns
-    with _hooked(network, chosen, keep, values.clear):
+    with _hooked(network, _patterns(patterns), keep, values.clear):
         yield values
 
 
@@ -96,6 +101,7 @@ def watching(
         functions: {pattern: function of a value's name and the value, which it must not change}.
 
     Raises:
+        TypeError: an argument of another type.
         ValueError: a pattern matches nothing.
     """
 
@@ -104,7 +110,7 @@ def watching(
             functions[pattern](name, value)
         return value
 
-    with _hooked(network, functions, look):
+    with _hooked(network, _functions(functions), look):
         yield
 
 
@@ -126,6 +132,7 @@ def replacing(
             another, in this order.
 
     Raises:
+        TypeError: an argument of another type.
         ValueError: a pattern matches nothing, or, during the forward pass, a replacement differs
             from its value in shape, dtype or device.
     """
@@ -141,7 +148,7 @@ def replacing(
             value = new
         return value
 
-    with _hooked(network, functions, replace):
+    with _hooked(network, _functions(functions), replace):
         yield
 
 
@@ -150,22 +157,32 @@ def names(network: nn.Module, inputs: Tensor | Mapping[str, Tensor]) -> dict[str
 
     Args:
         network: runs in eval mode, and is returned to the mode it was in.
-        inputs: one example, a tensor or {name: tensor}.
+        inputs: one example, a tensor or {name: tensor}. A single one is passed by position if the
+            network has no argument of its name.
+
+    Raises:
+        TypeError: inputs that the network does not take.
 
     Cost: one forward pass.
     """
+    _check_network(network)
+    args, kwargs = _arguments(network, inputs)
+    return names_during(network, lambda: network(*args, **kwargs))
+
+
+def names_during(network: nn.Module, call: Callable[[], Any]) -> dict[str, tuple[int, ...]]:
+    """See `names`, for a function that calls the network."""
     if not any(True for _ in network.children()):
         return {}
     found: dict[str, tuple[int, ...]] = {}
     modes = {module: module.training for module in network.modules()}
-    given = inputs if isinstance(inputs, Mapping) else {"": inputs}
     try:
         network.eval()
         with (
             torch.inference_mode(),
             watching(network, {"*": lambda name, value: found.update({name: tuple(value.shape)})}),
         ):
-            network(**given) if len(given) > 1 else network(*given.values())
+            call()
     finally:
         for module, mode in modes.items():
             module.training = mode
@@ -187,6 +204,7 @@ def _hooked(
         change: see `Change`.
         at_start: called at the beginning of a pass.
     """
+    _check_network(network)
     modules = {name: module for name, module in network.named_modules() if name}
     for pattern in patterns:
         if not any(_is_like(name, _of_module(pattern)) for name in modules):
@@ -205,11 +223,12 @@ def _hooked(
     def end(*_: Any) -> None:
         for pattern in patterns:
             if is_open and pattern not in met:
-                raise ValueError(_unknown(pattern, [*passed, *modules]))
+                like = [name for name in modules if _is_like(name, _of_module(pattern))]
+                called = any(calls[name] for name in like)
+                others = modules if called else [name for name in modules if name not in like]
+                raise ValueError(_unknown(pattern, [*passed, *others], called=called))
 
-    def changed(name: str, call: int, value: Any) -> Any:
-        if not isinstance(value, Tensor):
-            return value
+    def changed(name: str, call: int, value: Tensor) -> Tensor:
         full = name if call == 1 else f"{name}#{call}"
         passed[full] = None
         matched = [
@@ -225,11 +244,7 @@ def _hooked(
             if not is_open:
                 return None
             calls[name] += 1
-            leaves, form = pytree.tree_flatten_with_path(output)
-            new = [changed(name + _index(path), calls[name], value) for path, value in leaves]
-            if all(a is b for a, (_, b) in zip(new, leaves, strict=True)):
-                return None  # keep the object that the module returned
-            return pytree.tree_unflatten(new, form)
+            return _mapped(output, name, lambda index, value: changed(index, calls[name], value))
 
         return hook
 
@@ -254,23 +269,137 @@ def _of_module(pattern: str) -> str:
     return re.sub(r"(\[[^]]*\])*(#.*)?$", "", pattern)
 
 
-def _index(path: Sequence[Any]) -> str:
-    """The index of a tensor in a module's output."""
-    keys = (getattr(key, "idx", getattr(key, "key", getattr(key, "name", key))) for key in path)
-    return "".join(f"[{key}]" for key in keys)
+def _mapped(output: Any, name: str, change: Callable[[str, Tensor], Tensor]) -> Any:
+    """`output` with `change(name with index, tensor)` for each of its tensors.
+
+    What holds no tensor that changes is returned itself, else a copy.
+    """
+    if isinstance(output, Tensor):
+        return change(name, output)
+    parts = _parts(output)
+    new = {key: _mapped(part, f"{name}[{key}]", change) for key, part in parts.items()}
+    if all(new[key] is part for key, part in parts.items()):
+        return output
+    return _rebuilt(output, new)
+
+
+def _parts(output: Any) -> dict[Any, Any]:
+    """{key: part} of what a module returned, one level deep; nothing if it is not a container."""
+    parts = {name: getattr(output, name) for name in _fields(output)}
+    if isinstance(output, MutableMapping):
+        parts |= output
+    if parts:
+        return parts
+    if isinstance(output, tuple) and hasattr(output, "_fields"):
+        return dict(zip(output._fields, output, strict=True))
+    if isinstance(output, tuple | list):
+        return dict(enumerate(output))
+    leaves = pytree.tree_leaves(output, is_leaf=lambda part: part is not output)
+    return {} if any(leaf is output for leaf in leaves) else dict(enumerate(leaves))
+
+
+def _rebuilt(output: Any, new: dict[Any, Any]) -> Any:
+    """A copy of `output` with other `_parts`; neither `__init__` nor `__post_init__` runs."""
+    fields, is_mapping = _fields(output), isinstance(output, MutableMapping)
+    if fields or is_mapping:
+        twin = copy.copy(output) if not (fields and is_mapping) else _copied(output)
+        for key, part in new.items():
+            if key in fields:
+                object.__setattr__(twin, key, part)  # frozen ones as well
+            if is_mapping and key in output:
+                twin[key] = part
+        return twin
+    if isinstance(output, tuple) and hasattr(output, "_make"):
+        return output._make(new.values())
+    if isinstance(output, tuple | list):
+        return type(output)(new.values())
+    form = pytree.tree_structure(output, is_leaf=lambda part: part is not output)
+    return pytree.tree_unflatten(new.values(), form)
+
+
+def _fields(output: Any) -> list[str]:
+    """The fields that a dataclass has values for; none of anything else."""
+    if isinstance(output, type) or not dataclasses.is_dataclass(output):
+        return []
+    return [field.name for field in dataclasses.fields(output) if hasattr(output, field.name)]
+
+
+def _copied(output: Any) -> Any:
+    """A copy of a dataclass that is a dictionary too, such as the ModelOutput of Hugging Face.
+
+    Only its items are left to be set: `copy.copy` would call it without its required fields.
+    """
+    kind: Any = type(output)
+    twin = kind.__new__(kind)
+    vars(twin).update(vars(output))
+    return twin
 
 
 def _described(value: Any) -> str:
     if not isinstance(value, Tensor):
-        return f"a {type(value).__name__}"
+        return f"an object of type {type(value).__name__}"
     return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')} on {value.device}"
 
 
-def _unknown(pattern: str, known: Collection[str]) -> str:
-    # without duplicates, and without the name of a module that was not called
+def _unknown(pattern: str, known: Collection[str], *, called: bool = True) -> str:
+    # without duplicates, and without the module of this name, which has no such value
     others = [name for name in dict.fromkeys(known) if name != pattern]
     close = ", ".join(difflib.get_close_matches(pattern, others, cutoff=0)) or "none"
-    return (
-        f"{pattern}: the network has no inner value of this name; close names: {close}. "
-        "hooks.names(network, inputs) lists all."
+    what = (
+        "the network has no inner value of this name"
+        if called
+        else "the forward pass did not call this module, so it has no value"
+    )
+    return f"{pattern}: {what}; close names: {close}. hooks.names(network, inputs) lists all."
+
+
+def _check_network(network: nn.Module) -> None:
+    if not isinstance(network, nn.Module):
+        raise TypeError(f"network is {_described(network)}; expected a torch.nn.Module.")
+
+
+def _patterns(patterns: Any) -> list[str]:
+    given = patterns if isinstance(patterns, Collection) else [patterns]
+    chosen = [patterns] if isinstance(patterns, str) else list(given)
+    for pattern in chosen:
+        if not isinstance(pattern, str):
+            raise TypeError(
+                f"a pattern is {_described(pattern)}; expected a name such as 'layer1.*', or a "
+                "list of names."
+            )
+    return chosen
+
+
+_Functions = TypeVar("_Functions", bound=Mapping[str, Callable[..., Any]])
+
+
+def _functions(functions: _Functions) -> _Functions:
+    if not isinstance(functions, Mapping):
+        raise TypeError(
+            f"functions is {_described(functions)}; expected {{pattern: function}}, such as "
+            "{'layer1.*': torch.zeros_like}."
+        )
+    for pattern, function in zip(_patterns(functions), functions.values(), strict=True):
+        if not callable(function):
+            raise TypeError(f"{pattern}: {_described(function)}; expected a function.")
+    return functions
+
+
+def _arguments(network: nn.Module, inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """How to pass `inputs` to the network: (args, kwargs)."""
+    ways: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+    if isinstance(inputs, Tensor):
+        ways = [((inputs,), {})]
+    elif isinstance(inputs, Mapping):
+        ways = [((), dict(inputs)), (tuple(inputs.values()), {})][: 2 if len(inputs) == 1 else 1]
+    signature = inspect.signature(network.forward)
+    for args, kwargs in ways:
+        with suppress(TypeError):
+            signature.bind(*args, **kwargs)
+            return args, kwargs
+    given = f"{{{', '.join(inputs)}}}" if isinstance(inputs, Mapping) else _described(inputs)
+    taken = ", ".join(signature.parameters)
+    raise TypeError(
+        f"inputs is {given}; expected one example for forward({taken}): a tensor, or "
+        "{name: tensor} where it takes arguments by name."
     )

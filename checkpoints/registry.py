@@ -4,28 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import get_args
 
 from torch import nn
 
-from checkpoints.data import cifar, fashion_mnist, folder, function, npz, sample
+from checkpoints.data import folder, function, npz
 from checkpoints.data.images import Images, Split
-from checkpoints.models import resnet
 from checkpoints.models.family import Family
 
-FAMILIES: list[Family] = [
-    resnet.FAMILY,
+FAMILY_PLACES = [
+    "checkpoints.models.resnet:FAMILY",
 ]
+DATASET_PLACES = {
+    "fashion-mnist-sample": "checkpoints.data.sample:load",
+    "fashion-mnist": "checkpoints.data.fashion_mnist:load",
+    "cifar10": "checkpoints.data.cifar:load10",
+    "cifar100": "checkpoints.data.cifar:load100",
+}
 
+FAMILIES: list[Family] = [resolve_name(place) for place in FAMILY_PLACES]
 MODELS: dict[str, Callable[..., nn.Module]] = {
     name: builder for family in FAMILIES for name, builder in family.builders.items()
 }
-
 DATASETS: dict[str, Callable[[Split, Path | None], Images]] = {
-    "fashion-mnist-sample": sample.load,
-    "fashion-mnist": fashion_mnist.load,
-    "cifar10": cifar.load10,
-    "cifar100": cifar.load100,
+    name: resolve_name(place) for name, place in DATASET_PLACES.items()
 }
 
 

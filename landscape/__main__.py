@@ -1,4 +1,4 @@
-"""The commands that there are: python -m landscape."""
+"""The list of commands: python -m landscape."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m landscape",
         usage="python -m COMMAND [options]",
         description=f"Loss-landscape probes of trained networks. Commands:\n\n{rows}\n\nEach runs "
-        "as it stands (a study and a figure need a name), and says more with --help.",
+        "without options (a study and a figure need a name), and says more with --help.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.parse_args(arguments)

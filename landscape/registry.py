@@ -1,24 +1,27 @@
-"""What can be measured, by name: one line per probe."""
+"""The probes by name: one line per probe."""
 
 from __future__ import annotations
 
-from landscape import attention, hessian, interpolate, sensitivity, surface
+from pkgutil import resolve_name
+
 from landscape.core.plan import Probe
 
-PROBES: dict[str, Probe] = {
-    "attention": attention.PROBE,
-    "hessian": hessian.PROBE,
-    "interpolate": interpolate.PROBE,
-    "sensitivity": sensitivity.PROBE,
-    "surface": surface.PROBE,
+PLACES = {
+    "attention": "landscape.attention:PROBE",
+    "hessian": "landscape.hessian:PROBE",
+    "interpolate": "landscape.interpolate:PROBE",
+    "sensitivity": "landscape.sensitivity:PROBE",
+    "surface": "landscape.surface:PROBE",
 }
+
+PROBES: dict[str, Probe] = {name: resolve_name(place) for name, place in PLACES.items()}
 
 
 def probe_named(name: str) -> Probe:
     """The probe called `name`.
 
     Raises:
-        ValueError: there is none of that name.
+        ValueError: there is no such probe.
     """
     if name not in PROBES:
         raise ValueError(f"there is no probe {name!r}. Known: {', '.join(PROBES)}.")

@@ -111,9 +111,9 @@ class Decided(Spec):
 def surface(problem: Problem, spec: Spec) -> Plan:
     """Loss and accuracy over the examples, at every point of a grid through the origin.
 
-    Every point is computed anew from the origin, origin + alpha * first + beta * second. In the
+    Every point is computed from the origin, as origin + alpha * first + beta * second. In the
     weight space the loss is the mean over examples at those weights. In the input space every
-    example moves along a direction of its own, by the same step.
+    example moves along its own direction, by the same step.
 
     Args:
         problem: with its batch size decided.
@@ -122,8 +122,8 @@ def surface(problem: Problem, spec: Spec) -> Plan:
     Returns:
         A plan with dims (alpha) or (alpha, beta): `loss` in nat and `accuracy` as a fraction,
         means over examples; `_stderr` the standard errors of these means over the examples, for
-        directions held fixed; `example_loss` on request. A loss that diverges is stored as it
-        comes, inf or NaN.
+        directions held fixed; `example_loss` on request. A loss that diverges is stored as inf or
+        NaN.
 
     Raises:
         ValueError: options that contradict each other; a second checkpoint or stored directions
@@ -169,7 +169,7 @@ def surface(problem: Problem, spec: Spec) -> Plan:
 
 
 def _save(axes: Sequence[Tensors], spec: Decided, provenance: dict[str, Any]) -> None:
-    """Write the directions, if that is asked for."""
+    """Write the directions, if requested."""
     if spec.save_directions:
         path = Path(spec.save_directions)
         run = store.identity("surface", asdict(replace(spec, save_directions=None)), provenance)
@@ -234,7 +234,7 @@ def _steps(spec: Decided, axis: int) -> NDArray[np.float64]:
 
 
 def _label(spec: Decided, axis: int) -> tuple[str, str]:
-    """What an axis is, and its unit."""
+    """The label of an axis, and its unit."""
     if spec.to and axis == 0:
         return f"from this network (0) to {Path(spec.to).name} (1)", "1"
     which = ("first", "second")[axis]

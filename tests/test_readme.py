@@ -37,3 +37,21 @@ def test_every_link_of_the_pages_leads_somewhere() -> None:
         for link in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
             if "://" not in link:
                 assert (page.parent / link).exists(), f"{page.name}: {link}"
+
+
+def test_the_tree_has_a_line_for_every_folder() -> None:
+    (tree,) = re.findall(r"## Where things are\n\n```\n(.*?)```", README, re.DOTALL)
+    listed, top = [], ""
+    for line in tree.splitlines():
+        name, about = line.split(maxsplit=1)
+        top = top if line.startswith("  ") else name
+        listed.append(name if name == top else top + name)
+        assert about
+    for package in ("checkpoints", "landscape", "analysis"):
+        folders = [path.parent for path in (ROOT / package).glob("*/*.*")]
+        found = {f"{path.relative_to(ROOT)}/" for path in folders if path.name[0] not in "_."}
+        assert found == {
+            name for name in listed if name.startswith(package) and name.count("/") > 1
+        }
+    for name in listed:
+        assert (ROOT / name).is_dir(), name

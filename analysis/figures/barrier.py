@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.transforms import ScaledTranslation
 
 from analysis import results
-from analysis.figures.arrange import Page, overlay
+from analysis.figures.arrange import Kind, Page, has_stderr, overlay
 from analysis.figures.profile import profile
 from analysis.figures.scale import Scale
 
@@ -72,3 +72,14 @@ def on_the_line(page: Page) -> Figure:
     """All lines, and all treatments of batch norm's statistics, in the same Axes."""
     parts = [part for result in page.shown for part in treatments(result)]
     return overlay(replace(page, shown=parts))
+
+
+KIND = Kind(
+    barrier,
+    probe="interpolate",
+    dimensions=1,
+    arrange=on_the_line,
+    needs=("barrier",),
+    variables=("loss", "accuracy"),
+    also=has_stderr,
+)

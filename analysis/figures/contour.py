@@ -12,6 +12,7 @@ from matplotlib.collections import PolyCollection
 
 from analysis import results
 from analysis.figures import style
+from analysis.figures.arrange import Kind, on_the_grid, panels
 from analysis.figures.grid import Grid
 from analysis.figures.scale import Scale, shared_scale
 from analysis.stats.arrays import Floats
@@ -153,3 +154,12 @@ def _ink(level: float, scale: Scale) -> str:
     """Black or white, whichever shows on the colour of `level`."""
     red, green, blue, _ = style.colours()(float(scale.norm(level)))
     return "black" if 0.3 * red + 0.6 * green + 0.1 * blue > 0.5 else "white"
+
+
+KIND = Kind(
+    contour,
+    probe="surface",
+    dimensions=2,
+    arrange=panels,
+    also=on_the_grid,
+)

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from analysis import results
 from analysis.figures import style
-from analysis.figures.arrange import Page, fit_height, legend, new_figure, title, wrapped
+from analysis.figures.arrange import Kind, Page, fit_height, legend, new_figure, title, wrapped
 from analysis.figures.distribution import steps
 from analysis.stats.arrays import Floats
 
@@ -115,3 +115,13 @@ def _which(result: xr.Dataset) -> str:
 def _differs(result: xr.Dataset) -> bool:
     """Whether some eigenpair is not that of the Gauss-Newton matrix."""
     return bool((_measured(result, "from_jacobian") != 1).any())
+
+
+KIND = Kind(
+    curvature,
+    probe="hessian",
+    dimensions=1,
+    arrange=curvatures,
+    needs=("from_jacobian",),
+    variables=("eigenvalue",),
+)

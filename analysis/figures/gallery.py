@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from analysis import results
-from analysis.figures.arrange import Page, fit_height, legend, new_figure
+from analysis.figures.arrange import Kind, Page, fit_height, legend, new_figure
 
 _CURVES = 2  # height of the probabilities, in heights of a strip of images
 _GAP = 0.06  # between images, of their width
@@ -137,3 +137,13 @@ def _same_images(first: xr.Dataset, other: xr.Dataset) -> bool:
         return False
     one, two = first["image"].values, other["image"].values
     return bool((np.isnan(one) | np.isnan(two) | (one == two)).all())
+
+
+KIND = Kind(
+    probabilities,
+    probe="interpolate",
+    dimensions=1,
+    arrange=gallery,
+    needs=("image",),
+    variables=("probability",),
+)

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis import results
-from analysis.figures.arrange import Page, overlay
+from analysis.figures.arrange import Kind, Page, overlay
 from analysis.figures.profile import profile
 from analysis.figures.scale import Scale
 from analysis.stats.density import mean_and_stderr
@@ -71,3 +71,13 @@ def over_sigma(result: xr.Dataset) -> xr.Dataset:
 def noises(page: Page) -> Figure:
     """All results in the same Axes, one Axes a variable."""
     return overlay(replace(page, shown=[over_sigma(result) for result in page.shown]))
+
+
+KIND = Kind(
+    noise,
+    probe="sensitivity",
+    dimensions=1,
+    arrange=noises,
+    needs=("noise_loss",),
+    variables=("noise_loss", "noise_accuracy"),
+)

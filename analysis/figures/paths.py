@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from analysis import results
 from analysis.figures import style
-from analysis.figures.arrange import Page, fit_height, legend, new_figure, wrapped
+from analysis.figures.arrange import Kind, Page, fit_height, legend, new_figure, wrapped
 from analysis.figures.scale import LOG_RATIO, Choice
 
 QUANTILES = (0.25, 0.5, 0.75)
@@ -149,3 +149,14 @@ def _explain(ax: Axes, common: Sequence[str]) -> None:
         for line, label in _SAMPLES:
             ax.plot([], [], color="0.4", linestyle=line, label=label)
     ax.fill_between([], [], color="0.4", alpha=0.3, lw=0, label="middle half")
+
+
+KIND = Kind(
+    along,
+    probe="interpolate",
+    dimensions=1,
+    arrange=by_kind,
+    needs=("probability",),
+    variables=("probability", "jacobian_norm"),
+    also=on_paths,
+)

@@ -10,6 +10,7 @@ from matplotlib.lines import Line2D
 
 from analysis import results
 from analysis.figures import style
+from analysis.figures.arrange import Kind, has_stderr, overlay
 from analysis.figures.contour import network_label, networks
 from analysis.figures.scale import Scale, shared_scale
 
@@ -105,3 +106,13 @@ def _examples(result: xr.Dataset, ax: Axes, variable: str, colour: str) -> None:
     ax.plot(x, middle, color=colour, linestyle=":", linewidth=0.9)
     ax.plot([], [], color="0.4", linestyle=":", linewidth=0.9, label="median of examples")
     ax.fill_between([], [], fc="0.92", ec="0.4", lw=0.3, label="10\N{EN DASH}90 % of examples")
+
+
+KIND = Kind(
+    profile,
+    probe="surface",
+    dimensions=1,
+    arrange=overlay,
+    variables=("loss", "accuracy"),
+    also=has_stderr,
+)

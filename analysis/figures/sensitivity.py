@@ -14,7 +14,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from analysis import results
 from analysis.figures import style
-from analysis.figures.arrange import Page, fit_height, legend, new_figure, title, wrapped
+from analysis.figures.arrange import Kind, Page, fit_height, legend, new_figure, title, wrapped
 from analysis.figures.distribution import few_ticks, steps, tick_text
 from analysis.figures.scale import CEILING_RATIO
 from analysis.stats.arrays import Floats
@@ -227,3 +227,29 @@ def radius_curves(page: Page) -> Figure:
     legend(figure, axes, labels)
     fit_height(figure, axes, len(rows), _HEIGHT)
     return figure
+
+
+NORMS = Kind(
+    distribution,
+    probe="sensitivity",
+    dimensions=1,
+    arrange=distributions,
+    variables=(
+        "gradient_l2",
+        "margin_gradient_l2",
+        "jacobian_frobenius",
+        "jacobian_spectral",
+        "softmax_jacobian_frobenius",
+        "gauss_newton_eigenvalue",
+    ),
+    also=not_negative,
+)
+RADII = Kind(
+    radius_curve,
+    probe="sensitivity",
+    dimensions=1,
+    arrange=radius_curves,
+    variables=("second_difference", "gradient_change"),
+    needs=("second_difference",),
+    also=over_radii,
+)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from analysis import results
 from analysis.figures import style
-from analysis.figures.arrange import Page, fit_height, legend, new_figure, title, wrapped
+from analysis.figures.arrange import Kind, Page, fit_height, legend, new_figure, title, wrapped
 from analysis.figures.distribution import tick_text
 from analysis.stats.arrays import Floats
 from analysis.stats.density import (
@@ -301,3 +301,21 @@ def _estimate(value: float, stderr: float) -> str:
         return f"{value:.4g}"
     decimals = max(0, 1 - int(np.floor(np.log10(stderr))))
     return f"{value:,.{decimals}f} \N{PLUS-MINUS SIGN} {stderr:,.{decimals}f}"
+
+
+SPECTRUM = Kind(
+    spectrum,
+    probe="hessian",
+    dimensions=1,
+    arrange=spectra,
+    needs=("node",),
+    variables=("node",),
+)
+EIGENVALUES = Kind(
+    ranked,
+    probe="hessian",
+    dimensions=1,
+    arrange=ranks,
+    needs=("eigenvalue", "end"),
+    variables=("eigenvalue",),
+)

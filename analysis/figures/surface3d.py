@@ -15,6 +15,7 @@ from mpl_toolkits.mplot3d.art3d import (  # type: ignore[import-untyped, unused-
 
 from analysis import results
 from analysis.figures import style
+from analysis.figures.arrange import Kind, on_the_grid, panels
 from analysis.figures.contour import gap_marks, limits, network_label, networks
 from analysis.figures.grid import Grid
 from analysis.figures.scale import Scale, shared_scale
@@ -100,3 +101,13 @@ def surface3d(
     ax.set_box_aspect((4, 4, 3), zoom=1.0)
     ax.view_init(elev=30, azim=-60)
     return surface
+
+
+KIND = Kind(
+    surface3d,
+    probe="surface",
+    dimensions=2,
+    arrange=panels,
+    projection="3d",
+    also=on_the_grid,
+)

@@ -23,7 +23,7 @@ def no_options(shapes: Shapes) -> dict[str, Any] | None:
 
 @dataclass(frozen=True)
 class Family:
-    """What the loader needs from a family. Register it in `checkpoints.registry.FAMILIES`.
+    """What the loader needs from a family. Register it in `checkpoints/registry.py`.
 
     Args:
         builders: {name: builder}; a builder returns a network.

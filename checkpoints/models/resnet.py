@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from pkgutil import resolve_name
 from typing import Any, Literal, cast
 
 import torch
@@ -12,14 +13,16 @@ from torch.nn import functional
 
 from checkpoints.models.family import Family
 from checkpoints.models.merge import MERGES
-from checkpoints.models.se import SqueezeExcitation
 
 # The product that trains best and most stably here; docs/models.md has the measurements.
 DEFAULT_PRODUCT = "bn_product_mean1"
 
+ATTENTION_PLACES = {
+    "none": "torch.nn:Identity",
+    "se": "checkpoints.models.se:SqueezeExcitation",
+}
 ATTENTIONS: dict[str, Callable[[int], nn.Module]] = {
-    "none": lambda channels: nn.Identity(),
-    "se": SqueezeExcitation,
+    name: resolve_name(place) for name, place in ATTENTION_PLACES.items()
 }
 
 # Blocks per stage of the four-stage networks; all other depths are 6n+2, in three stages.

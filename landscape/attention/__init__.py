@@ -163,6 +163,6 @@ def _tell(result: xr.Dataset) -> list[str]:
     return lines
 
 
-PROBE = Probe("attention", Spec, attention)
+PROBE = Probe("attention", Spec, attention, ckpt="fmmnet8.pt")
 
 __all__ = ["PARTS", "PROBE", "Spec", "attention"]

@@ -54,7 +54,7 @@ class Measurement:
         numbers = [cell["example"] for cell in cells]
         inputs = {name: value[numbers] for name, value in problem.inputs.items()}
         targets = problem.targets[numbers]
-        seed = (spec.seed, SHAPLEY, *numbers)
+        seed = (spec.seed, SHAPLEY)  # the same orders for all examples, in whatever batches
         measured = Importance(self.space, inputs, targets, self.gates.means, spec, seed)
         values: Values = {"attention": self.attention[numbers]}
         if "agreement" in spec.parts:

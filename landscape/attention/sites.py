@@ -20,7 +20,7 @@ FORMS = (
 
 @dataclass(frozen=True)
 class Site:
-    """A place where features are multiplied by a gate.
+    """A place where features are multiplied by a gate: after = gate * before.
 
     A gate with one value per channel, (N, C) or (N, C, 1, 1), is compared channel by channel, and
     so is one with a value per channel and position, by its mean over the positions. One with a
@@ -102,7 +102,7 @@ def found(space: Inputs, patterns: Sequence[str], patches: int) -> list[Site]:
         ValueError: there is none, or none matches a pattern.
     """
     values = space.inner_values()
-    sites = []
+    sites: list[Site] = []
     for name in _modules(values):
         for form in FORMS:
             gate, before, after = (part.format(name) for part in form)
@@ -114,6 +114,7 @@ def found(space: Inputs, patterns: Sequence[str], patches: int) -> list[Site]:
             spatial = len(shape) == 4 and shape[1] == 1 != maps[1]
             side = min(patches, *maps[2:]) if spatial else 0
             sites.append(Site(name, gate, before, after, side**2 if side else maps[1], side))
+    sites = _multiplying(space, sites)
     if not sites:
         raise ValueError(
             "the network multiplies no features by a gate that it hands out. Expected a module "
@@ -131,6 +132,22 @@ def found(space: Inputs, patterns: Sequence[str], patches: int) -> list[Site]:
         for site in sites
         if not patterns or any(fnmatchcase(site.name, pattern) for pattern in patterns)
     ]
+
+
+def _multiplying(space: Inputs, sites: Sequence[Site]) -> list[Site]:
+    """Those at which the features after are the gate times the features before, and not a sum."""
+    if not sites:
+        return []
+    names = [name for site in sites for name in (site.gate, site.before, site.after)]
+    with torch.no_grad(), space.exact(), space.reading(names) as values:
+        space.outputs({name: value[:1] for name, value in space.origin.items()})
+    kept = []
+    for site in sites:
+        gate, before, after = (values[n] for n in (site.gate, site.before, site.after))
+        product = before * (gate if gate.ndim == 4 else gate[:, :, None, None])
+        if torch.allclose(product, after, rtol=1e-3, atol=1e-6 * float(after.abs().max())):
+            kept.append(site)
+    return kept
 
 
 def _modules(values: dict[str, tuple[int, ...]]) -> list[str]:

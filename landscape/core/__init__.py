@@ -1,1 +1,1 @@
-"""What the probes stand on."""
+"""What the probes share: spaces, directions, plans, result files, the command line."""

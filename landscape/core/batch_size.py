@@ -1,4 +1,4 @@
-"""How many examples pass through a network at once, and by which kernels."""
+"""How many examples are evaluated at once, and by which kernels."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ def prepared(
     """The problem with its kernels and its batch size decided.
 
     Args:
-        problem: what it does not say is decided by the result file, else by a comparison with
-            float64 and by a measurement.
+        problem: kernels and batch size that it leaves open come from the result file, or else from
+            a comparison with float64 and a timing.
         derivatives: what the probe computes; see `kernels.chosen`.
-        path: the result file, where there is one.
-        say: is handed a line where a faster choice of kernels is given up.
+        path: the result file, if any.
+        say: called with a line if a faster choice of kernels is rejected.
 
     Raises:
         ValueError: the problem is not a function of one example, see `checkpoints.checks`; no
@@ -58,7 +58,7 @@ def _checked(
         space = _first(problem, 2)
     except ValueError:
         raise
-    except Exception as error:  # the network may be the user's own and raise anything
+    except Exception as error:  # a user's network may raise anything
         text = checks.reason(error)
         raise ValueError(f"the network fails on the first examples: {text}") from error
     before = {name: value.clone() for name, value in space.tensors.items()}
@@ -97,7 +97,7 @@ def fastest_batch(problem: Problem) -> int:
     """The batch size at which a forward pass costs the least per example.
 
     Args:
-        problem: its own batch size is not looked at.
+        problem: its own batch size is ignored.
 
     Returns:
         `USUAL_BATCH`, or a candidate that is more than a tenth faster: small differences are

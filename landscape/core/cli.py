@@ -17,25 +17,25 @@ from checkpoints import kernels, options
 from checkpoints.device import keep_freed_memory, memory_exhausted
 from checkpoints.kernels import Derivatives
 from checkpoints.problem import Problem
-from checkpoints.source import Source
+from checkpoints.source import DEFAULT, Source
 from landscape.core import batch_size
 from landscape.core.plan import Probe, Workers, run
 from landscape.core.workers import workers_of_this_process
 
 
 def main(probe: Probe, arguments: list[str] | None = None) -> int:
-    """Measure `probe` of a checkpoint as the command line says.
+    """Measure `probe` of a checkpoint according to the command line.
 
     Returns:
-        0 done, 1 refused with one line on stderr, 130 stopped with what was measured saved;
-        argparse exits with 2 itself.
+        0 done, 1 refused with one line on stderr, 130 stopped with the results so far saved;
+        argparse itself exits with 2.
     """
     chosen = _parser(probe).parse_args(arguments)
     return guarded(lambda: _measure(probe, chosen))
 
 
 def guarded(action: Callable[[], int]) -> int:
-    """The exit status of `action`, or of what ended it, reported in one line on stderr.
+    """The exit status of `action`, or of the error that ended it, reported in one line on stderr.
 
     SIGTERM ends it as Ctrl-C does.
 
@@ -65,7 +65,7 @@ def guarded(action: Callable[[], int]) -> int:
 
 
 def say(line: str) -> None:
-    """Tell the user, once however many ranks there are."""
+    """Inform the user, once for all ranks."""
     if os.environ.get("RANK", "0") == "0":
         print(line, file=sys.stderr, flush=True)
 
@@ -76,7 +76,7 @@ def interrupt(signal_number: int, frame: FrameType | None) -> None:
 
 
 def _prepared(problem: Problem, derivatives: Derivatives, out: Path, workers: Workers) -> Problem:
-    """The problem as rank 0 prepares it; the kernels must be right where this rank runs too."""
+    """The problem as prepared by rank 0, whose kernels must be correct on this rank too."""
 
     def prepare() -> dict[str, Any]:
         ready = batch_size.prepared(problem, derivatives, out, say)
@@ -111,10 +111,11 @@ def _measure(probe: Probe, chosen: argparse.Namespace) -> int:
     first = workers.rank == 0
     keep_freed_memory()
     spec = options.from_flags(probe.spec, chosen)
+    if not hasattr(chosen, "ckpt"):
+        chosen.ckpt = probe.ckpt or DEFAULT
+        say(f"--ckpt was not given: {chosen.ckpt}, a network that ships.")
     source = options.from_flags(Source, chosen)
     out = chosen.out or Path(f"{Path(source.ckpt).stem}.{probe.name}.h5")
-    if not hasattr(chosen, "ckpt"):
-        say(f"--ckpt was not given: {source.ckpt}, a network that ships.")
     problem = source.problem(say)
     problem = _prepared(problem, spec.derivatives, out, workers)
     plan = probe.plan(problem, spec)
@@ -132,7 +133,7 @@ def _measure(probe: Probe, chosen: argparse.Namespace) -> int:
         for path in (out, *plan.extra_files):
             print(path)
         if chosen.figure:
-            # Only here does the package know of the other: to draw the file that it has written.
+            # The only use of `analysis.figures` in this package: to draw the file just written.
             from analysis.figures import draw_beside
 
             for path in draw_beside(out):

@@ -31,9 +31,9 @@ def save(
 
     Args:
         directions: at least one.
-        path: the file; replaced where it is there, so `check_place` comes first.
+        path: the file; an existing one is replaced, so call `check_place` first.
         about: attributes of the group, such as the eigenvalue of each direction.
-        run: what they belong to, from `store.identity`.
+        run: the run that they belong to, from `store.identity`.
 
     Raises:
         ValueError: `path` cannot be written.
@@ -56,7 +56,7 @@ def load(path: Path, origin: Tensors) -> list[Tensors]:
 
     Args:
         path: written by `save`, or a result with stored eigenvectors.
-        origin: gives the names, shapes, dtypes and devices that they must fit.
+        origin: gives names, shapes, dtypes and devices, which they must match.
 
     Returns:
         All of them, in the file's order.
@@ -96,14 +96,14 @@ def load(path: Path, origin: Tensors) -> list[Tensors]:
 
 
 def check_place(path: Path, run: str) -> None:
-    """Refuse a place for directions that holds anything but what the same run has written.
+    """Refuse a path for directions at which there is anything not written by the same run.
 
     Args:
-        path: where they are to be written.
-        run: what they belong to, from `store.identity`.
+        path: of the directions.
+        run: the run that they belong to, from `store.identity`.
 
     Raises:
-        ValueError: with what is wrong, and what to choose.
+        ValueError: the path is taken.
     """
     store.check_writable(path)
     if not path.exists() or attributes(path).get("run") == run:
@@ -115,7 +115,7 @@ def check_place(path: Path, run: str) -> None:
 
 
 def attributes(path: Path) -> dict[str, Any]:
-    """What a file of directions tells about them; nothing where it is missing or no such file."""
+    """The attributes of a file of directions; empty if it is missing or another kind of file."""
     if not path.is_file() or not h5py.is_hdf5(path):
         return {}
     with h5py.File(path) as file:

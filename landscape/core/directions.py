@@ -1,4 +1,4 @@
-"""Directions to move in: drawn, scaled, made orthogonal, checked."""
+"""Directions: drawing, scaling, orthogonalising and checking them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def gaussian(origin: Tensors, generator: torch.Generator) -> Tensors:
 
     Args:
         origin: {name: tensor}; gives names, shapes, dtypes and devices.
-        generator: on the CPU; it is moved on.
+        generator: on the CPU; its state advances.
     """
     return {
         name: torch.randn(value.shape, generator=generator, dtype=torch.float64).to(value)
@@ -40,15 +40,15 @@ def difference(end: Tensors, origin: Tensors) -> Tensors:
 
 
 def displaced(origin: Tensors, directions: Sequence[Tensors], steps: Sequence[float]) -> Tensors:
-    """The point origin + sum of step * direction, computed anew from the origin.
+    """The point origin + sum of step * direction, computed from the origin.
 
     Args:
         origin: {name: tensor}.
         directions: each with the names and shapes of `origin`.
-        steps: one a direction.
+        steps: one per direction.
 
     Returns:
-        A new point; a step of 0 leaves `origin`'s values exactly.
+        A new point; with steps of 0 exactly `origin`'s values.
     """
     point = [value.clone(memory_format=torch.preserve_format) for value in origin.values()]
     for direction, step in zip(directions, steps, strict=True):
@@ -66,12 +66,12 @@ def normalize(direction: Tensors, origin: Tensors, how: Normalization) -> Tensor
     have the same surface.
 
     Args:
-        direction: {name: tensor}, any scale. What is zero stays zero.
+        direction: {name: tensor}, any scale. Zeros stay zero.
         origin: {name: tensor}, the same names and shapes.
         how: `filter`: every filter gets the norm of `origin`'s, tensors of one axis become zero;
             `layer`: every tensor of two axes or more gets the norm of `origin`'s, the others become
-            zero; `unit`: every filter gets norm 1, and tensors of one axis become zero; `none`:
-            nothing is changed, and biases and norm scales move as well.
+            zero; `unit`: every filter gets norm 1, and tensors of one axis become zero; `none`: no
+            change, so biases and norm scales move as well.
 
     Returns:
         {name: tensor}; the inputs are not modified.
@@ -98,16 +98,16 @@ def normalize(direction: Tensors, origin: Tensors, how: Normalization) -> Tensor
 
 
 def orthogonalize(direction: Tensors, first: Tensors, how: Normalization) -> Tensors:
-    """Take from `direction` its component along `first`, at the grain of a normalisation.
+    """Remove from `direction` its component along `first`, within each scaled part.
 
-    Slice by slice for `filter` and `unit`, tensor by tensor for `layer`, over everything for
-    `none`: so that scaling the parts afterwards keeps the two directions orthogonal. A slice of
-    a single entry has no orthogonal direction and becomes zero.
+    Slice by slice for `filter` and `unit`, tensor by tensor for `layer`, over all entries for
+    `none`, so that scaling the parts afterwards keeps the two directions orthogonal. A slice of a
+    single entry has no orthogonal direction and becomes zero.
 
     Args:
         direction: {name: tensor}.
         first: the same names and shapes.
-        how: the normalisation that follows.
+        how: the normalisation applied afterwards.
 
     Raises:
         ValueError: names or shapes differ.
@@ -125,7 +125,7 @@ def orthogonalize(direction: Tensors, first: Tensors, how: Normalization) -> Ten
         square = (b * b).sum(dim=axes, keepdim=True)
         share = torch.where(square > 0, (a * b).sum(dim=axes, keepdim=True) / square, 0.0)
         rest = a - share * b
-        # What is left of a single entry is rounding; it must not be blown up to a full slice.
+        # What remains of a single entry is rounding error, not to be scaled to a full slice.
         size = (a * a).sum(dim=axes, keepdim=True)
         left = (rest * rest).sum(dim=axes, keepdim=True)
         result[name] = torch.where(left > 1e-12 * size, rest, 0.0).to(value)

@@ -1,4 +1,4 @@
-"""First derivatives of a network in its inputs: gradients, Jacobians and what follows from them."""
+"""First derivatives of a network in its inputs: gradients, Jacobians and their norms."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from landscape.core.spaces import Inputs
 
 
 def flattened(tensors: Iterable[Tensor]) -> Tensor:
-    """One row an example: (n, d) from tensors (n, ...), side by side."""
+    """One row per example: tensors (n, ...) concatenated to (n, d)."""
     return torch.cat([tensor.flatten(1) for tensor in tensors], dim=1)
 
 
@@ -31,8 +31,8 @@ def gradient(
 ) -> tuple[Tensor, Tensor]:
     """The gradient of a function of each example's logits in that example.
 
-    One backward pass of the sum serves all examples, exactly: in eval mode no example's logits
-    depend on another example.
+    One backward pass of the sum gives the exact gradients of all examples: in eval mode no
+    example's logits depend on another example.
 
     Args:
         space: the only caller of the network.
@@ -41,7 +41,7 @@ def gradient(
 
     Returns:
         logits (n, classes), detached, and the gradients (n, d) float64, all inputs of an example
-        side by side. What is inf or NaN stays so.
+        concatenated. inf and NaN are kept.
 
     Cost: one forward and one backward pass.
     """
@@ -93,7 +93,8 @@ def norms(gram: Tensor, outer: Tensor | None = None) -> tuple[Tensor, Tensor]:
 
     Args:
         gram: (n, classes, classes), J J^T in float64.
-        outer: (n, classes, classes), a Jacobian that follows, such as `softmax_jacobian`.
+        outer: (n, classes, classes), the Jacobian of a following function, such as
+            `softmax_jacobian`.
 
     Returns:
         Two (n,) float64; NaN where a Gram matrix is not finite.
@@ -119,9 +120,10 @@ def softmax_jacobian(probabilities: Tensor) -> Tensor:
 def hutchinson(
     space: Inputs, inputs: Tensors, signs: Tensor, outer: Callable[[Tensor], Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """The Frobenius norm of the Jacobian of `outer`(logits), estimated, with its standard error.
+    """The Frobenius norm of the Jacobian of `outer`(logits), estimated with a standard error.
 
-    The mean of |J^T v|^2 over random signs v is |J|_F^2, without bias; the norm is its root.
+    The mean of |J^T v|^2 over random signs v is an unbiased estimate of |J|_F^2; the norm is its
+    root.
 
     Args:
         space: the only caller of the network.
@@ -132,7 +134,7 @@ def hutchinson(
     Returns:
         The norm (n,) and its standard error over the draws (n,), to first order; NaN for one draw.
 
-    Cost: one forward pass and a backward pass a draw.
+    Cost: one forward pass, and one backward pass per draw.
     Source: Novak et al. 2018, arXiv:1802.08760 (the norm); Hutchinson 1990 (the estimate).
     """
     leaves = {name: value.detach().requires_grad_() for name, value in inputs.items()}
@@ -152,22 +154,22 @@ def gauss_newton_top(
     """The top eigenpair of J^T C J of each example, the Gauss-Newton matrix of the loss.
 
     With a factor C = L L^T, its eigenvalues other than zero are those of L^T (J J^T) L, a matrix
-    of classes x classes; v = J^T L w is the eigenvector that belongs to w. Where the network is
-    piecewise linear (ReLU, pooling, batch norm in eval mode) J^T C J is the Hessian of the loss in
-    the inputs itself, wherever that exists; elsewhere it leaves out the network's own curvature.
+    of classes x classes; v = J^T L w is the eigenvector for w. If the network is piecewise linear
+    (ReLU, pooling, batch norm in eval mode), J^T C J is the Hessian of the loss in the inputs,
+    wherever that exists; otherwise it omits the network's own curvature.
 
     Args:
         jacobian: (n, classes, d), of the logits.
         probabilities: (n, classes) float64, the softmax of the logits.
         curvature: (n, classes, classes), the Hessian of another loss in the logits, symmetric and
-            without negative eigenvalues. Left out: that of the cross-entropy, diag p - p p^T.
+            without negative eigenvalues. By default that of the cross-entropy, diag p - p p^T.
 
     Returns:
         eigenvalues (n,) float64, nat / pixel range^2, and eigenvectors (n, d) of norm 1 in the
         dtype of `jacobian`, up to their sign. NaN where J or p is not finite; the eigenvector is
-        NaN too where the eigenvalue is 0.
+        NaN also for an eigenvalue of 0.
 
-    Cost: a product of classes^2 d and one eigenproblem of classes x classes an example.
+    Cost: per example a product of classes^2 d and one eigenproblem of classes x classes.
     Source: Schraudolph 2002, Neural Computation 14, section 3.
     """
     if curvature is None:

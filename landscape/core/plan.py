@@ -1,4 +1,4 @@
-"""What is to be measured, as a table of blank cells, and the one loop that fills it."""
+"""A measurement as a table of blank cells, and the one loop that fills it."""
 
 from __future__ import annotations
 
@@ -23,35 +23,35 @@ Cell: TypeAlias = dict[str, int]
 Values: TypeAlias = dict[str, NDArray[Any]]
 
 SAVE_SECONDS = 5.0
-# A save that takes long is done seldom: never more than this share of the time.
+# Saving takes at most this share of the time: slow saves are rare.
 SAVE_SHARE = 0.05
 
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """A probe's measurement, ready to be done.
+    """A probe's measurement, ready to run.
 
     Args:
         probe: its name in `PROBES`.
         spec: the probe's Spec, with every default decided.
-        provenance: where network and data came from.
-        coords: by name: one for every dim, and what else is known along them.
+        provenance: the origin of network and data.
+        coords: by name: one for every dim, and others along these dims.
         variables: by name.
-        walk: the dims whose cells are measured one by one; a variable's first dims. A variable
-            that has not all of them belongs to no cell: each cell fills in entries of it.
-        measure: from a few cells to {variable: (cells, remaining dims...)}; of a variable that
-            belongs to no cell, to its whole array, NaN where these cells have nothing to say.
-        block: how many cells `measure` is handed at once.
+        walk: the dims whose cells are measured one by one; the first dims of a variable. A variable
+            without all of them belongs to no cell: each cell fills in some of its entries.
+        measure: from a few cells to {variable: (cells, remaining dims...)}; for a variable that
+            belongs to no cell the whole array, NaN in entries that other cells fill.
+        block: how many cells `measure` gets at once.
         watch: the variable whose range the progress bar shows.
-        finish: from the result with every cell measured to {variable: its whole array}: what is
-            derived from all cells together, such as means over the examples with their errors.
-        tell: what the result comes to, a few lines for the reader at the command line.
+        finish: from the result with every cell measured to {variable: whole array}, for what
+            follows from all cells together, such as means over the examples with their errors.
+        tell: from the result to a few lines of summary for the command line.
         extra_files: files that are written next to the result.
-        begin: checks these files, and writes what is known before the first cell. Called once,
-            after the result file has been accepted; planning itself writes nothing.
+        begin: checks these files, and writes what does not depend on the cells. Called once, after
+            the result file has been accepted; planning itself writes nothing.
 
     Raises:
-        ValueError: a dim of a variable that has no coordinate.
+        ValueError: a dim of a variable has no coordinate.
     """
 
     probe: str
@@ -102,14 +102,16 @@ class Probe:
     """What can be measured of a problem.
 
     Args:
-        name: of the command, and in result files.
+        name: of the command and in result files.
         spec: its Spec: every number that changes the answer.
-        plan: from a problem and a Spec to what is to be measured.
+        plan: from a problem and a Spec to a Plan.
+        ckpt: the checkpoint that the command measures where none is given, if not the usual one.
     """
 
     name: str
     spec: type[Any]
     plan: Callable[[Any, Any], Plan]
+    ckpt: str = ""
 
 
 class Workers(Protocol):
@@ -119,21 +121,21 @@ class Workers(Protocol):
     size: int
 
     def share(self, name: str, make: Callable[[], Any]) -> Any:
-        """What rank 0 makes, for every rank; it must survive JSON."""
+        """What `make` returns on rank 0, for every rank; it must survive JSON."""
 
     def claim(self) -> int:
-        """The number of the next block that nobody has."""
+        """The number of the next unclaimed block."""
 
     def deliver(self, block: int, values: Values) -> None:
         """Hand a measured block to rank 0."""
 
     def collect(self) -> list[tuple[int, Values]]:
-        """On rank 0: the blocks that have come in since the last call."""
+        """On rank 0: the blocks delivered since the last call."""
 
 
 @dataclass
 class Alone:
-    """One process, which does all the work."""
+    """A single process, which does all the work."""
 
     rank: int = 0
     size: int = 1
@@ -141,7 +143,7 @@ class Alone:
     _delivered: list[tuple[int, Values]] = field(default_factory=list)
 
     def share(self, name: str, make: Callable[[], Any]) -> Any:
-        """What `make` makes."""
+        """What `make` returns."""
         return make()
 
     def claim(self) -> int:
@@ -170,20 +172,20 @@ def run(
     """Measure the cells of a plan that are not measured yet.
 
     Args:
-        plan: what to measure.
-        path: the result file: continued where it is there, saved every `save_seconds` and at the
-            end, also when the run is interrupted. None keeps the result in memory.
-        workers: the processes that share the work; each cell has the same value whoever
+        plan: the measurement.
+        path: the result file: continued if it exists, saved every `save_seconds` and at the end,
+            also when the run is interrupted. None keeps the result in memory.
+        workers: the processes that share the work; a cell's value does not depend on which of them
             measures it.
-        save_seconds: how much work a killed run may lose. Where one save takes more than a
-            twentieth of that, saves are rarer.
+        save_seconds: how much work a killed run may lose. If one save takes more than a twentieth
+            of that, saves are rarer.
         show_progress: a bar on stderr with rate, time left and the range measured so far.
 
     Returns:
         The whole result; on a rank other than 0, the blank.
 
     Raises:
-        ValueError: `path` holds the result of another run, or another process measures it now.
+        ValueError: `path` is the result of another run, or another process is measuring it.
     """
     workers = workers or Alone()
     result = plan.blank()
@@ -268,7 +270,7 @@ def _timed_save(result: xr.Dataset, path: Path) -> float:
 def _work(
     plan: Plan, blocks: Sequence[NDArray[np.int64]], workers: Workers, at_most: int | None = None
 ) -> int:
-    """Measure blocks that nobody has, `at_most` of them; return how many there were."""
+    """Measure at most `at_most` unclaimed blocks; return how many there were."""
     count = 0
     while (at_most is None or count < at_most) and (number := workers.claim()) < len(blocks):
         cells = [dict(zip(plan.walk, map(int, cell), strict=True)) for cell in blocks[number]]

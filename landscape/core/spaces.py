@@ -1,4 +1,4 @@
-"""The two spaces in which a problem's loss is a landscape; the only place a model is called."""
+"""The two spaces in which a problem's loss is a landscape; the only module that calls a model."""
 
 from __future__ import annotations
 
@@ -36,8 +36,7 @@ class Evaluation:
 
     Args:
         losses: (N,) float64, nat.
-        hits: (N,) bool, whether each example is classified correctly; None where that means
-            nothing.
+        hits: (N,) bool, whether each example is classified correctly; None if not defined.
     """
 
     losses: NDArray[np.float64]
@@ -47,7 +46,7 @@ class Evaluation:
         """Mean loss and accuracy over the examples, with their standard errors.
 
         The standard error is that of a mean of N independent examples, s / sqrt(N) with the
-        unbiased s; it is NaN for a single example. A loss that is inf or NaN stays so.
+        unbiased s; it is NaN for a single example. inf and NaN are kept.
         """
         measures = {"loss": self.losses}
         if self.hits is not None:
@@ -60,19 +59,20 @@ class Evaluation:
 
 
 class Space(ABC):
-    """What moves, and how the problem's loss is evaluated where it moved to.
+    """The coordinates that move, and the evaluation of the problem's loss at a point.
 
-    The network is a private copy: whatever happens here, the problem's own stays as it is.
+    The network is a private copy: the problem's own is never changed.
 
     Args:
         problem: with a batch size (see `prepared`).
 
     Raises:
-        ValueError: a batch norm without running statistics, for which no example stands alone.
+        ValueError: a batch norm without running statistics, with which examples depend on each
+            other.
 
     Attributes:
-        origin: {name: tensor}, the point that is the problem itself. Not to be written to.
-        replacements: what `replacing` was given, of the contexts that are open.
+        origin: {name: tensor}, the point of the problem itself. Do not modify.
+        replacements: the arguments of the `replacing` contexts that are open.
     """
 
     origin: Tensors
@@ -97,33 +97,33 @@ class Space(ABC):
 
     @abstractmethod
     def outputs(self, point: Tensors, part: slice = EVERYTHING) -> Any:
-        """What the network gives at `point`, differentiable in it any number of times.
+        """The network's outputs at `point`, differentiable in it any number of times.
 
         In eval mode no example's output depends on another example. Batch norm's statistics are
-        those of the origin, also where the problem recomputes them at every point: a derivative
-        is taken with statistics held fixed. Where it matters that TF32 is off, in the backward
-        pass too, the caller stands in `exact()`.
+        those of the origin, also if the problem recomputes them at every point: derivatives are
+        taken with statistics held fixed. To keep TF32 off in the backward pass too, call and
+        differentiate inside `exact()`.
 
         Args:
             point: in the weights, the names and shapes of `origin`; in the inputs, examples,
-                {name: (n, ...)}, as many as you like.
+                {name: (n, ...)}, any number of them.
             part: which examples; of the problem in the weights, of `point` in the inputs.
 
         Returns:
             Logits (n, classes), or whatever the model returns; the loss of each example is
             `problem.losses(outputs, targets)`.
 
-        Cost: one forward pass of these examples; the memory of their activations until it is
-        differentiated.
+        Cost: one forward pass of these examples; the memory of their activations until the backward
+        pass.
         """
 
     def exact(self) -> AbstractContextManager[None]:
-        """The arithmetic of this space, to stand in while its outputs are differentiated."""
+        """The arithmetic of this space, a context in which to differentiate its outputs."""
         return exact_arithmetic(self._kernels)
 
     @property
     def tensors(self) -> Tensors:
-        """Parameters and buffers of the network, by name; not to be written to."""
+        """Parameters and buffers of the network, by name. Do not modify."""
         return dict(self._network.named_parameters()) | dict(self._network.named_buffers())
 
     def inner_values(self) -> dict[str, tuple[int, ...]]:
@@ -132,7 +132,7 @@ class Space(ABC):
         Cost: one forward pass of one example.
         """
         inputs = {name: value[:1] for name, value in self.problem.inputs.items()}
-        return hooks.names(self._network, inputs)
+        return hooks.names_during(self._network, lambda: self.outputs_of(inputs))
 
     def reading(self, patterns: str | Sequence[str]) -> AbstractContextManager[Tensors]:
         """Keep inner values of the network, wherever it is called: see `hooks.reading`.
@@ -145,8 +145,8 @@ class Space(ABC):
     def replacing(self, functions: Mapping[str, Callable[[Tensor], Tensor]]) -> Iterator[None]:
         """Make this the landscape of a network with inner values replaced: see `hooks.replacing`.
 
-        All that is computed inside is that network's: outputs, losses, derivatives, recomputed
-        statistics. What keeps something from one call to the next compares `replacements`.
+        Everything computed inside belongs to that network: outputs, losses, derivatives, recomputed
+        statistics. Code that caches between calls must compare `replacements`.
         """
         before = self.replacements
         with hooks.replacing(self._network, functions):
@@ -157,12 +157,11 @@ class Space(ABC):
                 self.replacements = before
 
     def outputs_of(self, inputs: Tensors, tensors: Tensors | None = None) -> Any:
-        """What the network gives for any raw inputs.
+        """The network's outputs for any raw inputs.
 
         Args:
             inputs: {name: (n, ...)}.
-            tensors: other values of its parameters and buffers; those that are not named stay as
-                they are.
+            tensors: other values of parameters and buffers; those not named keep their values.
         """
 
         def moved(*args: Tensor, **kwargs: Tensor) -> Any:
@@ -191,8 +190,8 @@ class Space(ABC):
             point: the names and shapes of `origin`.
 
         Returns:
-            One loss per example; nothing is averaged over batches. Exactly the same values for
-            the same point and batch size, wherever the space was before.
+            One loss per example, not averaged over batches. Exactly the same values for the same
+            point and batch size, whatever was evaluated before.
 
         Raises:
             ValueError: the loss does not return one value per example.
@@ -223,7 +222,7 @@ class Weights(Space):
             another network both ends are then those two networks.
 
     Attributes:
-        parameters: the names in `origin` that are parameters, and not statistics.
+        parameters: the names in `origin` of parameters, not statistics.
     """
 
     def __init__(self, problem: Problem, *, statistics: bool = False) -> None:
@@ -255,7 +254,7 @@ class Weights(Space):
 
 
 class Inputs(Space):
-    """The space of the examples themselves: each moves on its own, the network stays."""
+    """The space of the examples: each moves independently, the network is fixed."""
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem)

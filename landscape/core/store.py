@@ -1,4 +1,4 @@
-"""Result files: one HDF5 file each, written whole or not at all, refused where it does not fit."""
+"""Result files: one HDF5 file each, written atomically, refused if it belongs to another run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from analysis.upgrade import SCHEMA_VERSION
 
 log = logging.getLogger(__name__)
 
-LARGE = 1000  # values from which compression saves more than its bookkeeping takes
+LARGE = 1000  # number of values from which compression saves more than it costs
 PACKED = {"compression": "gzip", "compression_opts": 4, "shuffle": True}
 BUSY = "another process measures it now"
 PACKAGES = ("cnn-landscape", "torch", "numpy", "xarray", "h5py")
@@ -55,12 +55,12 @@ LATER = ("kernels",)  # what the first version did not record
 
 
 def described(probe: str, spec: Mapping[str, Any], provenance: Mapping[str, Any]) -> dict[str, Any]:
-    """The attributes that make a result file tell what it is.
+    """The attributes that describe a result file.
 
     Args:
         probe: its name in `PROBES`.
         spec: every number that changed the answer.
-        provenance: where network and data came from, device, dtype, batch size.
+        provenance: origin of network and data, device, dtype, batch size.
     """
     versions = {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()}
     return {
@@ -72,7 +72,7 @@ def described(probe: str, spec: Mapping[str, Any], provenance: Mapping[str, Any]
 
 
 def identity(probe: str, spec: Mapping[str, Any], provenance: Mapping[str, Any]) -> str:
-    """What tells one run from another: SHA-256 of all that a result is bound to."""
+    """What distinguishes one run from another: SHA-256 of everything that a result is bound to."""
     bound = {path: _entry(provenance, path) for path in BOUND}
     return hashlib.sha256(json.dumps([probe, spec, bound], sort_keys=True).encode()).hexdigest()
 
@@ -106,10 +106,10 @@ def check_writable(path: Path) -> None:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Keep other processes from measuring into `path`, however this one ends.
+    """Keep other processes from measuring into `path` until this one ends, however it does.
 
     Raises:
-        ValueError: another one does.
+        ValueError: another process is measuring it.
     """
     name = path.with_name(f".{path.name}.lock")
     lock = FileLock(name)
@@ -120,20 +120,20 @@ def locked(path: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        with suppress(PermissionError):  # Windows removes no file that is open
+        with suppress(PermissionError):  # Windows does not remove open files
             name.unlink(missing_ok=True)
         lock.release()
 
 
 def save(result: xr.Dataset, path: Path) -> None:
-    """Write `result` next to `path` and move it there, so that a file is always whole.
+    """Write `result` next to `path` and move it there, so that a file is never incomplete.
 
-    The file is made in memory, where HDF5 cannot fail halfway, and carries the checksum of its
-    content. Large arrays are compressed without loss: what was measured in float32 fills half of
-    a float64.
+    The file is built in memory, where HDF5 cannot fail halfway, and carries a checksum of its
+    content. Large arrays are compressed without loss: values measured in float32 fill half of a
+    float64.
 
     Raises:
-        OSError: no space left, or no right to write; `path` is as it was.
+        OSError: no space left, or no permission; `path` is unchanged.
     """
     encoding: dict[Any, dict[str, Any]] = {
         name: {"_FillValue": None} | (PACKED if variable.size >= LARGE else {})
@@ -155,10 +155,10 @@ def save(result: xr.Dataset, path: Path) -> None:
 
 
 def load(path: Path) -> xr.Dataset:
-    """Read a result file whole, and close it.
+    """Read a whole result file, and close it.
 
     Raises:
-        ValueError: it is no result of this toolkit, damaged, or of a newer schema.
+        ValueError: it is not a result of this toolkit, is damaged, or has a newer schema.
     """
     try:
         result = result_file.read(path)
@@ -176,7 +176,7 @@ def load(path: Path) -> xr.Dataset:
 
 
 def _told(result: xr.Dataset) -> bool:
-    """Whether a file has what `described` gives every result."""
+    """Whether a file has the attributes of `described`."""
     try:
         tables = [json.loads(result.attrs[name]) for name in ("spec", "provenance")]
     except (KeyError, TypeError, ValueError):
@@ -185,21 +185,22 @@ def _told(result: xr.Dataset) -> bool:
 
 
 def recorded(path: Path, name: str) -> Any:
-    """The entry `name` of a result file's provenance; None where there is no file or entry."""
+    """The entry `name` of a result file's provenance; None if there is no file or entry."""
     if not path.is_file():
         return None
     return json.loads(load(path).attrs["provenance"]).get(name)
 
 
 def resume(blank: xr.Dataset, path: Path) -> xr.Dataset:
-    """What `path` already holds of the result that `blank` describes; `blank` where no file is.
+    """The cells of the result described by `blank` that `path` holds; `blank` if there is no file.
 
     Args:
-        blank: nothing measured, with the attributes of `described`.
-        path: a result file, or none yet. What an earlier version did not measure stays blank.
+        blank: the result with nothing measured, with the attributes of `described`.
+        path: a result file, which need not exist yet. What an earlier version did not measure stays
+            blank.
 
     Raises:
-        ValueError: one line that names the first thing in which the file differs.
+        ValueError: one line that names the first difference of the file.
     """
     if not path.is_file():
         return blank
@@ -229,7 +230,7 @@ def resume(blank: xr.Dataset, path: Path) -> xr.Dataset:
     if lacking:
         log.info(
             f"{path} was begun by a version that did not measure {', '.join(map(str, lacking))}: "
-            "blank for what it holds. To have them, measure anew with another --out."
+            "blank for what it holds. To have them, measure again with another --out."
         )
         stored = stored.assign({name: blank[name] for name in lacking})
     was, now = (json.loads(r.attrs["provenance"]) for r in (stored, blank))
@@ -240,11 +241,11 @@ def resume(blank: xr.Dataset, path: Path) -> xr.Dataset:
 
 
 def _differences(stored: xr.Dataset, blank: xr.Dataset) -> Iterator[tuple[str, str, str, str]]:
-    """(label, flag that goes back, was, now) of everything in which two results differ."""
+    """(label, flag to continue the file, was, now) of everything in which two results differ."""
     was, now = (json.loads(r.attrs["spec"]) for r in (stored, blank))
     for name in [*now, *(set(was) - set(now))]:
         if name not in was and not now[name]:
-            continue  # an option that the file's version did not have, and that is not asked for
+            continue  # an option that the file's version did not have, and that is not used
         if was.get(name) != now.get(name):
             yield name, _flag(name, was.get(name)), _shown(was.get(name)), _shown(now.get(name))
     was, now = (json.loads(r.attrs["provenance"]) for r in (stored, blank))

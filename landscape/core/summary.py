@@ -1,4 +1,4 @@
-"""What many examples come to: means with standard errors, and quantiles for heavy tails."""
+"""Summaries over many examples: means with standard errors, and quantiles for heavy tails."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def declared(variables: Variables, names: Iterable[str], dims: Mapping[str, str]
 
     Args:
         variables: the values themselves.
-        names: which of them to sum up.
-        dims: {dim: what it becomes, "" where it is summed over}; others stay.
+        names: which of them to summarise.
+        dims: {dim: its new name, "" if it is averaged over}; others stay.
     """
     added: Variables = {}
     for name in names:
@@ -37,7 +37,7 @@ def declared(variables: Variables, names: Iterable[str], dims: Mapping[str, str]
 def mean_and_stderr(values: Floats) -> tuple[Floats, Floats]:
     """The mean over the last axis, and its standard error s / sqrt(N) with the unbiased s.
 
-    The error is NaN for a single value; a value that is inf or NaN makes both so.
+    The error is NaN for a single value; if a value is inf or NaN, so are both.
     """
     count = values.shape[-1]
     with np.errstate(invalid="ignore", over="ignore"):
@@ -50,10 +50,10 @@ def mean_and_stderr(values: Floats) -> tuple[Floats, Floats]:
 def summarized(name: str, values: Floats) -> dict[str, Floats]:
     """Mean, its standard error and quantiles of values (N, repeats, ...) over N examples.
 
-    The repeats of one example depend on each other: the mean is that of the examples' own means,
-    and its standard error s / sqrt(N) over these. Quantiles are order statistics of all values
-    together, NaN ranked above everything: so a network that overflows for some examples keeps its
-    median over all of them.
+    The repeats of one example are dependent, so the mean is that of the examples' means, with the
+    standard error s / sqrt(N) over these. Quantiles are order statistics of all values together,
+    with NaN ranked highest: a network that overflows for some examples still has a median over all
+    of them.
 
     Args:
         name: becomes `name_mean`, `name_mean_stderr`, `name_q10`, `name_median`, `name_q90`.
@@ -73,7 +73,7 @@ def summarized(name: str, values: Floats) -> dict[str, Floats]:
 def over_kinds(
     result: xr.Dataset, names: Iterable[str], kinds: Iterable[Sequence[str]]
 ) -> dict[str, Floats]:
-    """`summarized` of variables of a result, kind by kind where they have directions.
+    """`summarized` for variables of a result, by kind of direction if they have directions.
 
     Args:
         result: with the first dim `example`, and perhaps `direction` as the second.
@@ -81,7 +81,7 @@ def over_kinds(
         kinds: the directions of each kind, which are the repeats of an example.
 
     Returns:
-        {name: (kinds, ...)}, or (...) where there are no directions.
+        {name: (kinds, ...)}, or (...) without directions.
     """
     values: dict[str, Floats] = {}
     for name in names:
@@ -94,7 +94,7 @@ def over_kinds(
 
 
 def in_words(result: xr.Dataset, name: str) -> str:
-    """One line on a variable (N,): the mean of a heavy tail tells only of its largest values."""
+    """One line on a variable (N,), with quantiles, as its distribution may have a heavy tail."""
     about = result[name].attrs
     row = summarized("", result[name].values[:, None])
     return (

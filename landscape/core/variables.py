@@ -1,4 +1,4 @@
-"""What a result file holds: its arrays and their coordinates, in one notation for all probes."""
+"""The contents of a result file: arrays and their coordinates, in one notation for all probes."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ Floats: TypeAlias = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Variable:
-    """An array that is measured, float64, NaN until it is.
+    """A measured array, float64, NaN until it is measured.
 
     Args:
         dims: names of its axes; each has a coordinate of that name.
-        label: what it is, as on an axis of a figure.
+        label: as on an axis of a figure.
         unit: `1` where there is none.
     """
 
@@ -38,13 +38,13 @@ class Variable:
 
 @dataclass(frozen=True, eq=False)
 class Coordinate:
-    """What is known along an axis before anything is measured: numbers, or texts.
+    """Numbers or texts along an axis, known before anything is measured.
 
     Args:
         values: one for each entry of its dims.
-        label: what it is.
+        label: as on an axis of a figure.
         unit: `1` where there is none.
-        dims: the axes that it runs along; by default the one called by its own name.
+        dims: its axes; by default the one of its own name.
         more: further attributes.
     """
 
@@ -84,16 +84,16 @@ Coordinates: TypeAlias = dict[str, Coordinate]
 
 
 def numbered(count: int, label: str) -> Coordinate:
-    """The coordinate of an axis whose entries have a number only."""
+    """The coordinate of an axis whose entries are only numbered."""
     return Coordinate(np.arange(count), label)
 
 
 def of_examples(problem: Problem) -> Coordinates:
-    """The axis `example`, and where each example comes from.
+    """The axis `example`, and the origin of each example.
 
     Returns:
         `example`, its position in this measurement; `index`, its position in the data set; and
-        `label`, its class, where targets are classes.
+        `label`, its class, if targets are classes.
     """
     dims = ("example",)
     coordinates = {

@@ -1,4 +1,4 @@
-"""Processes started by torchrun that share one run, through the key-value store it sets up."""
+"""Processes started by torchrun that share one run through its key-value store."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PATIENCE = timedelta(hours=2)
 
 
 class Ranks:
-    """The ranks of one torchrun. Blocks are claimed from a common counter, so none is idle."""
+    """The ranks of one torchrun. Blocks are claimed from a common counter, so no rank is idle."""
 
     def __init__(self) -> None:
         self._store, self.rank, self.size = next(rendezvous("env://", timeout=PATIENCE))
@@ -29,7 +29,7 @@ class Ranks:
         self._waiting: set[int] = set()
 
     def share(self, name: str, make: Callable[[], Any]) -> Any:
-        """What rank 0 makes, for every rank. An error in `make` is raised in every rank."""
+        """What `make` returns on rank 0, for every rank; its errors are raised on every rank."""
         key = f"{self._prefix}/shared/{name}"
         if self.rank == 0:
             try:
@@ -43,7 +43,7 @@ class Ranks:
         return message["value"]
 
     def claim(self) -> int:
-        """The number of the next block that nobody has."""
+        """The number of the next unclaimed block."""
         return int(self._store.add(f"{self._prefix}/claimed", 1)) - 1
 
     def deliver(self, block: int, values: Values) -> None:
@@ -53,7 +53,7 @@ class Ranks:
         self._store.set(f"{self._prefix}/block/{block}", buffer.getvalue())
 
     def collect(self) -> list[tuple[int, Values]]:
-        """On rank 0: the blocks that have come in since the last call."""
+        """On rank 0: the blocks delivered since the last call."""
         claimed = int(self._store.add(f"{self._prefix}/claimed", 0))
         self._waiting |= set(range(self._taken, claimed))
         self._taken = max(self._taken, claimed)

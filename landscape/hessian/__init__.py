@@ -13,8 +13,9 @@ def hessian(problem: Problem, spec: Spec) -> Plan:
 
     In the weights, of the mean loss over the examples. In the inputs, the top eigenvalues of each
     example's own Hessian, in nat / pixel range^2. Every product is exact, by automatic
-    differentiation, weighted by examples whatever the batches; each eigenpair comes with the
-    residual that the product itself gives, and `converged` says whether it is what was asked for.
+    differentiation, and every example has the same weight, whatever the batches. Each eigenpair
+    comes with its true residual, from a product with its vector; `converged` says whether that is
+    within the tolerance.
 
     Args:
         problem: with its batch size decided.
@@ -23,18 +24,19 @@ def hessian(problem: Problem, spec: Spec) -> Plan:
     Returns:
         In the weights a plan with a cell for every part: `eigenvalue`, `residual`, `converged` over
         (end, rank), `products` over (end); `node` and `weight`, over (draw, step), of the spectral
-        measure: a function of the eigenvalues, averaged over them, is about sum(weight * f(node));
-        `trace` and `frobenius_norm` with their standard errors. In the inputs a cell for every
-        example: `eigenvalue`, `residual`, `converged` over (example, rank), the top eigenvalue
-        `gauss_newton_eigenvalue`, `beyond_gauss_newton`, and whether the eigenpair is
-        `from_jacobian`, which it is where the network is piecewise linear; see
+        measure: the mean of f over the eigenvalues is about sum(weight * f(node)); `trace` and
+        `frobenius_norm` with their standard errors. In the inputs a cell for every example:
+        `eigenvalue`, `residual`, `converged` over (example, rank), the Gauss-Newton matrix's top
+        eigenvalue `gauss_newton_eigenvalue`, `beyond_gauss_newton`, and `from_jacobian`, whether
+        the eigenpair is that of the Gauss-Newton matrix, as in a piecewise linear network; see
         `hessian.per_example`.
 
     Raises:
-        ValueError: options that contradict each other; more than the matrix has rows.
+        ValueError: options that contradict each other; more eigenpairs or steps than the matrix
+            has rows.
 
-    Cost: about 30 products for 5 eigenpairs, draws * steps and `trace_products` more; a product is
-    2 gradients of all examples with kept activations, else 4.
+    Cost: about 30 products for 5 eigenpairs, draws * steps for the density, and `trace_products`.
+    A product costs 2 gradients of all examples if activations are kept, else 4.
     Source: see `hessian.lanczos`; Ghorbani et al. 2019, arXiv:1901.10159 (the density of networks).
     """
     if spec.space == "inputs":

@@ -25,12 +25,12 @@ from landscape.hessian.spec import Decided, Spec
 from landscape.hessian.variables import eigenpair_variables, stream_seed, tell
 
 log = logging.getLogger(__name__)
-# With fewer products than this, counted in batches, tracing costs more than it saves.
+# With fewer products than this, counted per batch, tracing costs more than it saves.
 WORTH_TRACING = 50
 
 
 class _Measurement:
-    """The matrix in the weights, and its parts one after another; made when first needed."""
+    """Measures the parts of the curvature in the weights; the operator is built on first use."""
 
     def __init__(
         self, space: Weights, names: list[str], spec: Decided, size: int, run: str
@@ -72,7 +72,7 @@ class _Measurement:
         (cell,) = cells
         _ = self.asymmetry  # refused before anything is measured
         kind, _, which = self.cells[cell["measurement"]].partition(" ")
-        # One stream a cell, so that no cell depends on another having been measured.
+        # One random stream per cell, so that no cell depends on which others have been measured.
         generator = torch.Generator().manual_seed(stream_seed(self.spec.seed, kind, which))
         start = lanczos.gaussian(torch.empty(1, self.size), generator)
         start = start.to(self.operator.device, self.operator.dtype)
@@ -81,8 +81,8 @@ class _Measurement:
         if kind == "density":
             shape = (self.spec.draws, self.spec.steps)
             values = {name: np.full(shape, np.nan) for name in ("node", "weight")}
-            found = quadrature.quadrature(self._multiply, start, self.spec.steps, generator)
-            for name, rows in zip(values, found, strict=True):
+            measure = quadrature.quadrature(self._multiply, start, self.spec.steps, generator)
+            for name, rows in zip(values, measure, strict=True):
                 values[name][int(which)] = rows[0].cpu().numpy()
             return values
         if kind == "verification":
@@ -133,14 +133,15 @@ class _Measurement:
     def _verification(self, like: Tensor, what: str) -> Values:
         spec, seed = self.spec, stream_seed(self.spec.seed, "verification", what)
         if what == "trace":
-            found = verify.trace(self.operator.matvec, like, spec.trace_products, seed)
-            names = ("verified_trace", "verified_trace_stderr")
-            return {name: np.array(value) for name, value in zip(names, found, strict=True)}
-        values = np.full((len(spec.which), spec.top), np.nan)
-        values[spec.which.index(what)] = verify.eigenvalues(
+            return dict(verify.trace(self.operator.matvec, like, spec.trace_products, seed))
+        found = verify.eigenvalues(
             self.operator.matvec, like, spec.top, which=cast(lanczos.Which, what), seed=seed
         )
-        return {"verified_eigenvalue": values}
+        values: Values = {}
+        for name, row in found.items():
+            values[name] = np.full((len(spec.which), *row.shape), np.nan)
+            values[name][spec.which.index(what)] = row
+        return values
 
     def _save(self, found: lanczos.Eigenpairs) -> None:
         blank = {name: torch.zeros_like(value) for name, value in self.space.origin.items()}
@@ -158,12 +159,12 @@ class _Measurement:
         direction_files.save(vectors, Path(str(self.spec.save_directions)), about, run=self.run)
 
     def begin(self) -> None:
-        """Refuse a place for the eigenvectors that something else has taken."""
+        """Refuse to overwrite another file with the eigenvectors."""
         if self.spec.save_directions:
             direction_files.check_place(Path(self.spec.save_directions), self.run)
 
     def finish(self, result: xr.Dataset) -> Values:
-        """The differences of a second opinion, if asked for; and see `_save_measured`."""
+        """The differences of `--verify`, if requested; and see `_save_measured`."""
         if self.spec.save_directions:
             self._save_measured(result)
         known = float(result["asymmetry"])
@@ -171,12 +172,12 @@ class _Measurement:
         return {"asymmetry": np.array(asymmetry), **verify.differences(result)}
 
     def _save_measured(self, result: xr.Dataset) -> None:
-        """Write the eigenvectors of eigenpairs that an earlier run has measured."""
+        """Write the eigenvectors of eigenpairs that were measured by an earlier run."""
         values = result["eigenvalue"].values[0]
         held = direction_files.attributes(Path(str(self.spec.save_directions))).get("eigenvalue")
         if held is None or not np.array_equal(held, values[np.isfinite(values)]):
             end = self.spec.which[0]
-            log.info("finding the eigenvectors again: the result holds their eigenvalues alone.")
+            log.info("computing the eigenvectors again: the result holds only their eigenvalues.")
             self.measure([{"measurement": self.cells.index(f"eigenpairs {end}")}])
 
     def _multiply(self, vectors: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ Multiply: TypeAlias = Callable[[Tensor], Tensor]
 Which: TypeAlias = Literal["magnitude", "largest", "smallest"]
 # A remainder below this share of the largest product is rounding: the Krylov space is exhausted.
 EXHAUSTED = {torch.float32: 1e-6, torch.float64: 1e-13}
-# Products without a better residual after which it is taken for rounding.
+# After so many products without a better residual, the residual counts as rounding.
 PATIENCE = 10
 
 
@@ -23,12 +23,12 @@ class Eigenpairs:
     """Approximate eigenpairs of every block, the most wanted first.
 
     Attributes:
-        values: (blocks, count) float64; NaN where `max_products` did not allow so many.
+        values: (blocks, count) float64; NaN for those that `max_products` did not allow.
         vectors: (blocks, count, size), norm 1; zero where the value is NaN.
-        residuals: (blocks, count) float64, |A v - value v| / |value|, where A v is made of the
-            products there have been: what the matrix says, not what the recurrence promises.
+        residuals: (blocks, count) float64, |A v - value v| / |value|, with A v combined from the
+            products computed: the true residual, not the recurrence's estimate.
         converged: (blocks, count) bool: the residual is at most `tol`.
-        products: in all.
+        products: used in total.
     """
 
     values: Tensor
@@ -41,23 +41,24 @@ class Eigenpairs:
 class Basis:
     """An orthonormal Krylov basis of every block, and the matrix in that basis.
 
-    Every product is made orthogonal to the whole basis, twice: without that, rounding brings
-    copies of eigenvalues that have converged. Where the space is exhausted (a matrix of low rank),
-    the next vector is random, orthogonal, and not coupled to the others.
+    Every product is made orthogonal to the whole basis, twice: otherwise rounding produces copies
+    of eigenvalues that have converged. When the space is exhausted (a matrix of low rank), the next
+    vector is random, orthogonal, and not coupled to the others.
 
     Args:
         start: (blocks, size), not zero. Its dtype is that of the basis; the projected matrix is
             float64.
-        steps: most vectors, at most `size`.
+        steps: largest number of vectors, at most `size`.
         generator: of the random vectors.
 
     Attributes:
-        filled: vectors that have been multiplied.
+        filled: number of vectors that have been multiplied.
         images: (blocks, steps, size), the products with the vectors.
-        matrix: (blocks, steps, steps) float64, the matrix in the basis; `filled` of it are valid.
-        remainder: (blocks,) float64, the size of what the last product has outside the basis.
-        length: (blocks,) products since the space was last exhausted; 0 where it just was.
-        longest: (blocks,) products that it took to exhaust it, at most; 0 where it never was.
+        matrix: (blocks, steps, steps) float64, the matrix in the basis; its first `filled` rows
+            and columns are valid.
+        remainder: (blocks,) float64, the norm of the last product's part outside the basis.
+        length: (blocks,) products since the space was last exhausted; 0 if it has just been.
+        longest: (blocks,) the most products that exhausted a space; 0 if none ever was.
     """
 
     def __init__(self, start: Tensor, steps: int, generator: torch.Generator) -> None:
@@ -75,7 +76,7 @@ class Basis:
         self._size = torch.zeros_like(self.remainder)
 
     def extend(self, multiply: Multiply) -> None:
-        """Multiply the last vector, and make the next one from what is new in the product."""
+        """Multiply the last vector; the product's part outside the basis gives the next one."""
         at = self.filled
         known = self.vectors[:, : at + 1]
         product = multiply(self.vectors[:, at])
@@ -96,7 +97,7 @@ class Basis:
             rest = torch.where(exhausted[:, None], drawn, rest)
             rest, _ = _orthogonal(rest, known)
             norms = rest.double().norm(dim=1)
-        # A basis of the whole space leaves nothing; zero is then what comes next, and is not used.
+        # A basis of the whole space leaves no remainder; the next vector is then 0, and not used.
         self.vectors[:, at + 1] = rest / norms.clamp_min(torch.finfo(rest.dtype).tiny)[:, None].to(
             rest
         )
@@ -104,18 +105,18 @@ class Basis:
     def ritz(self) -> tuple[Tensor, Tensor]:
         """Eigenvalues (blocks, filled), ascending, and eigenvectors of the projected matrix."""
         known = self.matrix[:, : self.filled, : self.filled]
-        # A network that overflows has products that are not finite, and LAPACK refuses them.
+        # Products of a network that overflows are not finite, and LAPACK refuses them.
         finite = known.isfinite().all(dim=2).all(dim=1)
         values, vectors = torch.linalg.eigh(known.where(finite[:, None, None], 0.0))
         return values.where(finite[:, None], math.nan), vectors
 
     def combined(self, coefficients: Tensor) -> tuple[Tensor, Tensor]:
-        """Vectors (blocks, count, size) from coefficients (blocks, filled, count), and images."""
+        """Vectors (blocks, count, size) from coefficients (blocks, filled, count), and products."""
         mixed = coefficients.mT.to(self.vectors)
         return mixed @ self.vectors[:, : self.filled], mixed @ self.images[:, : self.filled]
 
     def restart(self, values: Tensor, coefficients: Tensor) -> None:
-        """Keep the Ritz pairs given, (blocks, count) and (blocks, filled, count), and go on."""
+        """Restart from these Ritz pairs, (blocks, count) and (blocks, filled, count)."""
         count = values.shape[1]
         following = self.vectors[:, self.filled].clone()
         self.vectors[:, :count], self.images[:, :count] = self.combined(coefficients)
@@ -137,42 +138,42 @@ def eigenpairs(
 ) -> Eigenpairs:
     """The `count` most wanted eigenpairs of every block, by Lanczos with thick restart.
 
-    It stops when every block's residuals are at most `tol`, at `max_products`, or where rounding
-    lets them fall no further. One start vector finds one vector of a multiple eigenvalue (see
-    `multiples`). Only where its Krylov space is exhausted, as of a matrix of low rank, do random
-    vectors follow until one changes nothing; and a matrix with no more rows than the basis has
-    vectors is multiplied out.
+    It stops when every block's residuals are at most `tol`, at `max_products`, or when rounding
+    prevents smaller residuals. One start vector finds one vector of a multiple eigenvalue (see
+    `multiples`). Only when its Krylov space is exhausted, as for a matrix of low rank, do random
+    vectors follow, until one changes nothing. A matrix with no more rows than the basis has vectors
+    is computed in full.
 
     The stop rules, by the numbers at which the code applies them:
 
     1. No further product is allowed or possible: `max_products` are used, or the basis spans the
        whole space.
     2. The recurrence bounds every wanted residual by the remainder times the last entry of the
-       Ritz vector (Parlett 1998, section 13.2), without a product. Asked only once there are
-       `count` Ritz pairs, and not of a small matrix, which rule 1 ends.
-    3. No eigenvalue may be missed where the Krylov space is exhausted. An exhausted space bounds
+       Ritz vector (Parlett 1998, section 13.2), without a product. Checked once there are `count`
+       Ritz pairs, and not for a small matrix, which rule 1 ends.
+    3. No eigenvalue may be missed when the Krylov space is exhausted. An exhausted space bounds
        every residual by 0 and holds one vector of each eigenvalue. So a random vector follows,
        whose own space is no larger than the longest so far; when one such space has changed
-       nothing beyond rounding, the values are believed.
-    4. The residuals that the products give are at most `tol`. For an eigenvalue within 10 rounding
-       errors of 0 the absolute error must be rounding, as a relative one cannot fall.
-    5. Rounding lets the worst residual fall no further: `PATIENCE` products without one below 0.9
-       of the best so far. (Measured: float32 residuals of a trained ResNet-14 end above 1e-4, and
-       would use up `max_products`.)
+       nothing beyond rounding, the values are accepted.
+    4. The true residuals, from the products, are at most `tol`. For an eigenvalue within 10
+       rounding errors of 0 the absolute error must be rounding, as the relative one stays large.
+    5. Rounding prevents a smaller worst residual: `PATIENCE` products without one below 0.9 of the
+       best so far. (Measured: float32 residuals of a trained ResNet-14 stay above 1e-4, and would
+       use up `max_products`.)
 
     Args:
-        multiply: see the module.
+        multiply: from (blocks, size) to the matrix times these vectors, block by block.
         start: (blocks, size), random.
         count: at most `size`.
         which: `magnitude` for the largest |value|, `largest`, or `smallest` for the most negative.
         tol: of the residual, relative to |value|.
-        max_products: in all, at least 1.
-        generator: of what is drawn where a Krylov space is exhausted.
+        max_products: in total, at least 1.
+        generator: of the random vectors drawn when a Krylov space is exhausted.
 
     Raises:
         ValueError: more eigenpairs than rows; no product allowed.
 
-    Cost: the products, and their orthogonalisation; twice max(20, 2 count + 10) vectors in memory.
+    Cost: the products and their orthogonalisation; twice max(20, 2 count + 10) vectors in memory.
     Source: Wu & Simon 2000, doi 10.1137/S0895479898334605 (thick restart); full
     reorthogonalisation twice, after Parlett 1998, section 6.9.
     """
@@ -239,20 +240,20 @@ def multiples(
 ) -> Eigenpairs:
     """Add the further vectors of repeated eigenvalues, from the orthogonal complement.
 
-    Lanczos from one start vector sees one vector of each eigenvalue. So it runs again, from a
+    Lanczos from one start vector finds one vector of each eigenvalue. So it runs again, from a
     random vector in the orthogonal complement of the eigenvectors found: insert the eigenpair
     found there and drop the last, until none is more wanted than the last.
 
     Args:
-        multiply: see the module.
+        multiply: as in `eigenpairs`.
         found: from `eigenpairs`.
-        which: as it was found.
-        tol: as it was found; what is more wanted by less than that is not.
-        max_products: in all, with those that there have been.
+        which: as in `eigenpairs`.
+        tol: as in `eigenpairs`; a value must exceed the last by more than this, relatively.
+        max_products: in total, including those used already.
         generator: of the random vectors.
 
     Cost: the products of one eigenpair, and again for each that is found; none beyond
-    `max_products`, so that the last look may be cut short.
+    `max_products`, so that the last search may be cut short.
     """
     count, size = found.vectors.shape[1:]
     worst = {"magnitude": 0.0, "largest": -1.0, "smallest": 1.0}[which]
@@ -286,7 +287,7 @@ def multiples(
         last = found.values[:, -1:]
         gain = _wanted(value, which) - _wanted(last, which)
         floor = EXHAUSTED.get(vector.dtype, 1e-6) * found.values.abs().amax(dim=1, keepdim=True)
-        # A short vector lies in the span of those found: the complement holds nothing more.
+        # A short vector lies in the span of those found: the complement holds no further one.
         if not bool(((gain > tol * last.abs() + floor) & (length > 0.5)).any()):
             return replace(found, products=products)
         both = [
@@ -304,7 +305,7 @@ def multiples(
 def with_residuals(
     vectors: Tensor, images: Tensor, values: Tensor, count: int, tol: float, products: int
 ) -> Eigenpairs:
-    """Eigenpairs with their residuals, from the products with their vectors.
+    """Eigenpairs with their true residuals, from the products with their vectors.
 
     Args:
         vectors: (blocks, found, size), not zero.
@@ -312,7 +313,7 @@ def with_residuals(
         values: (blocks, found) float64.
         count: the result is padded with NaN from `found` to this.
         tol: for `converged`.
-        products: there have been.
+        products: number of products used.
     """
     blocks, found, size = vectors.shape
     norms = vectors.double().norm(dim=2)
@@ -336,7 +337,7 @@ def with_residuals(
 
 
 def relative(errors: Tensor, values: Tensor) -> Tensor:
-    """Errors / |values|; zero where there is no error, whatever the value."""
+    """Errors / |values|; zero where the error is zero, whatever the value."""
     return torch.where(errors == 0, 0.0, errors / values.abs())
 
 
@@ -346,7 +347,7 @@ def gaussian(like: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _orthogonal(vectors: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
-    """(blocks, size) without its part in `basis`, and that part's coefficients, float64."""
+    """(blocks, size) minus the projection on `basis`, and the projection's float64 coefficients."""
     total = torch.zeros(basis.shape[:2], dtype=torch.float64, device=vectors.device)
     for _ in range(2):
         inside = (basis @ vectors[:, :, None])[:, :, 0]

@@ -26,51 +26,51 @@ PARTS: dict[str, tuple[products.Part, ...]] = {
     "gauss_newton": ("gauss_newton",),
     "difference": ("hessian", "gauss_newton"),
 }
-# Of the memory that is free when a product is first asked for, what kept activations may take.
+# The share of the memory free at the first product that kept activations may take.
 MEMORY_SHARE = 0.5
-# A product from a traced graph that differs by more than this from the plain one is not used.
-# More than this is no rounding.
+# An asymmetry above this is more than rounding error.
 ASYMMETRY = {torch.float32: 1e-2, torch.float64: 1e-6}
+# A traced product that differs from the plain one by more than this, relatively, is not used.
 TRACE_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-8}
 
 
 class Curvature(CurvatureOperator):  # type: ignore[misc]
-    """A curvature matrix of the loss, at a space's origin, that is only ever multiplied by.
+    """A curvature matrix of the loss at a space's origin, given by its matrix-vector product.
 
-    In the weights it belongs to the mean loss over the examples, whatever the batches. In the
-    inputs it belongs to the sum of the losses: no example's loss depends on another example's
-    input, so that the matrix is block-diagonal, one block an example, and one product with it
-    serves all examples at once.
+    In the weights it is that of the mean loss over the examples, whatever the batches. In the
+    inputs it is that of the sum of the losses: no example's loss depends on another example's
+    input, so the matrix is block-diagonal, with one block per example, and one product with it
+    gives the products of all blocks.
 
     `hessian` is the second derivative. `gauss_newton` is J^T L J, with J the derivative of the
-    outputs and L the second derivative of the loss in the outputs: the curvature that a network
-    which is linear around the origin would have. `difference` is the first minus the second: the
-    part that carries the network's own curvature, and is zero almost everywhere in the inputs of a
-    piecewise linear network.
+    outputs and L the second derivative of the loss in the outputs: the curvature if the network
+    were linear around the origin. `difference` is the first minus the second: the part that
+    carries the network's own curvature, zero almost everywhere in the inputs of a piecewise linear
+    network.
 
-    Batch norm is in eval mode; where the problem recomputes statistics, they are those at the
+    Batch norm is in eval mode; if the problem recomputes its statistics, they are those at the
     origin, held fixed under the derivative.
 
     Args:
-        space: whose origin is the point.
+        space: its origin is the point at which the matrix is taken.
         matrix: see above.
         names: the parameters, or inputs, whose rows and columns are taken; all by default.
-        part: in the inputs, which examples: a slice, or their numbers.
+        part: in the inputs, which examples: a slice, or their indices.
         scale: {name: tensor that broadcasts to it}: D, in the matrix D M D, which is the
             curvature in coordinates in which a step of 1 moves each entry by D.
-        keep: trace the product and keep what does not depend on the vector, for as many batches
-            as half of the free memory holds: a product then costs about 2 gradients instead of 4.
-            The rest, and what cannot be traced, is multiplied by a double backward pass. How much
-            memory that takes is logged before it is taken.
+        keep: trace the product and keep the tensors that do not depend on the vector, for as many
+            batches as fit half of the free memory: a product then costs about 2 gradients instead
+            of 4. Other batches, and networks that cannot be traced, use a double backward pass.
+            The memory needed is logged before it is allocated.
 
     Attributes:
-        blocks: how many independent blocks the matrix has: examples in the inputs, else 1.
+        blocks: number of independent blocks of the matrix: examples in the inputs, else 1.
 
     Raises:
-        ValueError: a name that the space has not.
+        ValueError: a name that is not in the space.
 
     Cost: one pass over the parameters; a product is one double backward pass of all examples, or
-    what `keep` says.
+    less with `keep`.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class Curvature(CurvatureOperator):  # type: ignore[misc]
         chosen = list(names or space.origin)
         self.space, self.matrix = space, matrix
         in_inputs = isinstance(space, Inputs)
-        # channels last in memory suits convolutions' weights, but not views of a flat vector
+        # contiguous: the channels-last layout of convolution weights has no views of a flat vector
         self._point = {
             name: (space.origin[name][part] if in_inputs else space.origin[name])
             .detach()
@@ -140,17 +140,17 @@ class Curvature(CurvatureOperator):  # type: ignore[misc]
 
     @property
     def size(self) -> int:
-        """Rows of the matrix."""
+        """Number of rows of the matrix."""
         return sum(value.numel() for value in self._point.values())
 
     @property
     def device(self) -> torch.device:
-        """Where vectors live."""
+        """Device of the vectors."""
         return next(iter(self._point.values())).device
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of vectors."""
+        """Dtype of the vectors."""
         return next(iter(self._point.values())).dtype
 
     def matvec(self, v: Tensor) -> Tensor:
@@ -160,7 +160,7 @@ class Curvature(CurvatureOperator):  # type: ignore[misc]
             v: (size,).
 
         Raises:
-            ValueError: another shape; a layer without a second derivative.
+            ValueError: `v` has another shape; a layer without a second derivative.
         """
         if v.shape != (self.size,):
             raise ValueError(f"the vector has shape {tuple(v.shape)}; expected ({self.size},).")
@@ -177,11 +177,11 @@ class Curvature(CurvatureOperator):  # type: ignore[misc]
         return product if self._scale is None else product * self._scale
 
     def displacement(self, vector: Tensor) -> Tensor:
-        """The step in the space itself that a vector of the matrix stands for: D v, or v."""
+        """The step in the space that corresponds to a vector: D v, or v without a scale."""
         return vector if self._scale is None else vector * self._scale
 
     def tensors(self, vector: Tensor) -> Tensors:
-        """A flat vector by names, in the shapes of the origin."""
+        """A flat vector as named tensors, in the shapes of the origin."""
         if isinstance(self.space, Inputs):
             widths = [value[0].numel() for value in self._point.values()]
             pieces = torch.split(vector.view(self.blocks, -1), widths, dim=1)
@@ -225,7 +225,7 @@ class Curvature(CurvatureOperator):  # type: ignore[misc]
         return {name: found[0][name] - found[1][name] for name in vector}
 
     def _plain(self, part: slice, vector: Tensors) -> list[Tensors]:
-        """With nothing kept; in smaller batches where memory runs out."""
+        """With nothing kept; in smaller batches if out of memory."""
         try:
             return self._differentiated(products.doubly_backward, *self._given(part), vector)
         except RuntimeError as error:
@@ -246,7 +246,7 @@ class Curvature(CurvatureOperator):  # type: ignore[misc]
         ]
 
     def _given(self, part: slice) -> tuple[Tensors, Tensors, Tensors, Tensor]:
-        """What a batch's product depends on besides the vector.
+        """The arguments of a batch's product besides the vector.
 
         The point, the examples' other inputs, the network's other tensors, and the targets.
         """
@@ -285,7 +285,7 @@ class Curvature(CurvatureOperator):  # type: ignore[misc]
         return outputs
 
     def _prepare(self, vector: Tensors) -> None:
-        """Trace the product, and keep what does not depend on the vector, where memory allows."""
+        """Trace the product, and keep what does not depend on the vector, if memory allows."""
         self._kept = {}
         parts = self._parts()
         form = partial(self._differentiated, products.forward_over_reverse)
@@ -303,7 +303,7 @@ class Curvature(CurvatureOperator):  # type: ignore[misc]
             for part in chosen[:1] + chosen[1:][-1:]:
                 self._check(split, part, vector)
             self._split = split
-        except Exception as error:  # tracing may raise anything, and the plain way is always there
+        except Exception as error:  # tracing may raise anything; the plain product always works
             self._kept = {}
             if memory_exhausted(error):
                 log.info("out of memory for kept activations; recomputing them.")
@@ -318,11 +318,11 @@ class Curvature(CurvatureOperator):  # type: ignore[misc]
         error = torch.cat([(t - p).flatten() for t, p in zip(traced, plain, strict=True)]).norm()
         size = torch.cat([value.flatten() for value in plain]).norm()
         if not error <= TRACE_TOLERANCE.get(self.dtype, 1e-3) * size:
-            raise ValueError(f"it is off by {float(error / size):.1e}")
+            raise ValueError(f"its relative error is {float(error / size):.1e}")
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that can still be taken on `device`."""
+    """Bytes that can still be allocated on `device`."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     lines = (
@@ -333,15 +333,15 @@ def free_memory(device: torch.device) -> int:
 
 
 def matching(names: Sequence[str], patterns: Sequence[str]) -> list[str]:
-    """The names that match one of the shell patterns, in their order; all where there is none.
+    """The names that match one of the shell patterns, in their order; all if there are no patterns.
 
     Raises:
-        ValueError: a pattern that nothing matches.
+        ValueError: a pattern that matches no name.
     """
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
             raise ValueError(
-                f"--layers {pattern}: no parameter is named so. There are {', '.join(names)}."
+                f"--layers {pattern}: no parameter matches. There are {', '.join(names)}."
             )
     if not patterns:
         return list(names)
@@ -352,9 +352,9 @@ def filter_scale(origin: Tensors) -> Tensors:
     """For every tensor the norms of its slices along the first axis, shaped to broadcast.
 
     As `scale` of `Curvature`: a step of 1 moves each filter by its own norm, and each bias and
-    norm scale by its own size. Networks that differ only by a rescaling of filters that cancels
-    (batch norm's, or a factor moved between the two sides of a product) then have the same
-    spectrum. A slice of norm 0 cannot move.
+    norm scale by its own size. Networks that differ only by rescalings of filters without effect
+    (before a batch norm, or a factor moved between the two sides of a product) then have the same
+    spectrum. A slice of norm 0 does not move.
 
     Source: Li et al. 2018, section 4, arXiv:1712.09913, for the directions; here for a matrix.
     """

@@ -21,20 +21,21 @@ from landscape.hessian.operator import Curvature
 from landscape.hessian.spec import Spec
 from landscape.hessian.variables import eigenpair_variables, stream_seed, tell
 
-# The Hessian is taken for the Gauss-Newton matrix where a random product tells them apart by less.
+# The Hessian counts as the Gauss-Newton matrix if their products with a random vector differ by
+# less, relative to the Hessian's.
 SAME = {torch.float32: 1e-3, torch.float64: 1e-9}
 
 
 @dataclass(frozen=True, eq=False)
 class SampleCurvature:
-    """What is known of the input Hessians of n examples.
+    """Eigenpairs of the input Hessians of n examples, and their Gauss-Newton matrices.
 
     Attributes:
-        pairs: of the Hessians; one block an example. `products` are those of Lanczos where it ran.
-        gauss_newton: (n,) the largest eigenvalue of J^T (diag p - p p^T) J.
+        pairs: of the Hessians; one block per example. `products` are those of Lanczos, if it ran.
+        gauss_newton: (n,) the largest eigenvalue of G = J^T (diag p - p p^T) J.
         beyond: (n,) |(H - G) v| / |H v| for a random v: the share of the network's own curvature;
-            rounding alone for a piecewise linear network.
-        from_jacobian: (n,) bool, whether the eigenpair is that of G, which is H to rounding there.
+            only rounding for a piecewise linear network.
+        from_jacobian: (n,) bool, whether the eigenpair is that of G, as H equals G up to rounding.
     """
 
     pairs: lanczos.Eigenpairs
@@ -57,36 +58,37 @@ def sample_curvature(
     """The most wanted eigenpairs of the input Hessian of each example in `part`.
 
     Where a network is piecewise linear, the Hessian of the cross-entropy is its Gauss-Newton
-    matrix, whose top eigenpair follows from the Jacobian without an iteration. Whether it is, a
-    product with a random vector tells, example by example. For the others, for more than one
-    eigenpair, and for the most negative, Lanczos runs on all examples at once, until the last of
-    them has converged. Residuals are those of the true Hessian either way.
+    matrix, whose top eigenpair follows from the Jacobian without iteration. A product with a random
+    vector decides, example by example, whether the two matrices agree. For the other examples, for
+    more than one eigenpair, and for the most negative one, Lanczos runs on all of them at once,
+    until the last has converged. Residuals are those of the true Hessian either way.
 
     Args:
         space: of the examples; its problem's loss is the cross-entropy.
         part: which examples.
-        count: eigenpairs of each.
+        count: eigenpairs per example.
         which: see `lanczos.eigenpairs`.
         tol: of the residuals.
         max_products: see `lanczos.eigenpairs`.
         start: (n, size), random.
-        generator: of what Lanczos draws.
+        generator: of the random vectors that Lanczos draws.
 
     Raises:
         ValueError: the loss is not the cross-entropy; more eigenpairs than there are pixels.
 
-    Cost: one forward pass, a backward pass per class and two products; or about 15 products.
+    Cost: one forward pass, one backward pass per class, and two products; with Lanczos about 15
+    products more.
     """
     if space.problem.loss is not cross_entropy:
         raise ValueError(
             "--space inputs: the loss is not the cross-entropy, whose Gauss-Newton matrix is known."
         )
 
-    def of(part: slice | Tensor) -> lanczos.Multiply:
+    def product_of(part: slice | Tensor) -> lanczos.Multiply:
         operator = Curvature(space, "hessian", part=part)
         return lambda vectors: operator.matvec(vectors.flatten()).view(operator.blocks, -1)
 
-    multiply = of(part)
+    multiply = product_of(part)
     inputs = {name: value[part] for name, value in space.origin.items()}
     logits, rows = jacobian(space, inputs)
     probabilities = logits.softmax(dim=1)
@@ -108,7 +110,7 @@ def sample_curvature(
         return SampleCurvature(exact, gauss_newton, beyond, same)
     left = torch.arange(part.start, part.start + len(same), device=same.device)[~same]
     found = lanczos.eigenpairs(
-        of(left),
+        product_of(left),
         start[~same],
         count,
         which=which,
@@ -145,7 +147,7 @@ def plan(problem: Problem, spec: Spec) -> Plan:
     def measure(cells: Sequence[Cell]) -> Values:
         check()  # refused before anything is measured
         part = slice(cells[0]["example"], cells[-1]["example"] + 1)
-        # An example's start depends on the example alone, not on who shares its batch.
+        # An example's start vector depends on the example alone, not on the rest of its batch.
         streams = [
             torch.Generator().manual_seed(stream_seed(spec.seed, "example", str(cell["example"])))
             for cell in cells

@@ -1,8 +1,8 @@
 """A curvature matrix times a vector, for one batch, by automatic differentiation.
 
-Both forms take the network as `outputs_at`, from a point to outputs, and the loss as `loss_of`,
-from outputs to a scalar; and give the product with the Hessian, with the Gauss-Newton matrix, or
-both, as asked for by name.
+Both functions take the network as `outputs_at`, from a point to outputs, and the loss as `loss_of`,
+from outputs to a scalar. They return the products with the matrices named in `parts`, the Hessian's
+first.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def doubly_backward(
     point: Tensors,
     vector: Tensors,
 ) -> list[Tensors]:
-    """By reverse mode alone, which every layer has that can be trained at all.
+    """The products by reverse mode alone, which every trainable layer supports.
 
     Raises:
         ValueError: a layer has no second derivative.
@@ -71,7 +71,7 @@ def forward_over_reverse(
     point: Tensors,
     vector: Tensors,
 ) -> list[Tensors]:
-    """The same products as derivatives in a direction: the form that `linearized` can split."""
+    """The same products by forward over reverse mode: the form that `split_graph` can split."""
     products: list[Tensors] = []
     if "hessian" in parts:
         slope = func.grad(lambda point: loss_of(outputs_at(point)))
@@ -84,7 +84,7 @@ def forward_over_reverse(
 
 
 def _check_twice_differentiable(gradient: Sequence[Tensor]) -> None:
-    """Refuse a layer marked as differentiable once: autograd would take its part for a constant."""
+    """Refuse layers marked once_differentiable: autograd would treat their part as constant."""
     nodes = [value.grad_fn for value in gradient if value.grad_fn is not None]
     seen = set(nodes)
     while nodes:
@@ -110,7 +110,7 @@ def _pullback(
     *,
     create_graph: bool = False,
 ) -> list[Tensor]:
-    """The gradient of sum(values * seeds), zero in whatever nothing depends on."""
+    """The gradient of sum(values * seeds) in `at`; zero for tensors that nothing depends on."""
     weights = [torch.ones_like(v) for v in values] if seeds is None else seeds
     pairs = [(v, w) for v, w in zip(values, weights, strict=True) if v.requires_grad]
     found: Sequence[Tensor | None] = [None] * len(at)

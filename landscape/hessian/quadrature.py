@@ -17,10 +17,11 @@ def quadrature(
     polynomials of degree below 2 steps. Its mean over random v is trace(f(A)) / size.
 
     Args:
-        multiply: see the module.
+        multiply: from (blocks, size) to the matrix times these vectors, block by block.
         start: (blocks, size).
         steps: nodes; at most `size`.
-        generator: of what is drawn where a Krylov space is exhausted; such nodes weigh nothing.
+        generator: of the random vectors drawn when a Krylov space is exhausted; their nodes have
+            weight 0.
 
     Returns:
         Nodes and weights, (blocks, steps) float64; nodes ascend, weights sum to 1.

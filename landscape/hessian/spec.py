@@ -1,4 +1,4 @@
-"""What is asked of the curvature."""
+"""The options of the Hessian probe."""
 
 from __future__ import annotations
 
@@ -41,18 +41,16 @@ class Spec:
         ("magnitude",), "eigenpairs from which ends: magnitude, largest, smallest", "END"
     )
     top: int | None = option(
-        None, "eigenpairs per end (default: 5, or all that there are; 1 in the inputs)", least=1
+        None, "eigenpairs per end (default: 5, or as many as there are; 1 in the inputs)", least=1
     )
     tol: float = option(
         1e-3, "residual |Hv - λv| / |λ| at which an eigenpair has converged", above=0, below=1
     )
-    max_products: int = option(
-        200, "products after which an end's eigenpairs are left as they are", least=1
-    )
+    max_products: int = option(200, "most products for the eigenpairs of one end", least=1)
     multiple: bool | None = option(
         None,
-        "look also in the complement of the eigenpairs found, for further vectors of repeated "
-        "eigenvalues, which one Lanczos run cannot see",
+        "search the orthogonal complement of the eigenpairs found for further vectors of repeated "
+        "eigenvalues, which one Lanczos run cannot find",
     )
     draws: int = option(4, "random vectors of the density; its error is that over them", least=1)
     steps: int | None = option(
@@ -63,13 +61,13 @@ class Spec:
     trace_products: int = option(30, "products for the trace", least=6)
     verify: bool = option(
         False,
-        "ask hessian-eigenthings for the eigenvalues and the trace as well, and store its answers "
-        "and the differences; about twice the products",
+        "compute the eigenvalues and the trace with hessian-eigenthings as well, and store its "
+        "results and the differences; about twice the products",
     )
     activations: Literal["auto", "keep", "recompute"] = option(
         "auto",
-        "keep activations in memory, for products at half the price; auto keeps them where many "
-        "products are asked for, as far as half of the free memory goes",
+        "keep activations in memory, for products at half the cost; auto keeps them if many "
+        "products are requested, in up to half of the free memory",
     )
     save_directions: str | None = option(
         None,

@@ -20,14 +20,15 @@ aten = torch.ops.aten
 class Split:
     """`function(*arguments, vector)` as `linear(prepare(*arguments), vector)`.
 
-    What does not depend on the vector is computed once and kept. For a Hessian-vector product
-    these are the activations, their gradients and masks; a product then costs about two gradients,
-    where a double backward pass repeats the forward and the backward pass and costs about four.
+    Everything that does not depend on the vector is computed once and kept. For a Hessian-vector
+    product that is the activations, their gradients and masks. A product then costs about two
+    gradients; a double backward pass repeats the forward and the backward pass and costs about
+    four.
 
     Attributes:
         prepare: (*arguments) -> kept tensors. Cost: about a forward and a backward pass.
-        linear: (kept, vector) -> what `function` returns; keeps nothing.
-        bytes: the memory that kept tensors take, but for what they share with the arguments.
+        linear: (kept, vector) -> the return value of `function`; keeps nothing.
+        bytes: memory of the kept tensors, not counting storage shared with the arguments.
     """
 
     prepare: Callable[..., list[Any]]
@@ -38,24 +39,25 @@ class Split:
 def split(function: Callable[..., Any], arguments: Sequence[Any], vector: Any) -> Split:
     """Trace `function` at example arguments and cut its graph in two.
 
-    The trace holds for arguments of the same shapes. It is made without values, so that a function
-    that looks at its arguments' values to decide what to do is refused, not traced at one of them;
-    only where torch needs values is it made at the examples. So check it against `function`.
+    The trace is valid for arguments of the same shapes. It uses fake tensors, so that a function
+    whose control flow depends on its arguments' values is refused, not traced for one of them. Only
+    if torch needs values is it traced with the example arguments: so compare the result with
+    `function`.
 
     Args:
         function: (*arguments, vector) -> tensors, linear in `vector`. Every argument is a tensor
-            or a nest of tensors.
-        arguments: examples of them.
-        vector: an example of it.
+            or a pytree of tensors.
+        arguments: example arguments.
+        vector: an example vector.
 
     Raises:
         Exception: whatever tracing raises, for a function that cannot be traced.
 
     Cost: about six seconds for a ResNet-18, whatever the batch size.
-    Source: the idea of `jax.linearize` and `torch.func.linearize`, which trace anew for every
-    argument, where this reuses one graph for all batches.
+    Source: the idea of `jax.linearize` and `torch.func.linearize`; these trace again for every
+    argument, while this reuses one graph for all batches.
     """
-    # Without writes in place: a cut must not come between two writes to one tensor.
+    # Without in-place writes: the cut must not separate two writes to one tensor.
     traced, shape = _traced(functionalize(function), [*arguments, vector])
     nodes = list(traced.graph.nodes)
     inputs = [node for node in nodes if node.op == "placeholder"]
@@ -107,7 +109,7 @@ def split(function: Callable[..., Any], arguments: Sequence[Any], vector: Any) -
 def _traced(
     function: Callable[..., Any], arguments: Sequence[Any]
 ) -> tuple[fx.GraphModule, pytree.TreeSpec]:
-    """The graph of `function`, with its results in a list, and the form they had."""
+    """The graph of `function` with flattened outputs, and the tree structure of these outputs."""
     forms: list[pytree.TreeSpec] = []
 
     def pure(*everything: Any) -> Any:  # make_fx counts arguments, and miscounts a bound method's
@@ -118,10 +120,10 @@ def _traced(
     with warnings.catch_warnings():  # torch's own forward mode is written with torch.jit
         warnings.filterwarnings("ignore", message=".*torch.jit", category=DeprecationWarning)
         try:
-            # Without values; but what the function holds, such as a loss's weights, is real.
+            # Without values; but tensors in the closure, such as a loss's weights, are real.
             traced = make_fx(pure, tracing_mode="fake", _allow_non_fake_inputs=True)(*arguments)
         except RuntimeError as error:
-            # Torch's forward mode of a batch norm whose weights stay, not a fault of the function.
+            # A limitation of torch's forward mode for a batch norm whose weights are constant.
             if "on the same device" not in str(error):
                 raise
             traced = make_fx(pure)(*arguments)
@@ -129,11 +131,11 @@ def _traced(
 
 
 def _simplify(graph: fx.Graph) -> None:
-    """Drop additions of zero and copies, and make a product and its addition one pass over memory.
+    """Drop additions of zero and copies, and fuse each product with the addition that follows it.
 
-    What differentiation writes down node by node is a tenth slower than it need be: beside the
-    convolutions, it is a matter of how often memory is read. The graph has no writes in place, so
-    that a copy is what it copies. Results change by rounding alone.
+    Without this the graph is a tenth slower: apart from the convolutions, its speed depends on how
+    often memory is read. The graph has no in-place writes, so a copy can be replaced by its
+    original. Results change only by rounding.
     """
     zeros = (aten.zeros_like.default, aten._new_zeros_with_same_feature_meta.default)
     for node in list(graph.nodes):
@@ -158,7 +160,7 @@ def _simplify(graph: fx.Graph) -> None:
 
 
 def _same_type(node: Any, other: Any) -> bool:
-    """Whether both are known to be floating-point tensors of one dtype on one device."""
+    """Whether both are known to be floating-point tensors of the same dtype and device."""
     one, two = (n.meta.get("val") if isinstance(n, fx.Node) else None for n in (node, other))
     if not (isinstance(one, Tensor) and isinstance(two, Tensor)):
         return False
@@ -166,7 +168,7 @@ def _same_type(node: Any, other: Any) -> bool:
 
 
 def _alike(node: Any, other: Any, *, strides: bool = False) -> bool:
-    """Whether both are tensors of one type and shape; and laid out alike, if asked for."""
+    """Whether both are tensors of the same type and shape; with `strides`, of the same layout."""
     if not _same_type(node, other):
         return False
     one, two = node.meta["val"], other.meta["val"]
@@ -174,6 +176,6 @@ def _alike(node: Any, other: Any, *, strides: bool = False) -> bool:
 
 
 def _storage(node: fx.Node) -> int | None:
-    """Which memory a node's value is in, as the trace says; None where it takes none."""
+    """The storage of a node's value, according to the trace; None if it is not a tensor."""
     value = node.meta.get("val")
     return value.untyped_storage()._cdata if isinstance(value, Tensor) else None

@@ -14,9 +14,10 @@ from landscape.hessian.lanczos import Multiply
 
 @dataclass(frozen=True)
 class Traces:
-    """Estimates for one matrix, each with its standard error over the probes.
+    """Estimates for one matrix, each with its standard error over the probe vectors.
 
-    The error is NaN for a single probe, and 0 where a sketch of full rank left nothing to guess.
+    The error is NaN for a single probe vector, and 0 if the sketch has full rank: the trace is
+    then exact.
     """
 
     trace: float
@@ -29,13 +30,13 @@ def traces(multiply: Multiply, start: Tensor, products: int, generator: torch.Ge
     """The trace of one matrix, and of its square, by Hutch++.
 
     A third of the products finds a subspace that holds most of the matrix, a third gives its part
-    of the trace exactly, a third guesses the rest with random signs. The products of the last two
-    give the squared Frobenius norm as well.
+    of the trace exactly, and a third estimates the rest with random signs. The products of the last
+    two give the squared Frobenius norm as well.
 
     Args:
-        multiply: see the module; one block.
+        multiply: from (1, size) to the matrix times this vector.
         start: (1, size), for device and dtype only.
-        products: in all; at least 6.
+        products: in total; at least 6.
         generator: on the CPU.
 
     Raises:

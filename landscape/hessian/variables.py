@@ -1,4 +1,4 @@
-"""The variables that both spaces share, and what a result says in words."""
+"""The variables that both spaces share, and the summary that the command prints."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from landscape.core.variables import Variable, Variables
 
 
 def eigenpair_variables(dim: str, unit: str) -> Variables:
-    """Eigenpairs by rank, over another dim: the end of the spectrum, or the example."""
+    """Eigenpairs by rank, and over `dim`: the end of the spectrum, or the example."""
     dims = (dim, "rank")
     return {
         "eigenvalue": Variable(dims, "eigenvalue", unit),
@@ -22,7 +22,7 @@ def eigenpair_variables(dim: str, unit: str) -> Variables:
 
 
 def stream_seed(seed: int, *words: str) -> int:
-    """A seed for every part, far from those of other parts and seeds."""
+    """A seed of its own for every part, independent of those of other parts and seeds."""
     state = np.random.SeedSequence([seed, *"\0".join(words).encode()]).generate_state(2)
     return int(state[0]) << 32 | int(state[1])
 
@@ -37,22 +37,20 @@ def tell(result: xr.Dataset) -> list[str]:
             rows = result.sel(end=end)
             values = ", ".join(f"{value:.5g}" for value in rows["eigenvalue"].values)
             done, asked = int(rows["converged"].sum()), rows.sizes["rank"]
-            why = (
-                ""
-                if done == asked
-                else ", --max-products"
-                if rows["products"] >= most
-                else ": rounding allows no more" + (", --dtype float64 does" if narrow else "")
-            )
+            reason = ""
+            if done < asked and rows["products"] >= most:
+                reason = ", --max-products"
+            elif done < asked:
+                reason = ": rounding allows no more" + (", --dtype float64 does" if narrow else "")
             lines.append(
                 f"eigenvalues, {end}: {values}; {done} of {asked} converged, largest residual "
-                f"{float(rows['residual'].max()):.1e}, {int(rows['products'])} products{why}"
+                f"{float(rows['residual'].max()):.1e}, {int(rows['products'])} products{reason}"
             )
     elif "eigenvalue" in result:
         top = result["eigenvalue"].values[:, 0]
         low, middle, high = np.quantile(top, (0.1, 0.5, 0.9), method="inverted_cdf")
         lines.append(
-            f"top eigenvalue of an example: median {middle:.4g}, 10-90 % {low:.4g} to {high:.4g}; "
+            f"top eigenvalue per example: median {middle:.4g}, 10-90 % {low:.4g} to {high:.4g}; "
             f"{int(result['converged'].sum())} of {result['converged'].size} converged"
         )
     for name in ("trace", "frobenius_norm"):

@@ -12,11 +12,11 @@ def interpolate(problem: Problem, spec: Spec) -> Plan:
     """Outputs between real samples in pixel space, or the loss between two networks.
 
     Kinds of path: `same_class`, `cross_class`; as controls `random`, a line between two images
-    whose pixels have been shuffled, each by a permutation of its own, and `circle`, through three
-    samples. A shuffled image has no class: the network's own decision for it stands in its place.
+    whose pixels have been shuffled, each with its own permutation, and `circle`, through three
+    samples. A shuffled image has no class; the network's decision for it is used instead.
 
-    What is measured of each path is in `landscape.interpolate.between.measure`. All pairs are drawn
-    before anything is measured, so that neither order nor interruption changes them.
+    `landscape.interpolate.between.measure` lists the statistics of a path. All pairs are drawn
+    before anything is measured, so they depend neither on order nor on interruptions.
 
     Args:
         problem: with its batch size decided.
@@ -24,15 +24,15 @@ def interpolate(problem: Problem, spec: Spec) -> Plan:
 
     Returns:
         Between samples a plan with cells (pair): outputs (pair, t), statistics (pair), and by kind
-        (part) their means over pairs, `_stderr` as of independent pairs. Between networks, see
+        (part) their means over pairs, with `_stderr` for independent pairs. Between networks, see
         `landscape.interpolate.networks.plan`.
 
     Raises:
-        ValueError: options that contradict each other; more pairs than there are; no labels; a
-            second network of another architecture.
+        ValueError: options that contradict each other; more pairs than exist; no labels; a second
+            network of another architecture.
 
-    Cost: a path takes one forward pass of its points, and with the Jacobian another and a
-        backward pass a class.
+    Cost: per path one forward pass of its points; with the Jacobian another, and one backward pass
+        per class.
     Source: Novak et al. 2018, arXiv:1802.08760 (Jacobian, transitions, circles); Zhang et al.
         2018, arXiv:1710.09412 (misses).
     """

@@ -48,7 +48,7 @@ JACOBIAN_STATISTICS = {
         ("pair",), "mean Jacobian norm of the probabilities", PROBABILITY_SLOPE
     ),
 }
-# Spread over decades: their means are taken of natural logarithms.
+# These span decades, so their natural logarithms are averaged.
 LOGARITHMIC = (
     "tortuosity",
     "chord_deviation",
@@ -63,22 +63,22 @@ def measure(
 ) -> dict[str, Any]:
     """Outputs at every point of a path, and its statistics.
 
-    Statistics are those of `landscape.core.paths`, of the points from t = 0 to 1 only. NaN by
-    definition: on circles tortuosity, chord deviation and both roughnesses, which compare with a
-    straight line; the monotonicity violation but for `cross_class`; the smallest probability but
-    for `same_class`.
+    Statistics are those of `interpolate.path_statistics`, over the points from t = 0 to 1 only. NaN
+    by definition: on circles tortuosity, chord deviation and both roughnesses, which compare with a
+    straight line; the monotonicity violation except for `cross_class`; the smallest probability
+    except for `same_class`.
 
     The ends' margin is the mean over the path's samples of |logit of its class - largest other|:
-    what is relative to it stays when all logits are multiplied by a number. The class of a shuffled
-    image is the network's own decision. Where logits are NaN, as those of a product of feature maps
-    that overflows far from the data, a path's decisions and transitions are NaN too.
+    values relative to it do not change when all logits are multiplied by a number. The class of a
+    shuffled image is the network's decision. If logits are NaN, as when a product of feature maps
+    overflows far from the data, the path's decisions and transitions are NaN too.
 
     Args:
         space: the inputs.
         path: which samples.
         t: (T,), with 0 and 1, equally spaced.
-        ranks: columns for samples, 2 or 3; NaN where a path has not so many.
-        with_jacobian: Jacobian norms too.
+        ranks: columns for samples, 2 or 3; NaN if a path has fewer.
+        with_jacobian: also measure Jacobian norms.
 
     Returns:
         {name: number, (T,), (T, classes), (ranks,) or (T, ranks)}.
@@ -171,19 +171,19 @@ def _jacobian_norms(space: Inputs, points: Tensors) -> dict[str, Any]:
 
 
 def _padded(values: Any, ranks: int) -> Floats:
-    """NaN for samples that a path has not, along the last axis."""
+    """Pad the last axis with NaN for the samples that a path does not have."""
     array = np.asarray(values, dtype=np.float64)
     missing = [(0, 0)] * (array.ndim - 1) + [(0, ranks - array.shape[-1])]
     return np.pad(array, missing, constant_values=np.nan)
 
 
 def statistics(*, with_jacobian: bool) -> Variables:
-    """The numbers that each path has."""
+    """The variables with one number per path."""
     return STATISTICS | (JACOBIAN_STATISTICS if with_jacobian else {})
 
 
 def variables(*, with_jacobian: bool) -> Variables:
-    """All that `measure` and `means` give."""
+    """The variables that `measure` and `means` return."""
     pair, along, by_sample = ("pair",), ("pair", "t"), ("pair", "path_sample")
     found = {
         "length": Variable(
@@ -219,7 +219,7 @@ def mean_of(name: str, each: Variable) -> tuple[str, Variable]:
 
 
 def means(result: xr.Dataset) -> Values:
-    """Means over the paths of each kind, and their standard errors as of independent paths."""
+    """Means over the paths of each kind, with standard errors for independent paths."""
     found: Values = {}
     of_kind = result["kind"].values == result["path_kind"].values[:, None]
     for name, each in statistics(with_jacobian="jacobian_norm" in result).items():

@@ -26,10 +26,10 @@ TREATMENT = "batch_norm_statistics"  # the dim
 
 
 def checked(statistics: Sequence[str], problem: Problem) -> tuple[str, ...]:
-    """The treatments of batch norm's statistics that are asked for, in the order of `STATISTICS`.
+    """The requested treatments of batch norm's statistics, in the order of `STATISTICS`.
 
     Raises:
-        ValueError: one that there is not, or `recomputed` without images to recompute from.
+        ValueError: an unknown treatment, or `recomputed` without images to recompute from.
     """
     unknown = sorted(set(statistics) - set(STATISTICS))
     if unknown:
@@ -47,22 +47,22 @@ def plan(
 ) -> Plan:
     """Loss and accuracy over the examples on the line between two networks' weights.
 
-    Batch norm's running statistics on the way: `kept`, those of the first network, so that the
-    other end is not one of the trained networks; `interpolated` like the weights, so that both
-    ends are the two networks; `recomputed` at every point from the problem's calibration set. The
-    point at t is computed from the nearer end, so that both ends are exact.
+    Batch norm's running statistics along the line: `kept`, those of the first network, so the other
+    end is not one of the trained networks; `interpolated` like the weights, so the ends are the two
+    networks; `recomputed` at every point from the problem's calibration set. The point at t is
+    computed from the nearer end, so both ends are exact.
 
     The excess is the loss above the straight line between the losses at the ends, and the barrier
     the largest excess for t from 0 to 1: never negative. Its standard error is that of the mean of
-    the examples' own excesses at that point, as if the point had been chosen beforehand; it was
-    selected as the highest, which biases the barrier upwards where several points come close.
+    the examples' excesses at that point, as if the point had been chosen in advance; it was
+    selected as the highest, which biases the barrier upwards if several points come close.
 
     Args:
         problem: with its batch size decided.
         to: the second checkpoint.
-        statistics: as `checked` gives them.
+        statistics: from `checked`.
         t: (T,), with 0 and 1.
-        spec: the probe's, to be recorded.
+        spec: the probe's, for the record.
 
     Returns:
         A plan with cells (t), and by treatment (`batch_norm_statistics`): `loss` in nat,

@@ -23,7 +23,7 @@ class SamplePath:
 
     Args:
         kind: one of `KINDS`.
-        samples: positions of the two or three examples that it joins.
+        samples: positions of the two or three examples that it connects.
         seed: of the permutations that shuffle the pixels of a `random` one.
     """
 
@@ -33,9 +33,9 @@ class SamplePath:
 
 
 def ends(path: SamplePath, inputs: Tensors) -> Tensors:
-    """The samples that a path joins, {name: (2 or 3, ...)}, shuffled where it is `random`.
+    """The samples that a path connects, {name: (2 or 3, ...)}, shuffled for a `random` one.
 
-    A shuffled image keeps its pixels' values; all channels of a pixel go together.
+    A shuffled image keeps its pixels' values; the channels of a pixel stay together.
     """
     chosen = {name: value[list(path.samples)] for name, value in inputs.items()}
     if path.kind != "random":
@@ -47,11 +47,11 @@ def ends(path: SamplePath, inputs: Tensors) -> Tensors:
 def along(path: SamplePath, ends: Tensors, t: Floats) -> tuple[Tensors, float]:
     """The points of a path, and its length from t = 0 to 1.
 
-    Each point is a combination of the samples, computed in float64 and rounded once; at t = 0 and
-    t = 1 it is a sample itself. Points on circles and beyond the ends may leave [0, 1].
+    Each point is a linear combination of the samples, computed in float64 and rounded once; at
+    t = 0 and t = 1 it is exactly a sample. Points on circles and beyond the ends may leave [0, 1].
 
     Args:
-        path: its kind decides: a straight line, or for `circle` one through three samples.
+        path: of kind `circle` a circle through three samples, otherwise a straight line.
         ends: {name: (2 or 3, ...)}.
         t: (T,).
 
@@ -80,22 +80,22 @@ def along(path: SamplePath, ends: Tensors, t: Floats) -> tuple[Tensors, float]:
 def draw(kind: str, labels: NDArray[np.int64], count: int, seed: int) -> list[tuple[int, ...]]:
     """`count` different pairs (for a circle, triples) of examples.
 
-    The first is drawn from all examples, each as likely as any other; the second from those that
-    with the first make a pair of its kind; what has been drawn before is drawn again. A larger
-    `count` begins with the same pairs, and no kind's pairs depend on which others are drawn.
+    The first is drawn uniformly from all examples, the second from those that form a pair of this
+    kind with it; pairs that occurred before are drawn again. A larger `count` begins with the same
+    pairs, and the pairs of a kind do not depend on which other kinds are drawn.
 
     Args:
         kind: one of `KINDS`: `same_class` and `cross_class` pairs; for `random` and `circle` any
             two or three examples.
         labels: (N,), the class of each example.
-        count: how many.
+        count: number of pairs.
         seed: not negative.
 
     Returns:
         Positions in `labels`.
 
     Raises:
-        ValueError: there are not so many pairs.
+        ValueError: fewer pairs exist.
     """
     there = _available(kind, labels)
     if count > there:
@@ -128,7 +128,7 @@ def _available(kind: str, labels: NDArray[np.int64]) -> int:
 
 
 def _shuffled(images: Tensor, generator: np.random.Generator) -> Tensor:
-    first = 2 if images.ndim > 2 else 1  # behind the channels, where there are any
+    first = 2 if images.ndim > 2 else 1  # after the channels, if any
     flat = images.flatten(first)
     orders = [torch.from_numpy(generator.permutation(flat.shape[-1])) for _ in flat]
     return torch.stack(

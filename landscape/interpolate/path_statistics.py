@@ -10,14 +10,14 @@ from landscape.core.variables import Floats
 
 
 def grid(points: int, beyond: float = 0.0) -> Floats:
-    """Positions t with `points` of them, equally spaced, from 0 to 1, and more of them outside.
+    """`points` equally spaced positions t from 0 to 1, and further ones outside.
 
-    0 and 1 are among them exactly. Beyond either end the same spacing goes on until `beyond` is
-    reached or passed.
+    0 and 1 are included exactly. Beyond either end the same spacing continues until `beyond` is
+    reached or exceeded.
 
     Args:
         points: from 0 to 1, both ends included; at least 2.
-        beyond: how far to go on, as a fraction of the way from 0 to 1.
+        beyond: how far to continue, as a fraction of the distance from 0 to 1.
     """
     steps = points - 1
     extra = int(np.ceil(beyond * steps - 1e-9))
@@ -35,9 +35,9 @@ def line(t: Floats) -> Floats:
 def circle(squares: tuple[float, float, float], t: Floats) -> tuple[Floats, float]:
     """The circle through three points, as coefficients of these points, and its radius.
 
-    It starts at the first point, meets the second before the third, and is back at the first,
-    exactly, at t = 1; t is the fraction of the full angle. Points that lie on one line, or that
-    coincide, have no circle: everything is then inf or NaN.
+    It starts at the first point, passes the second before the third, and returns exactly to the
+    first at t = 1; t is the fraction of the full angle. Collinear or coincident points have no
+    circle: everything is then inf or NaN.
 
     Args:
         squares: squared distances between the first and second, first and third, second and third.
@@ -63,9 +63,9 @@ def circle(squares: tuple[float, float, float], t: Floats) -> tuple[Floats, floa
 
 
 def flips(values: Floats) -> float:
-    """How often the largest of the outputs (T, classes) is another at the next point.
+    """How often the largest of the outputs (T, classes) changes from one point to the next.
 
-    NaN where an output is NaN: such a network decides nothing.
+    NaN if an output is NaN: there is no decision then.
     """
     decisions = values.argmax(axis=1)
     return _unless_nan(values, (decisions[1:] != decisions[:-1]).sum())
@@ -78,7 +78,7 @@ def miss_rate(values: Floats, labels: Any) -> float:
 
     Args:
         values: (T, classes).
-        labels: the classes of the samples that the path joins.
+        labels: the classes of the samples that the path connects.
 
     Source: Zhang et al. 2018, figure 2a, arXiv:1710.09412.
     """
@@ -88,9 +88,9 @@ def miss_rate(values: Floats, labels: Any) -> float:
 def tortuosity(values: Floats) -> float:
     """Length of the path of outputs, a polygon through `values`, over the distance of its ends.
 
-    sum_k |f_{k+1} - f_k| / |f_K - f_0|: 1 where outputs move straight, never less; inf where they
-    come back to where they began, NaN where they never moved. As points are added it grows to
-    the arc length's ratio, with an error that falls as 1 / K^2.
+    sum_k |f_{k+1} - f_k| / |f_K - f_0|: at least 1, and 1 if outputs move along a straight line;
+    inf if they return to their start, NaN if they never move. With more points it increases to the
+    ratio for the arc length, with an error of order 1 / K^2.
 
     Args:
         values: (K + 1, classes), at equally spaced positions from 0 to 1.
@@ -103,10 +103,10 @@ def roughness(values: Floats) -> float:
     """The integral over t of |f''(t)|^2, from second differences: in squares of the outputs' unit.
 
     K^3 sum_{k=1}^{K-1} |f_{k+1} - 2 f_k + f_{k-1}|^2 with K steps from 0 to 1. A second difference
-    is f'' / K^2 and the sum has K terms, so for a smooth f this converges, as 1 / K. A kink, as of
-    a ReLU network, adds its squared jump of the slope times K (at least half of that where it falls
-    between two points), without limit: compare such networks at one number of points only. Along
-    straight lines of inputs it is 0 for a linear model.
+    is f'' / K^2 and the sum has K terms, so for a smooth f this converges, with an error of order
+    1 / K. A kink, as in a ReLU network, adds its squared jump of the slope times K (at least half
+    of that if it lies between two points), which diverges with K: compare such networks only at
+    the same number of points. Along straight lines of inputs it is 0 for a linear model.
 
     Args:
         values: (K + 1, classes), at equally spaced positions from 0 to 1.
@@ -118,30 +118,30 @@ def roughness(values: Floats) -> float:
 def chord_deviation(values: Floats) -> float:
     """Largest distance of the outputs from the straight line between those at the ends.
 
-    max_k |f_k - (1 - t_k) f_0 - t_k f_K| / |f_K - f_0|: 0 for a linear model, inf where the ends'
-    outputs are equal and others differ, NaN where they never moved.
+    max_k |f_k - (1 - t_k) f_0 - t_k f_K| / |f_K - f_0|: 0 for a linear model, inf if the ends'
+    outputs are equal and others differ, NaN if they never move.
 
     Args:
         values: (K + 1, classes), at equally spaced positions from 0 to 1.
     """
     t = np.linspace(0, 1, len(values))[:, None]
-    # So that rounding leaves nothing where outputs never moved.
+    # Exactly 0, without rounding error, if outputs never move.
     away = np.linalg.norm(values - values[0] - t * (values[-1] - values[0]), axis=1)
     return ratio(away.max(), np.linalg.norm(values[-1] - values[0]))
 
 
 def monotonicity_violation(values: Floats) -> float:
-    """How much a curve that should fall rises in all: sum_k max(0, p_{k+1} - p_k).
+    """Total increase of a curve that should decrease: sum_k max(0, p_{k+1} - p_k).
 
     Args:
-        values: (K + 1,), such as the probability of the first sample's class on the way to a
-            sample of another class. 0 where it never rises.
+        values: (K + 1,), such as the probability of the first sample's class along the path to a
+            sample of another class. 0 if it never increases.
     """
     return float(np.maximum(np.diff(values), 0).sum())
 
 
 def average(values: Floats) -> float:
-    """The mean over t from 0 to 1 of values (K + 1,) at equally spaced positions: trapezoids."""
+    """The mean over t from 0 to 1 of values (K + 1,) at equally spaced positions, by trapezoids."""
     return float((values.sum() - (values[0] + values[-1]) / 2) / (len(values) - 1))
 
 
@@ -152,7 +152,7 @@ def margin(values: Floats, label: int) -> float:
 
 def entropy(log_probabilities: Floats) -> Floats:
     """-sum_c p_c ln p_c in nat, over the last axis."""
-    # A class of probability 0 adds nothing, though its logarithm is -inf.
+    # A class of probability 0 contributes 0, though its logarithm is -inf.
     finite = np.where(np.isneginf(log_probabilities), 0, log_probabilities)
     return cast(Floats, -(np.exp(log_probabilities) * finite).sum(axis=-1))
 
@@ -172,7 +172,7 @@ def excess(losses: Floats, t: Floats) -> Floats:
 
 
 def ratio(part: Any, whole: Any) -> float:
-    """`part` / `whole` as IEEE has it: inf or NaN where `whole` is 0."""
+    """`part` / `whole` by IEEE 754: inf or NaN where `whole` is 0."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return float(np.float64(part) / np.float64(whole))
 

@@ -1,4 +1,4 @@
-"""Paths between real samples: drawn, walked, summed up."""
+"""Paths between real samples: drawing, measuring and averaging them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from landscape.interpolate import between, pairs
 from landscape.interpolate.pairs import SamplePath
 from landscape.interpolate.spec import BetweenSamples
 
-STEPS = np.linspace(0, 1, 7)  # where on its path the gallery has images
+STEPS = np.linspace(0, 1, 7)  # positions of the gallery's images on their path
 GALLERY_VARIABLES = {
     "gallery_pair": Variable(("gallery",), "path between samples"),
     "image": Variable(("gallery", "gallery_t", "channel", "height", "width"), "pixel value"),
@@ -48,11 +48,11 @@ def plan(problem: Problem, t: Floats, spec: BetweenSamples) -> Plan:
 
 
 def _drawn(space: Inputs, spec: BetweenSamples) -> list[SamplePath]:
-    """Every path, kind after kind."""
+    """All paths, kind by kind."""
     allowed = np.arange(len(space.problem))
     if spec.correct_only:
         hits = space.evaluate(space.origin).hits
-        assert hits is not None  # interpolate() has seen to it
+        assert hits is not None  # ensured by interpolate()
         allowed = np.flatnonzero(hits)
     labels = space.problem.targets.cpu().numpy()[allowed]
     return [
@@ -138,7 +138,7 @@ def _measure(
 
 
 def _tell(result: xr.Dataset) -> list[str]:
-    """For each kind its means; of what spreads over decades the geometric means."""
+    """The means of each kind; geometric means for statistics that span decades."""
     lines = []
     for kind in map(str, result["path_kind"].values):
         own = result.sel(path_kind=kind)
@@ -148,7 +148,7 @@ def _tell(result: xr.Dataset) -> list[str]:
         ]
         for name in ("tortuosity", "roughness", "path_jacobian_norm"):
             mean = f"log_{name}_mean"
-            if mean in own and np.isfinite(own[mean]):  # it means nothing on circles, or diverges
+            if mean in own and np.isfinite(own[mean]):  # undefined on circles, or divergent
                 centre, error = float(np.exp(own[mean])), float(own[f"{mean}_stderr"])
                 spread = _within(float(np.exp(error)), " ×/÷ {:.2f}")
                 summary.append(f"{name.replace('_', ' ')} {centre:.3g}{spread}")
@@ -160,5 +160,5 @@ def _tell(result: xr.Dataset) -> list[str]:
 
 
 def _within(error: float, form: str) -> str:
-    """An error in words; nothing where one path alone has none."""
+    """A standard error as text; empty for a single path, which has none."""
     return form.format(error) if np.isfinite(error) else ""

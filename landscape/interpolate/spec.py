@@ -1,4 +1,4 @@
-"""What is asked of a path."""
+"""The options of the interpolation probe."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from landscape.interpolate import networks
 from landscape.interpolate.pairs import KINDS
 
 PAIRS, GALLERY = 64, 4
-MOST_BEYOND = 100  # of the way itself, on either side
+MOST_BEYOND = 100  # of the distance between the ends, on either side
 
 
 @options.spec
@@ -79,7 +79,7 @@ class Spec:
 
     @options.in_callers_words
     def resolved(self, problem: Problem) -> BetweenSamples | BetweenNetworks:
-        """This spec with every default decided, for the one kind of path or the other.
+        """This spec with every default decided, for paths between samples or between networks.
 
         Raises:
             ValueError: the problem has no such examples or statistics.

@@ -23,7 +23,7 @@ def _between(values: Tensor, low: float = -1.0, high: float = 1.0) -> Tensor:
     return (values > low).to(torch.int8) + (values >= high)
 
 
-# On which linear piece each unit of an activation is; the arguments are the operation's own.
+# The linear piece that each unit of an activation is on; the arguments are the operation's own.
 _PIECES: dict[Any, Callable[..., Tensor]] = {
     aten.relu: _above,
     aten.relu_: _above,
@@ -43,8 +43,8 @@ _PIECES: dict[Any, Callable[..., Tensor]] = {
 class _Switches(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts, while the network runs, the ReLUs that differ between neighbouring examples.
 
-    It watches operators: `checkpoints.hooks` sees what modules return, and a `torch.relu` in a
-    network's forward is no module.
+    It intercepts operators: `checkpoints.hooks` sees only what modules return, and a `torch.relu`
+    in a network's forward method is not a module.
     """
 
     def __init__(self, examples: int) -> None:
@@ -62,13 +62,13 @@ class _Switches(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def transitions(space: Inputs, path: Tensors) -> tuple[Any, Tensor]:
-    """What the network gives along a path, and how many ReLUs switch at each of its steps.
+    """The network's outputs along a path, and how many ReLUs switch at each of its steps.
 
-    A unit is one entry of a feature map; it switches where its input is above 0 at one of two
-    neighbouring points and not at the other. Every ReLU is seen, however it is called, leaky
-    ones, thresholds and those with two ends (ReLU6, Hardtanh) too, unless its first axis is
-    not the examples. Smooth activations have no such units. A unit that switches twice between
-    two points is not seen: a finer path may count more, never fewer.
+    A unit is one entry of a feature map; it switches if its input is above 0 at one of two
+    neighbouring points and not at the other. Every ReLU is counted, however it is called, including
+    leaky ones, thresholds and those with two kinks (ReLU6, Hardtanh), unless its first axis is not
+    the examples. Smooth activations have no such units. A unit that switches twice between two
+    points is not counted: a finer path may count more, never fewer.
 
     Args:
         space: the only caller of the network.
@@ -77,14 +77,14 @@ def transitions(space: Inputs, path: Tensors) -> tuple[Any, Tensor]:
     Returns:
         The outputs (n, ...), and (n - 1,) counts.
 
-    Cost: one forward pass of the path; no code is kept beyond its own layer.
+    Cost: one forward pass of the path; a layer's pattern is kept only until it is compared.
     Source: Novak et al. 2018, section 3.2, arXiv:1802.08760.
     """
     count = len(next(iter(path.values())))
     size = space.problem.batch_size or USUAL_BATCH
     outputs, switched = [], []
     for start in range(0, max(count - 1, 1), size):
-        # Neighbouring batches share a point, so that no step is lost between them.
+        # Neighbouring batches share a point, so no step between them is lost.
         part = slice(start, min(start + size + 1, count))
         with torch.inference_mode(), _Switches(part.stop - start) as switches:
             found = space.outputs(path, part)

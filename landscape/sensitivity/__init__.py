@@ -18,28 +18,28 @@ from landscape.sensitivity.spec import Spec
 def sensitivity(problem: Problem, spec: Spec) -> Plan:
     """Norms of each example's input gradient and Jacobian, and changes at finite radii around it.
 
-    Derivatives in the inputs say nothing of a finite distance: a ReLU network's own curvature is
+    Derivatives in the inputs say little about finite distances: a ReLU network's own curvature is
     zero almost everywhere, a multiplicative network's is not. So differences at finite radii, in
-    the same units for every network, are measured as well. Distances and gradients are in
-    units of the [0, 1] pixel range, L2 unless named otherwise, whatever normalisation the network
-    has inside. Points outside [0, 1] are evaluated as they are.
+    the same units for every network, are measured as well. Distances and gradients are in units of
+    the [0, 1] pixel range, L2 unless named otherwise, whatever normalisation the network contains.
+    Points outside [0, 1] are not clipped.
 
     Args:
         problem: with its batch size decided; outputs (n, classes). Where `correct` is None,
-            margins and what stands on a softmax are left out.
+            margins and quantities based on a softmax are left out.
         spec: see `Spec`.
 
     Returns:
         A plan with the dim `example`: one value per example, no means; and over the examples of
         each `direction_kind`, `radius` and `sigma`, means with `_stderr` and quantiles.
-        What is inf or NaN stays so: a direction along a zero gradient is NaN.
+        inf and NaN are stored as they are: a direction along a zero gradient is NaN.
 
     Raises:
-        ValueError: outputs that are not (n, classes), fewer examples than neighbours asked for,
-            or examples that coincide, which have no distance to measure radii by.
+        ValueError: outputs that are not (n, classes), fewer examples than requested neighbours, or
+            coincident examples, whose distance of 0 cannot be the unit of the radii.
 
     Cost: with the defaults about 100 gradients and 150 further forward passes of all examples, a
-    quarter of the gradients in float64; `--parts norms` takes two gradients.
+    quarter of the gradients in float64; two gradients with `--parts norms`.
     Source: Novak et al. 2018, arXiv:1802.08760 (Jacobian norms); Moosavi-Dezfooli et al. 2019,
     arXiv:1811.09716 (change of the gradient); Santurkar et al. 2018, arXiv:1805.11604 (bands).
     """
@@ -82,7 +82,7 @@ def sensitivity(problem: Problem, spec: Spec) -> Plan:
 
 
 def _tell(result: xr.Dataset) -> list[str]:
-    """A few lines of medians: the mean of a heavy tail tells of its largest values."""
+    """A few lines of medians: the mean of a heavy-tailed variable depends on its largest values."""
     names = ("gradient_l2", "margin_gradient_l2", "jacobian_frobenius")
     lines = [in_words(result, name) for name in names if name in result]
     if "second_difference" in result:

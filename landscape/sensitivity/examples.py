@@ -1,4 +1,4 @@
-"""A few examples and what is known of them."""
+"""A few examples with their logits, losses and gradients."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from landscape.core.spaces import Inputs
 
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """Some examples in the precision of a space, and what the network makes of them.
+    """Some examples in the precision of a space, and the network's outputs for them.
 
     Args:
         space: the only caller of the network.
@@ -48,7 +48,7 @@ class Examples:
 
     @classmethod
     def numbered(cls, space: Inputs, numbers: list[int]) -> Examples:
-        """Evaluate the examples of the space's problem that have these numbers."""
+        """Evaluate these examples of the space's problem, by their positions."""
         inputs = {name: value[numbers] for name, value in space.problem.inputs.items()}
         return cls.of(space, inputs, space.problem.targets[numbers])
 
@@ -58,22 +58,22 @@ class Examples:
         return self.space.problem.dtype
 
     def moved(self, steps: Tensor) -> Tensors:
-        """The inputs plus rows (n, d), added in float64 and rounded once; nothing is clipped."""
+        """The inputs plus rows (n, d), added in float64 and rounded once, not clipped."""
         wide = {name: value.double() for name, value in self.inputs.items()}
         parts = shaped(steps, wide)
         return {n: (wide[n] + parts[n]).to(value) for n, value in self.inputs.items()}
 
     def at(self, steps: Tensor) -> Examples:
-        """Evaluate them where they are moved to by rows (n, d)."""
+        """Evaluate the examples displaced by rows (n, d)."""
         return Examples.of(self.space, self.moved(steps), self.targets)
 
     def outputs_at(self, steps: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (n, classes) and losses (n,) where they are moved to: one forward pass."""
+        """Logits (n, classes) and losses (n,) of the displaced examples: one forward pass."""
         with torch.no_grad():
             logits = self.space.outputs(self.moved(steps))
         return logits.double(), self.space.problem.losses(logits, self.targets)
 
     def hits(self, logits: Tensor) -> Tensors:
-        """{"accuracy": (n,)}, 0 or 1, for these logits; empty where that is not defined."""
+        """{"accuracy": (n,)}, 0 or 1, for these logits; empty if it is not defined."""
         correct = self.space.problem.correct
         return {} if correct is None else {"accuracy": correct(logits, self.targets).double()}

@@ -11,16 +11,16 @@ from torch import Tensor
 from checkpoints.problem import Tensors
 from landscape.sensitivity.examples import Examples
 
-PGD_STEPS, PGD_LENGTH = 5, 2.5  # steps, and the length of all of them together in radii
+PGD_STEPS, PGD_LENGTH = 5, 2.5  # number of steps, and their total length in radii
 
 
 def normal(seed: int, stream: int, draw: int, examples: Sequence[int], size: int) -> Tensor:
-    """Standard normal rows (n, size), float64 on the CPU, fixed for each example by its number.
+    """Standard normal rows (n, size), float64 on the CPU; each depends on its example alone.
 
     Args:
         seed: of the probe, not negative.
-        stream: which use of the seed this is; two streams are independent, two draws too.
-        draw: the number of the draw.
+        stream: number of this use of the seed; different streams and draws are independent.
+        draw: number of the draw.
         examples: the numbers of the examples in the problem.
         size: of one example's draw.
     """
@@ -31,7 +31,7 @@ def normal(seed: int, stream: int, draw: int, examples: Sequence[int], size: int
 
 
 def unit(rows: Tensor) -> Tensor:
-    """Rows (n, d) scaled to norm 1; NaN where a row is 0 and has no direction."""
+    """Rows (n, d) scaled to norm 1; NaN for a row of zeros, which has no direction."""
     scaled: Tensor = rows / rows.norm(dim=1, keepdim=True)
     return scaled
 
@@ -39,8 +39,8 @@ def unit(rows: Tensor) -> Tensor:
 def adversarial(examples: Examples, radius: float) -> Tensor:
     """The direction to a point of larger loss at `radius`: projected gradient ascent in L2.
 
-    Five steps of half a radius each from the example itself, along the gradient's direction, each
-    followed by a projection onto the ball.
+    Five steps of half a radius each, starting from the example, along the gradient's direction,
+    each followed by a projection onto the ball.
 
     Args:
         examples: n of them.
@@ -101,7 +101,7 @@ def around(
     """`differences` along every direction at every distance.
 
     Args:
-        places: for each distance the same examples, in the precision to evaluate in there.
+        places: for each distance the same examples, in the precision to evaluate in.
         directions: (n, d) each, of norm 1.
         distances: in units of the pixel range.
 
@@ -120,14 +120,15 @@ def floors(
 ) -> Tensors:
     """Rounding error of each finite difference.
 
-    Evaluations have independent errors of the same size: three with the weights 1, 2 and 1 in a
-    second difference, two in a change. How large they are is read off the difference between two
-    precisions, which the coarser of them makes, and scales with the machine epsilon.
+    Evaluations are assumed to have independent errors of the same size: three with the weights 1, 2
+    and 1 in a second difference, two in a change. Their size is estimated from the difference
+    between two precisions, which is dominated by the coarser one, and scales with the machine
+    epsilon.
 
     Args:
         one: examples in some precision.
         other: the same examples in another one.
-        places: for each distance the same examples, in the precision evaluated in there.
+        places: for each distance the same examples, in the precision used.
         distances: r, in units of the pixel range.
 
     Returns:
@@ -158,14 +159,14 @@ def noisy(examples: Examples, noise: Iterable[Tensor], sigmas: Sequence[float]) 
 
     Args:
         examples: n of them.
-        noise: standard normal draws (n, d); every sigma scales the same ones.
+        noise: standard normal draws (n, d); every sigma scales the same draws.
         sigmas: in units of the pixel range.
 
     Returns:
         {name: (n, sigmas)} float64: `noise_loss` and, where that is defined, `noise_accuracy`,
         means over the draws with their `_stderr`, which is NaN for one draw.
 
-    Cost: a forward pass a draw and sigma.
+    Cost: one forward pass per draw and sigma.
     """
     drawn: dict[str, list[Tensor]] = {}
     for draw in noise:
@@ -198,8 +199,8 @@ def bands(examples: Examples, distances: Sequence[float]) -> Tensors:
         `band_gradient_min` and `band_gradient_max`; and the largest of that over s,
         `band_smoothness`.
 
-    Cost: a forward and a backward pass a step.
-    Source: Santurkar et al. 2018, section 3.1, arXiv:1805.11604, with inputs for weights.
+    Cost: one forward and one backward pass per step.
+    Source: Santurkar et al. 2018, section 3.1, arXiv:1805.11604, with inputs instead of weights.
     """
     there = [examples.at(-distance * unit(examples.gradients)) for distance in distances]
     loss = torch.stack([place.losses for place in there])

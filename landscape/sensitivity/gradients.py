@@ -16,17 +16,17 @@ ORDERS = {"l2": 2.0, "l1": 1.0, "linf": float("inf")}
 
 
 def classified(problem: Problem) -> bool:
-    """Whether outputs are the logits of classes, and targets their numbers."""
+    """Whether outputs are the logits of classes, and targets class indices."""
     targets = problem.targets
     return problem.correct is not None and targets.ndim == 1 and not targets.is_floating_point()
 
 
 def margin(logits: Tensor, targets: Tensor) -> Tensor:
-    """The true logit minus the largest other one, (n,) float64; negative where that is wrong.
+    """The true logit minus the largest other one, (n,) float64; negative if misclassified.
 
     Args:
         logits: (n, classes).
-        targets: (n,), the numbers of the true classes.
+        targets: (n,), the indices of the true classes.
     """
     wide = logits.double()
     others = wide.scatter(1, targets[:, None], -torch.inf)
@@ -34,12 +34,12 @@ def margin(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def itself(examples: Examples) -> Tensors:
-    """Loss of each example and, where the problem is one of classes, correctness and margin.
+    """Loss of each example and, for classification, correctness and margin.
 
     Returns:
         {name: (n,)} float64: `loss`, `correct`, 0 or 1, and `margin`.
 
-    Cost: nothing is evaluated.
+    Cost: no evaluation of the network.
     """
     values = {"loss": examples.losses}
     if classified(examples.space.problem):
@@ -52,11 +52,11 @@ def gradient_norms(examples: Examples) -> Tensors:
     """L2, L1 and L-infinity norms of the input gradients of the loss and of the margin.
 
     Returns:
-        {name: (n,)} float64: `gradient_l2` and so on; where the problem is one of classes also
-        `margin_gradient_l2`, and both divided by |margin|, `relative_gradient_l2`: of the margin's
-        gradient that changes nothing when all logits are scaled by a factor.
+        {name: (n,)} float64: `gradient_l2` and so on; for classification also `margin_gradient_l2`,
+        and both divided by |margin|, `relative_gradient_l2`; for the margin's gradient this ratio
+        does not change when all logits are scaled by a factor.
 
-    Cost: a forward and a backward pass, for the margin; the loss's gradients are there.
+    Cost: one forward and one backward pass, for the margin; the loss's gradients are known.
     """
     gradients = {"gradient": examples.gradients}
     is_classified = classified(examples.space.problem)
@@ -80,10 +80,10 @@ def jacobian_norms(examples: Examples) -> Tensors:
     """Exact norms of the Jacobian in the inputs, of the logits and of their softmax.
 
     Returns:
-        {name: (n,)} float64: `jacobian_frobenius`, `jacobian_spectral`; where the problem is one
-        of classes also `softmax_jacobian_frobenius`, `softmax_jacobian_spectral`,
-        `gauss_newton_eigenvalue`, the top one for the cross-entropy, and the norms of the logits'
-        Jacobian over |margin|, `relative_jacobian_frobenius` and `relative_jacobian_spectral`.
+        {name: (n,)} float64: `jacobian_frobenius`, `jacobian_spectral`; for classification also
+        `softmax_jacobian_frobenius`, `softmax_jacobian_spectral`, `gauss_newton_eigenvalue`, the
+        top one for the cross-entropy, and the norms of the logits' Jacobian over |margin|,
+        `relative_jacobian_frobenius` and `relative_jacobian_spectral`.
 
     Cost: a forward pass and a backward pass per class.
     Source: Novak et al. 2018, section 3.1, arXiv:1802.08760.
@@ -112,10 +112,10 @@ def estimated_jacobian_norms(examples: Examples, signs: Tensor) -> Tensors:
         signs: (draws, n, classes), entries 1 or -1.
 
     Returns:
-        {name: (n,)} float64: `jacobian_frobenius` and its `_stderr`, and where the problem is one
-        of classes those of `softmax_jacobian_frobenius`.
+        {name: (n,)} float64: `jacobian_frobenius` and its `_stderr`, and for classification those
+        of `softmax_jacobian_frobenius`.
 
-    Cost: a forward pass and a backward pass a draw; twice that with the softmax.
+    Cost: one forward pass and one backward pass per draw; twice that with the softmax.
     """
     outer: dict[str, Callable[[Tensor], Tensor]] = {"jacobian_frobenius": torch.clone}
     if classified(examples.space.problem):

@@ -20,11 +20,11 @@ from landscape.sensitivity.spec import Spec
 
 DIRECTIONS, SIGNS, NOISE = range(3)  # streams of random numbers
 ATTACK = 0.1  # the radius at which the adversarial direction is sought
-FINE = 0.01  # below this radius rounding in float32 is not small compared with what is measured
+FINE = 0.01  # below this radius float32 rounding is not small compared with the differences
 
 
 class Measurement:
-    """What is measured of a few examples at a time, part by part."""
+    """Measures a few examples at a time, part by part."""
 
     def __init__(self, space: Inputs, spec: Spec, classes: int) -> None:
         self.space, self.spec, self.classes = space, spec, classes
@@ -59,7 +59,7 @@ class Measurement:
             self.other = Inputs(problem.to(problem.device, other))
 
     def measure(self, cells: Sequence[Cell]) -> Values:
-        """Every part of these examples."""
+        """All parts, for these examples."""
         spec, numbers = self.spec, [cell["example"] for cell in cells]
         examples = Examples.numbered(self.space, numbers)
         values = gradients.itself(examples)
@@ -84,7 +84,7 @@ class Measurement:
         return {name: value.cpu().numpy() for name, value in values.items()}
 
     def finish(self, result: xr.Dataset) -> Values:
-        """Means and quantiles over the examples, of all directions of a kind together."""
+        """Means and quantiles over the examples, with all directions of a kind combined."""
         values = over_kinds(result, self.summed, list(self.spec.directions_by_kind().values()))
         return values | ({"median_distance": np.array(self.distance)} if self.near else {})
 

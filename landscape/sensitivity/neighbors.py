@@ -10,7 +10,7 @@ from torch import Tensor
 from checkpoints.problem import Tensors
 from landscape.core.jacobian import flattened
 
-CHUNK = 500  # examples whose distances to all others are held at once
+CHUNK = 500  # examples whose distances to all others are in memory at once
 
 
 def neighbors(
@@ -71,10 +71,10 @@ def tangents(points: Tensor, count: int) -> Tensor:
         count: of directions, at most the number of neighbours.
 
     Returns:
-        (n, count, d) float64 of norm 1, by falling variance of these points about their mean; of
-        the two signs, that whose largest entry is positive.
+        (n, count, d) float64 of norm 1, by decreasing variance of these points about their mean;
+        the sign makes the largest entry positive.
 
-    Cost: a singular value decomposition of (neighbours + 1) x d an example.
+    Cost: per example one singular value decomposition of (neighbours + 1) x d.
     """
     centered = points.double() - points.double().mean(dim=1, keepdim=True)
     axes = torch.linalg.svd(centered, full_matrices=False).Vh[:, :count]

@@ -1,4 +1,4 @@
-"""What is asked of the surroundings of each example."""
+"""The options of the sensitivity probe."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Spec:
 
     @options.in_callers_words
     def resolved(self, classes: int) -> Spec:
-        """This spec with every default decided, its lists in order, for so many classes."""
+        """This spec with every default decided and its lists sorted, for `classes` classes."""
         few = self.jacobian == "auto" and classes <= self.exact_classes
         return replace(
             self,
@@ -75,7 +75,7 @@ class Spec:
         )
 
     def directions_by_kind(self) -> dict[str, list[str]]:
-        """The names of an example's directions: a kind, and a number where there are several."""
+        """The names of an example's directions: a kind, with a number if there are several."""
         named = {
             "random": [f"random_{i}" for i in range(self.directions)],
             "gradient": ["gradient"],

@@ -11,7 +11,7 @@ from landscape.sensitivity.gradients import ORDERS
 SLOPE, BEND, INVERSE = "nat / pixel range", "nat / pixel range²", "1 / pixel range"
 NORMS = {"l2": "L2", "l1": "L1", "linf": "L-infinity"}
 AROUND, OVER_NOISE = ("direction", "radius"), ("sigma",)
-# By part; each has the dim `example` besides these.
+# By part; each also has the dim `example`.
 ITSELF: Variables = {
     "loss": Variable((), "loss", "nat"),
     "correct": Variable((), "1 where classified correctly", "1"),
@@ -75,15 +75,15 @@ BANDS: Variables = {
     "band_gradient_max": Variable((), "largest change of the gradient down it", SLOPE),
     "band_smoothness": Variable((), "effective smoothness down the gradient", BEND),
 }
-# What there is only where outputs are the logits of classes; accuracies wherever they are defined.
+# Only if outputs are the logits of classes; accuracies whenever they are defined.
 OF_CLASSES = ("correct", "margin", "relative", "softmax", "gauss_newton")
 
 
 def variables(parts: Sequence[str], *, classified: bool, accurate: bool, exact: bool) -> Variables:
-    """The values that some parts measure of each example, by name.
+    """The variables that some parts measure for each example, by name.
 
     Args:
-        parts: `itself`, `distances`, or names that `--parts` takes.
+        parts: `itself`, `distances`, or values of `--parts`.
         classified: whether outputs are the logits of classes.
         accurate: whether accuracy is defined.
         exact: whether the Jacobian is exact, not estimated.

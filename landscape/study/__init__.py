@@ -1,1 +1,1 @@
-"""A study: every probe over every network of it, resumable."""
+"""A study: all probes on all of its networks, resumable."""

@@ -1,4 +1,4 @@
-"""Every probe of a study over every network of it: python -m landscape.study STUDY."""
+"""All probes of a study on all of its networks: python -m landscape.study STUDY."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from landscape.study.measure import make_untrained, results
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measure a study as the command line says.
+    """Measure a study according to the command line.
 
     Returns:
-        0 all that was asked for is there, 1 refused, or something is missing, with a line each on
-        stderr, 130 stopped with what was measured saved; argparse exits with 2 itself.
+        0 all requested results exist, 1 refused or some are missing, with one line each on stderr,
+        130 stopped, with the results so far saved; argparse itself exits with 2.
     """
     chosen = _parser().parse_args(arguments)
     keep_freed_memory()
@@ -61,7 +61,7 @@ def _measure(chosen: argparse.Namespace) -> int:
             manifest.describe(network)
         except ValueError as error:
             unusable[str(network)] = " ".join(str(error).split())
-            # Of the others, another process may know better.
+            # Another process may know more about the others.
             for label in study.probes if network in asked else ():
                 manifest.tell(network, label, unusable[str(network)])
     manifest.write()
@@ -70,7 +70,7 @@ def _measure(chosen: argparse.Namespace) -> int:
     for done, (network, label, reason) in enumerate(rows, 1):
         failed += bool(reason)
         say(f"{done}/{total} {network}, {label}: {reason or 'done'}")
-        if store.BUSY not in reason:  # else it is for that process to tell
+        if store.BUSY not in reason:  # else that process reports it
             manifest.tell(network, label, reason)
         manifest.write()
     print(task.out)

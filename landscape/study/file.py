@@ -1,4 +1,4 @@
-"""A study file: its networks, its probes, and the endpoints that were fixed before measuring."""
+"""A study file: its networks, its probes, and the endpoints, which are fixed before measuring."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ class Networks(Arm):
 
     Args:
         checkpoints: their files, with `{seed}` in the name.
-        model: for role `negative`: what is initialised, but not trained.
+        model: for role `negative`: the model that is initialised, but not trained.
         options: of that model.
-        reference: a checkpoint whose data, normalisation and classes an untrained network takes.
-        problem: what replaces entries of `[problem]` for this arm.
+        reference: a checkpoint with the data, normalisation and classes for an untrained network.
+        problem: replacements of entries of `[problem]` for this arm.
     """
 
     checkpoints: str = ""
@@ -61,13 +61,13 @@ class Networks(Arm):
 
 @dataclass(frozen=True)
 class Study:
-    """A study as its file says it, checked.
+    """A study as described by its file, checked.
 
     Args:
-        name: of the file, without its ending.
-        folder: of the file; where its checkpoints are looked for first.
-        sha256: of the file's bytes and its base's.
-        content: the file's tables, the base's among them, for the record.
+        name: of the file, without its suffix.
+        folder: of the file, which is searched first for its checkpoints.
+        sha256: of the bytes of the file and its base.
+        content: the file's tables, including the base's, for the record.
         title: in words.
         problem: fields of `Source`.
         arms: the networks.
@@ -90,7 +90,7 @@ class Study:
         return {**DEFAULTS, **self.problem, **arm.problem}
 
     def checkpoint(self, template: str, seed: int) -> str:
-        """The name of a checkpoint: next to the study file, else as the command line finds it."""
+        """The name of a checkpoint: next to the study file, otherwise as on the command line."""
         name = template.replace("{seed}", str(seed))
         neighbour = self.folder / name
         return str(neighbour) if neighbour.is_file() else name
@@ -115,8 +115,8 @@ def find(name: str) -> Path:
 def read(name: str) -> Study:
     """The study called `name`, every table of it checked.
 
-    Nothing but the file is looked at: neither that checkpoints are there, nor what only a network
-    or its data can tell.
+    Only the file is read: neither the existence of the checkpoints is checked, nor what depends on
+    a network or its data.
 
     Raises:
         ValueError: one line, with the table and the key, and what was expected there.
@@ -128,11 +128,11 @@ def read(name: str) -> Study:
 
 
 def _loaded(path: Path, above: tuple[Path, ...] = ()) -> tuple[dict[str, Any], bytes]:
-    """A file's tables over those of the study that it is based on, and the bytes of both.
+    """A file's tables merged into those of the study that it is based on, and the bytes of both.
 
     Args:
         path: of the file.
-        above: the files that are based on it.
+        above: the files that are based on this one.
     """
     text = path.read_bytes()
     try:
@@ -159,10 +159,10 @@ def _loaded(path: Path, above: tuple[Path, ...] = ()) -> tuple[dict[str, Any], b
 
 
 def _over(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
-    """The tables of a file over those of its base, a study.
+    """The tables of a file, merged into those of its base.
 
-    A key replaces the base's key, in `[problem]` and in each probe one by one, elsewhere the whole
-    list; a probe that is `false` is left out, and with it its endpoints.
+    A key replaces the base's key: in `[problem]` and in each probe one by one, elsewhere the whole
+    list. A probe that is `false` is left out with its endpoints.
     """
     merged = base | {key: value for key, value in own.items() if key != "base"}
     merged["problem"] = base.get("problem", {}) | own.get("problem", {})

@@ -29,7 +29,7 @@ class Network:
     """One network of a study: an arm and a seed.
 
     Args:
-        arm: what differs from it by the seed alone.
+        arm: of networks that differ only in the seed.
         seed: its own.
         file: the checkpoint, as `--ckpt` takes it.
         options: of its problem.
@@ -60,14 +60,14 @@ class Network:
 
 @dataclass(frozen=True)
 class Run:
-    """A study, and where and on what it is measured."""
+    """A study, with the folder and the device of its measurement."""
 
     study: Study
     out: Path
     device: torch.device
 
     def networks(self) -> list[Network]:
-        """All networks, arm after arm."""
+        """All networks, arm by arm."""
         return [
             Network(arm, seed, self._file(arm, seed), self.study.options(arm))
             for arm in self.study.arms
@@ -80,7 +80,7 @@ class Run:
         return str(self.out / f"{stem(arm.name)}-seed{seed}.pt")
 
     def spec(self, network: Network, label: str) -> dict[str, Any]:
-        """What the study asks of a probe, for one network."""
+        """The options of a probe for one network."""
         _, values = self.study.probes[label]
         seeds = network.arm.seeds
         following = self._file(network.arm, seeds[(seeds.index(network.seed) + 1) % len(seeds)])
@@ -90,7 +90,7 @@ class Run:
         }
 
     def command(self, network: Network, label: str) -> str:
-        """The command that makes one result, from the folder in which the study is run."""
+        """The command for one result, to be run in the folder of the study."""
         words = ["python", "-m", f"landscape.{self.study.probes[label][0]}"]
         words += ["--ckpt", network.file, "--out", str(self.out / network.result(label))]
         words += ["--no-figure", "--device", str(self.device)]
@@ -100,10 +100,10 @@ class Run:
 
 
 class Manifest:
-    """`study.json`: what a folder of results holds, written whole at every change.
+    """`study.json`: the contents of a folder of results, rewritten as a whole at every change.
 
-    Results are looked for on the disk at every writing, so several processes may share a folder.
-    A reason that one run has given stays until the result is measured or checked again.
+    Every write looks for results on disk, so several processes may share a folder. The reason for a
+    missing result stays until the result is measured or checked again.
 
     Args:
         task: the study.
@@ -113,11 +113,11 @@ class Manifest:
         self.task, self.path = task, task.out / MANIFEST
         self._checkpoints: list[dict[str, Any]] = []
         self._amendments: list[dict[str, Any]] = []
-        self._reasons: dict[str, str] = {}  # why there is no result; "" where this run has seen one
+        self._reasons: dict[str, str] = {}  # why a result is missing; "" if this run has seen it
         self._seen: dict[Path, tuple[int, int]] = {}
 
     def begin(self, *, amend: bool) -> None:
-        """Compare the study with the one that the folder was begun with.
+        """Compare the study with the one for which the folder was begun.
 
         Raises:
             ValueError: it has changed, and `amend` does not say that it may.
@@ -149,10 +149,10 @@ class Manifest:
                 self._reasons[network.result(label)] = "not checked since the study was amended"
 
     def describe(self, network: Network) -> None:
-        """Enter what a network's checkpoint says of itself.
+        """Record a network's description from its checkpoint.
 
         Raises:
-            ValueError: there is none, or it is that of another seed: a copy is no other seed.
+            ValueError: no checkpoint, or that of another seed: a copy is not another seed.
         """
         record = _described(network)
         for other in self._checkpoints:
@@ -164,11 +164,11 @@ class Manifest:
         self._checkpoints.append(record)
 
     def tell(self, network: Network, label: str, reason: str) -> None:
-        """Enter why there is no result, or, with no reason, that there is one."""
+        """Record why a result is missing; with an empty reason, that it exists."""
         self._reasons[network.result(label)] = reason
 
     def write(self) -> None:
-        """Say what is there now."""
+        """Write the present state."""
         results: list[dict[str, Any]] = []
         missing: list[dict[str, Any]] = []
         stored = {row["file"]: row["reason"] for row in self._stored().get("missing", [])}
@@ -207,7 +207,7 @@ class Manifest:
             yield from ((network, label) for label in self.task.study.probes)
 
     def _finished(self, path: Path) -> bool:
-        """`finished`, remembered as long as the file stays as it is."""
+        """`finished`, cached until the file changes."""
         if not path.is_file():
             return False
         status = path.stat()
@@ -233,7 +233,7 @@ def _digest(path: Path) -> str:
 
 
 def finished(path: Path) -> bool:
-    """Whether a result file is there, whole, with every cell measured."""
+    """Whether a result file exists, is intact, and has every cell measured."""
     try:
         with h5py.File(path) as file:
             return bool((file["measured"][...] == 1).all())
@@ -262,7 +262,7 @@ def _described(network: Network) -> dict[str, Any]:
 
 
 def _changes(was: Any, now: Any, where: str = "") -> Iterator[str]:
-    """What differs between two studies, a line each."""
+    """The differences between two studies, one line each."""
     if isinstance(was, dict) and isinstance(now, dict):
         for key in [*was, *(set(now) - set(was))]:
             yield from _changes(was.get(key), now.get(key), f"{where}.{key}".lstrip("."))
@@ -271,7 +271,7 @@ def _changes(was: Any, now: Any, where: str = "") -> Iterator[str]:
         yield from _changes(pairs[0], pairs[1], where)
         order = [[name for name in each if name in other] for each, other in (pairs, pairs[::-1])]
         if order[0] != order[1]:
-            yield f"{where} stand in another order"
+            yield f"{where} are in another order"
     elif was != now:
         yield f"{where} was {_text(was)}, now {_text(now)}"
 

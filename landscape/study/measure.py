@@ -30,7 +30,7 @@ from landscape.registry import probe_named
 from landscape.study.file import Study
 from landscape.study.folder import Network, Run
 
-_ended = threading.Event()  # set where this worker process was asked to end
+_ended = threading.Event()  # set when this worker process is asked to end
 
 
 def measured(
@@ -38,8 +38,7 @@ def measured(
 ) -> Iterator[tuple[str, str]]:
     """Measure some probes of one network, one result file each.
 
-    What a file holds already is kept where it belongs to this measurement; a damaged file is
-    measured anew.
+    The contents of a file of the same measurement are kept; a damaged file is measured again.
 
     Args:
         task: the study.
@@ -48,7 +47,7 @@ def measured(
         show_progress: a bar on stderr.
 
     Yields:
-        Each label when it is done, and why there is no result, empty where there is one.
+        Each label when it is done, with the reason why there is no result, or an empty text.
     """
     problem: Problem | None = None
     for label in labels:
@@ -61,7 +60,7 @@ def measured(
             plan = entry.plan(batch_size.prepared(problem, spec.derivatives, path), spec)
             _check_endpoints(task.study, label, plan)
             run(plan, path, show_progress=show_progress)
-        except Exception as error:  # whatever it is, the other results do not depend on it
+        except Exception as error:  # any error; the other results do not depend on it
             known = isinstance(error, ValueError | OSError)
             reason = " ".join(str(error).split())
             yield label, reason if known else f"{type(error).__name__}: {reason}"
@@ -74,7 +73,7 @@ def _problem(network: Network, device: torch.device) -> Problem:
 
 
 def _discard_damaged(path: Path) -> None:
-    """Remove a result that cannot be read. A file of something else stays, and is refused later."""
+    """Remove a result that cannot be read. Another kind of file stays, and is refused later."""
     if not path.is_file():
         return
     try:
@@ -134,7 +133,7 @@ def make_untrained(task: Run, network: Network) -> None:
             old = Checkpoint({}, "")
         if _same(old, made):
             return
-    with tempfile.TemporaryDirectory(dir=task.out) as folder:  # others may be making it too
+    with tempfile.TemporaryDirectory(dir=task.out) as folder:  # others may create it too
         checkpoint.save(made, Path(folder) / path.name)
         (Path(folder) / path.name).replace(path)
 
@@ -149,7 +148,7 @@ def _same(old: Checkpoint, made: Checkpoint) -> bool:
 
 
 def _whole(task: Run, network: Network, labels: Sequence[str]) -> list[tuple[str, str]]:
-    """The results of `measured`; none where this process was asked to end, which saves its own."""
+    """The results of `measured`; none if this process was asked to end, which saves its results."""
     if _ended.is_set():
         return []
     signal.signal(signal.SIGTERM, interrupt)
@@ -165,7 +164,7 @@ def _whole(task: Run, network: Network, labels: Sequence[str]) -> list[tuple[str
 def _spread(
     task: Run, networks: Sequence[Network], labels: Sequence[str], jobs: int
 ) -> Iterator[tuple[Network, str, str]]:
-    """The results of `measured`, network by network, from several processes."""
+    """The results of `measured` for each network, from several processes."""
     threads = max(1, (os.cpu_count() or 1) // jobs)
     os.environ["OMP_NUM_THREADS"] = str(threads)  # read when a process starts
     context = multiprocessing.get_context("spawn")
@@ -180,12 +179,12 @@ def _spread(
                     lost.append(futures[future])
                     continue
                 yield from ((futures[future], *row) for row in rows)
-        except BaseException:  # the others must not go on alone
+        except BaseException:  # the others must not continue without it
             pool.shutdown(wait=False, cancel_futures=True)
             for process in multiprocessing.active_children():
                 process.terminate()
             raise
-    for network in lost:  # each alone, so that the one that kills its process is blamed
+    for network in lost:  # one at a time, to find the one that kills its process
         try:
             with ProcessPoolExecutor(1, mp_context=context, initializer=_begin_worker) as pool:
                 rows = pool.submit(_whole, task, network, labels).result()
@@ -196,19 +195,19 @@ def _spread(
 
 def _begin_worker() -> None:
     keep_freed_memory()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process hears it, and tells
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process receives it too
     signal.signal(signal.SIGTERM, _end)
 
 
 def _end(signal_number: int, frame: FrameType | None) -> None:
-    """Between two networks nothing is to be interrupted: the next is not begun."""
+    """Between two networks there is nothing to interrupt: the next one is not started."""
     _ended.set()
 
 
 def results(
     task: Run, asked: Sequence[Network], labels: Sequence[str], unusable: dict[str, str], jobs: int
 ) -> Iterator[tuple[Network, str, str]]:
-    """Each result that was asked for, with the reason where there is none."""
+    """Each requested result, with the reason if it is missing."""
     usable = [network for network in asked if str(network) not in unusable]
     for network in asked:
         if str(network) in unusable:

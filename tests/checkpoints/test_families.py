@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from checkpoints import loading, registry
+from checkpoints.models import resnet
 from checkpoints.models.family import Family
 
 
@@ -36,13 +37,24 @@ def width_and_classes(shapes: Any) -> dict[str, Any] | None:
     return {"width": shapes["query.weight"][0], "classes": shapes["linear.weight"][0]}
 
 
+@pytest.fixture(autouse=True)
+def shipped_alone() -> Iterator[None]:
+    """The registry without families added since, which may share a name or fit the same files."""
+    families, models = list(registry.FAMILIES), dict(registry.MODELS)
+    registry.FAMILIES[:] = [resnet.FAMILY]
+    registry.MODELS.clear()
+    registry.MODELS.update(resnet.FAMILY.builders)
+    yield
+    registry.FAMILIES[:] = families
+    registry.MODELS.clear()
+    registry.MODELS.update(models)
+
+
 @pytest.fixture
-def vit() -> Iterator[Family]:
+def vit() -> Family:
     family = Family({"vit_tiny": ViT}, options_from=width_and_classes)
     registry.register(family)
-    yield family
-    registry.FAMILIES.remove(family)
-    del registry.MODELS["vit_tiny"]
+    return family
 
 
 @pytest.fixture

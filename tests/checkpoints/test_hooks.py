@@ -6,15 +6,18 @@ import copy
 import io
 import re
 import threading
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch import Tensor, func, nn
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import checkpoint
 
 from checkpoints import hooks
@@ -185,7 +188,6 @@ def test_a_pass_that_failed_is_not_counted() -> None:
         ("attention", r"attention\[0\]"),
         ("attention[2]", r"attention\[0\]"),
         ("act#3", "act#2"),
-        ("unused", "head"),
         ("head[0]", "head"),
     ],
 )
@@ -205,6 +207,48 @@ def test_a_pattern_that_matches_nothing_is_refused_with_close_names(
         assert silent(network)
 
 
+def test_a_module_that_the_forward_pass_does_not_call_is_named_as_such() -> None:
+    network = made()
+    for pattern in ("unused", "unu*", "unused#2", "unused[0]"):
+        line = rf"^{re.escape(pattern)}: the forward pass did not call this module"
+        refused = pytest.raises(ValueError, match=line)
+        with refused as refusal, hooks.reading(network, ["*", pattern]):
+            network(tokens())
+        assert "unused" not in str(refusal.value).partition(": ")[2]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "line"),
+    [
+        (lambda net: hooks.reading("net", "fc"), "network is an object of type str; expected"),
+        (lambda net: hooks.watching(None, {"act": print}), "network is .*NoneType; expected"),
+        (lambda net: hooks.reading(net, 3), "a pattern is .*int; expected a name"),
+        (lambda net: hooks.reading(net, None), "a pattern is .*NoneType; expected a name"),
+        (lambda net: hooks.reading(net, ["act", 3]), "a pattern is .*int; expected a name"),
+        (lambda net: hooks.reading(net, tokens(1)[0]), r"a pattern is \(3,\) float64 on cpu"),
+        (lambda net: hooks.replacing(net, "act"), "functions is .*str; expected {pattern: func"),
+        (lambda net: hooks.replacing(net, ["act"]), "functions is .*list; expected {pattern: func"),
+        (lambda net: hooks.replacing(net, torch.zeros_like), "functions is .*; expected {pattern"),
+        (lambda net: hooks.replacing(net, {"act": 0}), "act: .*int; expected a function"),
+        (lambda net: hooks.replacing(net, {"act": tokens(1)}), "act: .*float64.*expected a func"),
+        (lambda net: hooks.watching(net, "act"), "functions is .*str; expected {pattern: func"),
+        (lambda net: hooks.watching(net, {3: print}), "a pattern is .*int; expected a name"),
+        (lambda net: hooks.names("net", tokens(1)), "network is .*str; expected"),
+        (lambda net: hooks.names(net, 3), r"inputs is .*int; expected one .* forward\(tokens\)"),
+        (lambda net: hooks.names(net, [tokens(1)]), "inputs is .*list; expected one example"),
+        (lambda net: hooks.names(net, {"a": tokens(1), "b": 0}), "inputs is {a, b}; expected one"),
+        (lambda net: hooks.names(net, {}), "inputs is {}; expected one example"),
+    ],
+)
+def test_arguments_of_another_type_are_refused_in_one_line(
+    wrong: Callable[[nn.Module], Any], line: str
+) -> None:
+    with pytest.raises(TypeError, match=line) as refusal, wrong(made()):
+        pass
+    assert "\n" not in str(refusal.value)
+    assert len(str(refusal.value)) < 200
+
+
 @pytest.mark.parametrize(
     ("function", "found"),
     [
@@ -212,7 +256,7 @@ def test_a_pattern_that_matches_nothing_is_refused_with_close_names(
         (lambda value: value.mean(dim=0), r"\(6, 6\) float64 on cpu"),
         (lambda value: value.float(), r"\(5, 6, 6\) float32 on cpu"),
         (lambda value: value.to("meta"), r"\(5, 6, 6\) float64 on meta"),
-        (lambda value: None, "a NoneType"),
+        (lambda value: None, "an object of type NoneType"),
     ],
 )
 def test_a_replacement_of_another_kind_is_refused_by_name(
@@ -259,6 +303,116 @@ def test_inputs_may_have_names() -> None:
     assert hooks.names(Two(), {"right": torch.ones(1, 2), "left": torch.ones(1, 2)}) == {
         "both": (1, 2)
     }
+
+
+class ByName(nn.Module):
+    """Takes its one input by name only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.both = Exposed()
+
+    def forward(self, *, images: Tensor) -> Tensor:
+        return self.both(2 * images)
+
+
+def test_a_single_input_is_passed_as_the_network_takes_it() -> None:
+    one = torch.ones(1, 2)
+    assert hooks.names(ByName(), {"images": one}) == {"both": (1, 2)}
+    assert hooks.names(nn.Sequential(Exposed()), {"images": one}) == {"0": (1, 2)}
+    with pytest.raises(TypeError, match=r"expected one example for forward\(images\)"):
+        hooks.names(ByName(), one)
+
+
+class Pair(NamedTuple):
+    a: Tensor
+    b: Tensor
+
+
+@dataclass(frozen=True)
+class Frozen:
+    a: Tensor
+    b: Tensor
+    more: Any = None
+
+
+@dataclass
+class Slotted:
+    __slots__ = ("a", "b")
+    a: Tensor
+    b: Tensor
+
+
+@dataclass
+class Items(OrderedDict[str, Any]):
+    """Fields are items too, but for those that are None, as in Hugging Face's ModelOutput."""
+
+    a: Tensor
+    b: Tensor
+    hidden: Any = None
+
+    def __post_init__(self) -> None:
+        self.update({name: value for name, value in vars(self).items() if value is not None})
+
+
+class Own:
+    """Registered with torch's pytrees, without names."""
+
+    def __init__(self, a: Tensor, b: Tensor) -> None:
+        self.a, self.b = a, b
+
+
+pytree.register_pytree_node(Own, lambda own: ([own.a, own.b], None), lambda new, _: Own(*new))
+
+CONTAINERS: dict[str, tuple[Callable[[Tensor, Tensor], Any], str]] = {
+    "tuple": (lambda a, b: (a, b), "[1]"),
+    "list": (lambda a, b: [a, 3, "text", b], "[3]"),
+    "dictionary": (lambda a, b: {"a": a, "b": b, "none": None}, "[b]"),
+    "default dictionary": (lambda a, b: defaultdict(list, {"a": [a], "b": [b]}), "[b][0]"),
+    "named tuple": (Pair, "[b]"),
+    "frozen dataclass": (Frozen, "[b]"),
+    "dataclass with slots": (Slotted, "[b]"),
+    "dataclass of items": (Items, "[b]"),
+    "registered": (Own, "[1]"),
+    "nested": (lambda a, b: Frozen(a, a, (3, Items(a, b))), "[more][1][b]"),
+}
+
+
+@pytest.mark.parametrize("container", CONTAINERS)
+def test_values_in_any_container_are_read_and_replaced(container: str) -> None:
+    make, index = CONTAINERS[container]
+
+    class Many(nn.Module):
+        def forward(self, value: Tensor) -> Any:
+            return make(value, 2 * value)
+
+    network = nn.Sequential(Many())
+    value = torch.arange(3.0)
+    plain = network(value)
+    with hooks.replacing(network, {f"0{index}": lambda b: b + 1}):
+        with hooks.reading(network, "0*") as values:
+            changed = network(value)
+        assert type(changed) is type(plain)
+        exactly(values[f"0{index}"], 2 * value + 1)
+    kept: list[Any] = []
+    network[0].register_forward_hook(lambda _, __, output: kept.append(output))
+    with hooks.watching(network, {"0*": lambda name, _: None}):
+        assert network(value) is kept[0], "what does not change is passed on itself"
+
+
+def test_a_replaced_item_of_a_dataclass_is_replaced_as_its_field_too() -> None:
+    class Model(nn.Module):
+        def forward(self, value: Tensor) -> Items:
+            return Items(value, 2 * value)
+
+    network = nn.Sequential(Model())
+    with hooks.replacing(network, {"0[b]": torch.zeros_like}):
+        output = network(torch.ones(2))
+    for value in (output.b, output["b"], list(output.values())[1]):
+        exactly(value, torch.zeros(2))
+    exactly(output.a, torch.ones(2))
+    assert list(output) == ["a", "b"]
+    assert output.hidden is None
 
 
 def test_functional_calls_have_the_values_of_other_weights() -> None:

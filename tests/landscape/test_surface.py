@@ -240,16 +240,16 @@ def test_a_result_tells_what_it_is_to_xarray_and_to_plain_h5py(
         np.testing.assert_allclose(file["beta"][:], np.linspace(-1, 1, 4))
         assert (file["measured"][:] == 1).all()
         spec = json.loads(file.attrs["spec"])
-        told = json.loads(file.attrs["provenance"])
+        found = json.loads(file.attrs["provenance"])
         assert file.attrs["schema_version"] == store.SCHEMA_VERSION
     assert spec["points"] == [3, 4]
     assert spec["normalize"] == "filter"
     assert spec["seed"] == 0
-    assert told["batch_norm"]["policy"] == "running"
-    assert told["dtype"] == "float64"
-    assert told["batch_size"] == 8
-    assert len(told["checkpoint"]["sha256"]) == len(told["data"]["sha256"]) == 64
-    assert told["versions"]["torch"].startswith("2")
+    assert found["batch_norm"]["policy"] == "running"
+    assert found["dtype"] == "float64"
+    assert found["batch_size"] == 8
+    assert len(found["checkpoint"]["sha256"]) == len(found["data"]["sha256"]) == 64
+    assert found["versions"]["torch"].startswith("2")
 
 
 def test_a_network_with_other_weights_or_other_data_is_refused(
@@ -265,8 +265,8 @@ def test_a_network_with_other_weights_or_other_data_is_refused(
     brighter = replace(problem, inputs={"input": problem.inputs["input"] * 0.99})
     with pytest.raises(ValueError, match=r"data\.sha256"):
         landscape.measure("surface", brighter, points=(1,), out=path)
-    told = {"checkpoint": {"file": "a.pt"}, "data": {"name": "images"}}
-    from_file = replace(problem, provenance=told)
+    found = {"checkpoint": {"file": "a.pt"}, "data": {"name": "images"}}
+    from_file = replace(problem, provenance=found)
     landscape.measure("surface", from_file, points=1, out=tmp_path / "file.h5")
     with pytest.raises(ValueError, match="dtype=float64, this run asks for dtype=float32"):
         narrow = from_file.to(problem.device, torch.float32)

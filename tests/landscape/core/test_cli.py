@@ -108,10 +108,10 @@ def test_an_interrupted_run_saves_and_says_how_to_continue(network: Path, tmp_pa
         while running.poll() is None and not out.is_file():
             time.sleep(0.01)
         running.send_signal(signal.SIGTERM)
-        _, told = running.communicate()
+        _, found = running.communicate()
     assert running.returncode == 130
-    assert "the same command continues" in told
-    assert "Traceback" not in told
+    assert "the same command continues" in found
+    assert "Traceback" not in found
     assert 0 < int(store.load(out)["measured"].sum()) < 3600
 
 
@@ -142,10 +142,10 @@ def test_a_mistake_is_one_line_and_exit_code_1(
     monkeypatch.chdir(tmp_path)
     arguments = [str(network) if a == "NETWORK" else a for a in arguments]
     assert main(PROBES["surface"], arguments) == 1
-    told = capsys.readouterr()
-    assert line in told.err.splitlines()[-1]
-    assert "Traceback" not in told.err
-    assert told.out == ""
+    printed = capsys.readouterr()
+    assert line in printed.err.splitlines()[-1]
+    assert "Traceback" not in printed.err
+    assert printed.out == ""
     assert list(tmp_path.glob("*.h5")) == []
 
 
@@ -160,12 +160,14 @@ def test_without_a_checkpoint_a_network_that_ships_is_measured(
         "hessian": ["--parts", "eigenpairs", "--top", "1"],
         "sensitivity": ["--parts", "norms"],
         "interpolate": ["--pairs", "1", "--points", "3"],
+        "attention": ["--parts", "interventions", "--directions", "1"],
     }
-    arguments = [*small[probe], "--examples", "20", "--batch-size", "20", "--no-figure"]
+    arguments = [*small.get(probe, []), "--examples", "20", "--batch-size", "20", "--no-figure"]
     assert main(PROBES[probe], arguments) == 0
-    told = capsys.readouterr()
-    assert told.err.startswith("--ckpt was not given: resnet8.pt, a network that ships.")
-    assert told.out == f"resnet8.{probe}.h5\n"
+    printed = capsys.readouterr()
+    network = PROBES[probe].ckpt or "resnet8.pt"
+    assert printed.err.startswith(f"--ckpt was not given: {network}, a network that ships.")
+    assert printed.out == f"{network.removesuffix('.pt')}.{probe}.h5\n"
 
 
 def test_wrong_usage_exits_with_2(capsys: pytest.CaptureFixture[str]) -> None:
@@ -180,9 +182,9 @@ def test_help_names_every_option_and_its_default(capsys: pytest.CaptureFixture[s
     with pytest.raises(SystemExit) as stopped:
         main(PROBES["surface"], ["--help"])
     assert stopped.value.code == 0
-    told = capsys.readouterr().out
+    printed = capsys.readouterr().out
     for flag in ("--points", "--extent", "--normalize", "--to", "--directions", "--seed", "--ckpt"):
-        assert flag in told
+        assert flag in printed
 
 
 def test_the_batch_size_of_a_file_is_kept_when_it_is_continued(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -118,7 +119,7 @@ def test_hessian_products_are_those_of_the_changed_network(
 
 
 @pytest.mark.second_derivative
-def test_a_product_that_was_kept_is_made_anew_when_a_replacement_begins_or_ends(
+def test_a_product_that_was_kept_is_computed_again_when_a_replacement_begins_or_ends(
     kind: type[Space], change: dict[str, Change]
 ) -> None:
     space = kind(problem())
@@ -173,6 +174,21 @@ def test_inner_values_are_listed_for_one_example_and_read_behind_the_normalizati
         space.outputs(space.origin)
     wanted = torch.nn.functional.gelu((tokens(COUNT) - 0.5) / 2)
     torch.testing.assert_close(values["act"], wanted)
+
+
+def test_inner_values_are_listed_of_a_network_that_takes_its_input_by_name() -> None:
+    class ByName(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = torch.nn.Linear(3, 2)
+
+        def forward(self, *, pixels: Tensor) -> Tensor:
+            return self.head(pixels)
+
+    batches = [({"pixels": torch.ones(4, 3)}, torch.zeros(4, dtype=torch.int64))]
+    loss = partial(torch.nn.functional.cross_entropy, reduction="none")
+    listed = Weights(Problem.of(ByName(), batches, loss)).inner_values()
+    assert listed == {"head": (1, 2)}
 
 
 def test_the_problem_s_own_network_has_no_part_in_it(kind: type[Space]) -> None:

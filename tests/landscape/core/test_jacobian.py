@@ -131,7 +131,7 @@ def test_jacobian_is_that_of_autograd_example_by_example(merge: str) -> None:
     )
 
 
-def test_inputs_of_several_names_stand_side_by_side() -> None:
+def test_inputs_of_several_names_are_concatenated() -> None:
     class Two(nn.Module):
         def forward(self, left: Tensor, right: Tensor) -> Tensor:
             return torch.stack([left.sum(dim=(1, 2)), 2 * right.sum(dim=1)], dim=1)
@@ -260,9 +260,9 @@ def test_hutchinsons_standard_error_is_the_spread_of_independent_estimates() -> 
     signs = torch.randn(50, 1000, 4, generator=generator, dtype=torch.float64).sign()
     estimate = estimated_jacobian_norms(all_of(many), signs)
     for name in ("jacobian_frobenius", "softmax_jacobian_frobenius"):
-        told = estimate[f"{name}_stderr"].square().mean().sqrt()
+        found = estimate[f"{name}_stderr"].square().mean().sqrt()
         # A spread of 1000 values is known to 2 %; the next order in 50 draws is a few percent.
-        assert float(told / estimate[name].std()) == pytest.approx(1, abs=0.12), name
+        assert float(found / estimate[name].std()) == pytest.approx(1, abs=0.12), name
 
 
 def test_the_networks_own_normalisation_is_undone_by_the_chain_rule() -> None:

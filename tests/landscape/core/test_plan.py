@@ -82,7 +82,7 @@ def test_a_result_of_a_version_that_measured_less_is_continued_and_said_so(
 
 
 @pytest.mark.parametrize("block", [1, 5, 100])
-def test_every_cell_is_measured_once_and_stands_where_its_coordinates_say(block: int) -> None:
+def test_every_cell_is_measured_once_and_lies_where_its_coordinates_say(block: int) -> None:
     result = run(make_plan(block=block))
     wanted = 10 * np.arange(3)[:, None] + np.arange(4)
     np.testing.assert_array_equal(result["loss"], wanted)
@@ -211,9 +211,9 @@ def test_other_package_versions_continue_a_file_and_are_recorded(tmp_path: Path)
     partial.attrs["provenance"] = json.dumps(provenance)
     store.save(partial, path)
     run(make_plan(), path)
-    told = json.loads(store.load(path).attrs["provenance"])
-    assert told["versions"]["torch"] == "0.4.1"
-    assert [v["torch"] for v in told["continued_with"]] != ["0.4.1"]
+    found = json.loads(store.load(path).attrs["provenance"])
+    assert found["versions"]["torch"] == "0.4.1"
+    assert [v["torch"] for v in found["continued_with"]] != ["0.4.1"]
 
 
 def test_a_file_is_saved_while_the_run_goes_on(tmp_path: Path) -> None:

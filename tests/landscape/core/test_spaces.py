@@ -92,11 +92,11 @@ def test_the_order_of_the_examples_does_not_matter(problem: Problem) -> None:
 def test_standard_errors_are_those_of_a_mean_over_examples(problem: Problem) -> None:
     space = Weights(problem)
     found = space.evaluate(space.origin)
-    told = found.summary()
-    assert told["loss"] == pytest.approx(found.losses.mean())
-    assert told["loss_stderr"] == pytest.approx(found.losses.std(ddof=1) / 23**0.5)
-    share = told["accuracy"]
-    assert told["accuracy_stderr"] == pytest.approx((share * (1 - share) / 22) ** 0.5)
+    result = found.summary()
+    assert result["loss"] == pytest.approx(found.losses.mean())
+    assert result["loss_stderr"] == pytest.approx(found.losses.std(ddof=1) / 23**0.5)
+    share = result["accuracy"]
+    assert result["accuracy_stderr"] == pytest.approx((share * (1 - share) / 22) ** 0.5)
 
 
 def test_recomputed_statistics_are_those_of_the_calibration_set_at_every_point(
@@ -124,9 +124,9 @@ def test_recomputed_statistics_are_those_of_the_calibration_set_at_every_point(
 def test_a_diverged_loss_is_stored_as_it_is(problem: Problem) -> None:
     space = Weights(problem)
     huge = {name: value * 1e200 for name, value in space.origin.items()}
-    told = space.evaluate(huge).summary()
-    assert not (told["loss"] < 1e100)
-    assert told["accuracy"] == told["accuracy"]
+    found = space.evaluate(huge).summary()
+    assert not (found["loss"] < 1e100)
+    assert found["accuracy"] == found["accuracy"]
 
 
 def test_a_single_example_has_no_standard_error(device: torch.device) -> None:

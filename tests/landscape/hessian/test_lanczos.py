@@ -81,7 +81,7 @@ def test_residuals_are_those_of_the_matrix_itself() -> None:
         assert true <= 1e-3
 
 
-def test_eigenvectors_have_norm_one_and_stand_upright() -> None:
+def test_eigenvectors_have_norm_one_and_are_orthogonal() -> None:
     vectors = solve(spectrum(), 4, tol=1e-6).vectors[0]
     torch.testing.assert_close(vectors @ vectors.T, torch.eye(4, dtype=WIDE), rtol=0, atol=1e-10)
 
@@ -295,9 +295,9 @@ def test_quadrature_is_exact_for_polynomials_of_low_degree() -> None:
     unit = (vector / vector.norm())[0]
     for degree in range(12):
         exact = unit @ torch.linalg.matrix_power(dense[0], degree) @ unit
-        told = (weights * nodes**degree).sum()
+        found = (weights * nodes**degree).sum()
         # relative to 40^degree, the size of the terms
-        assert abs(exact - told) < 1e-11 * 40.0**degree, degree
+        assert abs(exact - found) < 1e-11 * 40.0**degree, degree
 
 
 def test_the_mean_density_has_the_moments_of_the_spectrum() -> None:
@@ -308,9 +308,9 @@ def test_the_mean_density_has_the_moments_of_the_spectrum() -> None:
         for seed in range(200)
     ]
     for degree in (1, 2, 3):
-        told = torch.stack([(w * n**degree).sum() for n, w in draws])
+        found = torch.stack([(w * n**degree).sum() for n, w in draws])
         exact = (values**degree).mean()
-        assert abs(told.mean() - exact) < 4 * told.std() / math.sqrt(len(told))
+        assert abs(found.mean() - exact) < 4 * found.std() / math.sqrt(len(found))
 
 
 def test_trace_and_norm_are_within_their_errors() -> None:
@@ -318,9 +318,9 @@ def test_trace_and_norm_are_within_their_errors() -> None:
     dense = matrix(values)
     hits = 0
     for seed in range(20):
-        told = trace.traces(product(dense), start(1, 300), 60, torch.Generator().manual_seed(seed))
-        hits += abs(told.trace - float(values.sum())) < 4 * told.trace_stderr
-        assert abs(told.squared_norm - float((values**2).sum())) < 5 * told.squared_norm_stderr
+        found = trace.traces(product(dense), start(1, 300), 60, torch.Generator().manual_seed(seed))
+        hits += abs(found.trace - float(values.sum())) < 4 * found.trace_stderr
+        assert abs(found.squared_norm - float((values**2).sum())) < 5 * found.squared_norm_stderr
     # 4 of its own errors, of which there are 19 degrees of freedom: one miss in 20 is rare already
     assert hits >= 19
 
@@ -328,23 +328,23 @@ def test_trace_and_norm_are_within_their_errors() -> None:
 def test_the_errors_of_trace_and_norm_are_their_spread() -> None:
     values = spectrum(300)
     dense = matrix(values)
-    told = [
+    found = [
         trace.traces(product(dense), start(1, 300), 60, torch.Generator().manual_seed(seed))
         for seed in range(60)
     ]
     for name in ("trace", "squared_norm"):
-        spread = torch.tensor([getattr(one, name) for one in told]).std()
-        error = torch.tensor([getattr(one, f"{name}_stderr") for one in told]).mean()
+        spread = torch.tensor([getattr(one, name) for one in found]).std()
+        error = torch.tensor([getattr(one, f"{name}_stderr") for one in found]).mean()
         # 60 draws tell a standard deviation to a tenth; the mean of its estimates is a little low
         assert 0.75 < float(error / spread) < 1.3, name
 
 
 def test_a_sketch_of_full_rank_leaves_nothing_to_guess() -> None:
     values = torch.tensor([[3.0, -2.0, 1.0]], dtype=WIDE)
-    told = trace.traces(product(matrix(values)), start(1, 3), 12, torch.Generator())
-    assert told.trace == pytest.approx(2, rel=1e-12)
-    assert told.squared_norm == pytest.approx(14, rel=1e-12)
-    assert told.trace_stderr == told.squared_norm_stderr == 0
+    found = trace.traces(product(matrix(values)), start(1, 3), 12, torch.Generator())
+    assert found.trace == pytest.approx(2, rel=1e-12)
+    assert found.squared_norm == pytest.approx(14, rel=1e-12)
+    assert found.trace_stderr == found.squared_norm_stderr == 0
 
 
 def test_trace_beats_plain_guessing_on_a_spectrum_with_outliers() -> None:
@@ -352,8 +352,8 @@ def test_trace_beats_plain_guessing_on_a_spectrum_with_outliers() -> None:
     dense, errors, plain = matrix(values), [], []
     for seed in range(10):
         generator = torch.Generator().manual_seed(seed)
-        told = trace.traces(product(dense), start(1, 300), 60, generator)
-        errors.append(abs(told.trace - float(values.sum())))
+        found = trace.traces(product(dense), start(1, 300), 60, generator)
+        errors.append(abs(found.trace - float(values.sum())))
         signs = torch.randint(0, 2, (60, 300), generator=generator).to(WIDE) * 2 - 1
         plain.append(abs(float((signs * (signs @ dense[0])).sum(1).mean() - values.sum())))
     assert sum(errors) < 0.5 * sum(plain)

@@ -81,8 +81,8 @@ def keep(request: pytest.FixtureRequest) -> bool:
 
 def test_the_hessian_is_the_dense_one(*, keep: bool) -> None:
     problem = small()
-    told = dense(Curvature(Weights(problem), keep=keep))
-    torch.testing.assert_close(told, dense_hessian(problem), rtol=1e-10, atol=1e-12)
+    found = dense(Curvature(Weights(problem), keep=keep))
+    torch.testing.assert_close(found, dense_hessian(problem), rtol=1e-10, atol=1e-12)
 
 
 def test_eigenvalues_trace_and_moments_are_those_of_the_dense_hessian() -> None:
@@ -99,9 +99,9 @@ def test_eigenvalues_trace_and_moments_are_those_of_the_dense_hessian() -> None:
         multiply, start, operator.size, tol=1e-6, max_products=400, generator=generator
     )
     torch.testing.assert_close(found.values[0].sort()[0], values, rtol=1e-9, atol=1e-12)
-    told = trace.traces(multiply, start, 3 * operator.size, generator)
-    assert told.trace == pytest.approx(float(values.sum()), rel=1e-10)
-    assert told.squared_norm == pytest.approx(float((values**2).sum()), rel=1e-10)
+    result = trace.traces(multiply, start, 3 * operator.size, generator)
+    assert result.trace == pytest.approx(float(values.sum()), rel=1e-10)
+    assert result.squared_norm == pytest.approx(float((values**2).sum()), rel=1e-10)
     nodes, weights = quadrature.quadrature(multiply, start, 12, generator)
     unit = start[0] / start.norm()
     for power in range(1, 8):
@@ -132,21 +132,21 @@ def test_gauss_newton_of_the_weights_is_that_of_the_jacobian() -> None:
     p = logits(*space.origin.values()).softmax(1)
     bend = torch.diag_embed(p) - p[:, :, None] * p[:, None, :]
     expected = (jacobian.mT @ bend @ jacobian).mean(0)
-    told = dense(Curvature(space, "gauss_newton"))
-    torch.testing.assert_close(told, expected, rtol=1e-10, atol=1e-13)
+    found = dense(Curvature(space, "gauss_newton"))
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-13)
 
 
 @pytest.mark.parametrize("kind", [Weights, Inputs])
 def test_a_quadratic_has_the_hessian_of_its_formula(kind: type[Space], *, keep: bool) -> None:
     oracle = LinearRegression.random()
     operator = Curvature(kind(oracle.problem()), keep=keep)
-    told = dense(operator)
+    found = dense(operator)
     if kind is Weights:  # mean of |Wx - y|^2 / 2: the identity times the second moment of x
         moment = oracle.inputs.T @ oracle.inputs / len(oracle.inputs)
         expected = torch.kron(torch.eye(len(oracle.weight), dtype=WIDE), moment)
     else:  # W^T W for every example
         expected = torch.block_diag(*[oracle.weight.T @ oracle.weight] * len(oracle.inputs))
-    torch.testing.assert_close(told, expected, rtol=1e-12, atol=1e-13)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-13)
 
 
 def test_in_the_inputs_every_example_has_its_own_block(*, keep: bool) -> None:
@@ -182,8 +182,8 @@ def test_a_piecewise_linear_network_has_no_curvature_of_its_own_in_the_inputs() 
 def test_batches_do_not_matter_also_where_the_last_is_smaller(size: int, *, keep: bool) -> None:
     whole = Curvature(Weights(small(batch_size=10)))
     vector = torch.randn(whole.size, generator=torch.Generator(), dtype=WIDE)
-    told = Curvature(Weights(small(batch_size=size)), keep=keep).matvec(vector)
-    torch.testing.assert_close(told, whole.matvec(vector), rtol=1e-11, atol=1e-13)
+    found = Curvature(Weights(small(batch_size=size)), keep=keep).matvec(vector)
+    torch.testing.assert_close(found, whole.matvec(vector), rtol=1e-11, atol=1e-13)
 
 
 def test_an_unweighted_mean_of_batch_means_would_be_seen() -> None:
@@ -207,9 +207,9 @@ def test_finite_differences_of_a_float32_relu_network_would_be_far_off() -> None
     operator = Curvature(Weights(problem))
     vector = torch.randn(operator.size, generator=torch.Generator().manual_seed(0))
     true = Curvature(Weights(exact)).matvec(vector.double())
-    told = operator.matvec(vector).double()
+    found = operator.matvec(vector).double()
     # float32 rounding through a dozen layers
-    assert (told - true).norm() < 1e-4 * true.norm()
+    assert (found - true).norm() < 1e-4 * true.norm()
     step = 5e-3  # hessian-eigenthings' for float32
     theirs = (
         hessian_eigenthings.HessianOperator(
@@ -222,7 +222,7 @@ def test_finite_differences_of_a_float32_relu_network_would_be_far_off() -> None
         .matvec(vector)
         .double()
     )
-    assert (theirs - true).norm() > 20 * (told - true).norm()
+    assert (theirs - true).norm() > 20 * (found - true).norm()
 
 
 def test_selected_rows_and_columns_are_those_of_the_whole() -> None:
@@ -232,8 +232,8 @@ def test_selected_rows_and_columns_are_those_of_the_whole() -> None:
     assert names == ["norm.bias", "head.weight", "head.bias"]
     flags = torch.cat([torch.full((v.numel(),), n in names) for n, v in space.origin.items()])
     whole = dense_hessian(problem)
-    told = dense(Curvature(space, names=names))
-    torch.testing.assert_close(told, whole[flags][:, flags], rtol=1e-10, atol=1e-13)
+    found = dense(Curvature(space, names=names))
+    torch.testing.assert_close(found, whole[flags][:, flags], rtol=1e-10, atol=1e-13)
 
 
 def test_a_pattern_without_a_parameter_is_refused() -> None:
@@ -253,9 +253,9 @@ def test_a_scale_multiplies_from_both_sides() -> None:
             for s, v in zip(scale.values(), space.origin.values(), strict=True)
         ]
     )
-    told = dense(Curvature(space, scale=scale))
+    found = dense(Curvature(space, scale=scale))
     expected = diagonal[:, None] * dense_hessian(problem) * diagonal
-    torch.testing.assert_close(told, expected, rtol=1e-10, atol=1e-13)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-13)
 
 
 def test_the_scaled_spectrum_does_not_see_a_rescaling_that_cancels() -> None:
@@ -287,11 +287,11 @@ def test_recomputed_statistics_are_those_of_the_origin_held_fixed() -> None:
     problem = small()
     calibration = {"input": torch.rand(6, 1, 5, 5, dtype=WIDE, generator=torch.Generator())}
     again = replace(problem, batch_norm="recompute", calibration=calibration)
-    told = dense(Curvature(Weights(again)))
+    found = dense(Curvature(Weights(again)))
     maps = problem.model.conv(calibration["input"]).detach()
     problem.model.norm.running_mean.copy_(maps.mean(dim=(0, 2, 3)))
     problem.model.norm.running_var.copy_(maps.transpose(0, 1).flatten(1).var(dim=1))
-    torch.testing.assert_close(told, dense_hessian(problem), rtol=1e-8, atol=1e-11)
+    torch.testing.assert_close(found, dense_hessian(problem), rtol=1e-8, atol=1e-11)
 
 
 def test_a_temperature_is_part_of_the_loss() -> None:
@@ -304,9 +304,9 @@ def test_a_temperature_is_part_of_the_loss() -> None:
         head.weight.div_(2)
         head.bias.div_(2)
     names = ["conv.weight"]  # rows that do not know of the head's scale
-    told = Curvature(warm.space, names=names).matvec(torch.ones(27, dtype=WIDE))
+    found = Curvature(warm.space, names=names).matvec(torch.ones(27, dtype=WIDE))
     expected = Curvature(Weights(problem), names=names).matvec(torch.ones(27, dtype=WIDE))
-    torch.testing.assert_close(told, expected, rtol=1e-11, atol=1e-14)
+    torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-14)
 
 
 def test_kept_products_agree_in_float32_with_those_in_float64() -> None:
@@ -314,10 +314,10 @@ def test_kept_products_agree_in_float32_with_those_in_float64() -> None:
         wide = Curvature(Weights(make_problem(torch.device("cpu"), merge=merge)))
         narrow = make_problem(torch.device("cpu"), merge=merge, dtype=torch.float32)
         vector = torch.randn(wide.size, generator=torch.Generator(), dtype=WIDE)
-        told = Curvature(Weights(narrow), keep=True).matvec(vector.float()).double()
+        found = Curvature(Weights(narrow), keep=True).matvec(vector.float()).double()
         expected = wide.matvec(vector)
         # float32 rounding through a dozen layers
-        assert (told - expected).norm() < 1e-4 * expected.norm()
+        assert (found - expected).norm() < 1e-4 * expected.norm()
 
 
 def test_no_memory_means_recomputation(
@@ -327,9 +327,9 @@ def test_no_memory_means_recomputation(
     vector = torch.ones(plain.size, dtype=WIDE)
     monkeypatch.setattr(operator, "free_memory", lambda device: 0)
     with caplog.at_level(logging.INFO):
-        told = Curvature(Weights(small()), keep=True).matvec(vector)
+        found = Curvature(Weights(small()), keep=True).matvec(vector)
     assert "keeping the activations of 0 of 3 batches" in caplog.text
-    assert torch.equal(told, plain.matvec(vector))
+    assert torch.equal(found, plain.matvec(vector))
 
 
 @pytest.mark.parametrize(
@@ -360,8 +360,8 @@ def test_a_full_memory_halves_the_batches(
         expected = plain.matvec(vector)
         with monkeypatch.context() as patch:
             patch.setattr(products, "doubly_backward", greedy)
-            told = Curvature(kind(small())).matvec(vector)
-        torch.testing.assert_close(told, expected, rtol=1e-11, atol=1e-14)
+            found = Curvature(kind(small())).matvec(vector)
+        torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-14)
     assert 4 in sizes
     assert 2 in sizes
 
@@ -403,9 +403,9 @@ def test_what_cannot_be_traced_is_multiplied_the_plain_way(
     plain = Curvature(Weights(problem))
     vector = torch.randn(plain.size, generator=torch.Generator(), dtype=WIDE)
     with caplog.at_level(logging.INFO):
-        told = Curvature(Weights(problem), keep=True).matvec(vector)
+        found = Curvature(Weights(problem), keep=True).matvec(vector)
     assert "the product cannot be traced" in caplog.text
-    torch.testing.assert_close(told, plain.matvec(vector), rtol=0, atol=0)
+    torch.testing.assert_close(found, plain.matvec(vector), rtol=0, atol=0)
 
 
 class Scaled(Small):
@@ -429,19 +429,19 @@ def test_a_selection_and_a_parameter_without_dims_are_traced(
     model = Scaled().double()
     problem = Problem.of(model, [(problem.inputs["input"], problem.targets)], batch_size=4)
     with caplog.at_level(logging.INFO):
-        told = dense(Curvature(Weights(problem), names=names, keep=True))
+        found = dense(Curvature(Weights(problem), names=names, keep=True))
     assert "cannot be traced" not in caplog.text
     torch.testing.assert_close(
-        told, dense(Curvature(Weights(problem), names=names)), rtol=1e-9, atol=1e-12
+        found, dense(Curvature(Weights(problem), names=names)), rtol=1e-9, atol=1e-12
     )
 
 
 def test_batch_norm_is_traced_in_the_inputs_too(caplog: pytest.LogCaptureFixture) -> None:
     problem = small()
     with caplog.at_level(logging.INFO):
-        told = dense(Curvature(Inputs(problem), keep=True))
+        found = dense(Curvature(Inputs(problem), keep=True))
     assert "cannot be traced" not in caplog.text
-    torch.testing.assert_close(told, dense(Curvature(Inputs(problem))), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(found, dense(Curvature(Inputs(problem))), rtol=1e-9, atol=1e-12)
 
 
 class InPlace(Small):
@@ -463,10 +463,10 @@ def test_layers_that_write_in_place_are_traced_as_they_are(
     model.load_state_dict(problem.model.state_dict())
     problem = Problem.of(model, [(problem.inputs["input"], problem.targets)], batch_size=4)
     with caplog.at_level(logging.INFO):
-        told = dense(Curvature(Weights(problem), keep=True))
+        found = dense(Curvature(Weights(problem), keep=True))
     assert "cannot be traced" not in caplog.text
-    torch.testing.assert_close(told, dense_hessian(problem), rtol=1e-10, atol=1e-12)
-    assert torch.equal(told, dense(Curvature(Weights(problem), keep=True))), "kept values stay"
+    torch.testing.assert_close(found, dense_hessian(problem), rtol=1e-10, atol=1e-12)
+    assert torch.equal(found, dense(Curvature(Weights(problem), keep=True))), "kept values stay"
 
 
 class Once(torch.autograd.Function):
@@ -503,10 +503,10 @@ def test_algorithms_of_hessian_eigenthings_run_on_the_operators_as_they_are() ->
     values = torch.linalg.eigvalsh(dense_hessian(problem))
     operator = Curvature(Weights(problem))
     assert isinstance(operator, hessian_eigenthings.CurvatureOperator)
-    told = hessian_eigenthings.lanczos(operator, k=3, max_iter=40, seed=0)
+    found = hessian_eigenthings.lanczos(operator, k=3, max_iter=40, seed=0)
     largest = values[values.abs().argsort(descending=True)[:3]]
     torch.testing.assert_close(
-        told.eigenvalues.sort()[0].to(WIDE), largest.sort()[0], rtol=1e-4, atol=1e-6
+        found.eigenvalues.sort()[0].to(WIDE), largest.sort()[0], rtol=1e-4, atol=1e-6
     )
     value, *_ = hessian_eigenthings.power_iteration_one(operator, seed=0)
     assert value == pytest.approx(float(largest[0]), rel=1e-2)

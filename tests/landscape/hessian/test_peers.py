@@ -108,8 +108,8 @@ def test_hessian_eigenthings_agrees(trained: Problem, ours: Any) -> None:
         hessian_eigenthings.supervised_loss(functional.cross_entropy),
     )
     vector = torch.randn(operator.size, generator=torch.Generator(), dtype=torch.float64)
-    told = Curvature(Weights(trained)).matvec(vector)
-    torch.testing.assert_close(told, operator.matvec(vector), rtol=1e-9, atol=1e-9)
+    found = Curvature(Weights(trained)).matvec(vector)
+    torch.testing.assert_close(found, operator.matvec(vector), rtol=1e-9, atol=1e-9)
     theirs = hessian_eigenthings.lanczos(operator, k=3, max_iter=20, seed=0).eigenvalues
     # 20 steps leave its third eigenvalue a residual of some 1e-2, the value about its square
     np.testing.assert_allclose(np.sort(theirs), np.sort(ours["eigenvalue"][0]), rtol=1e-3)
@@ -138,13 +138,13 @@ def test_curvlinops_agrees(trained: Problem, ours: Any) -> None:
         check_deterministic=False,
     )
     vector = torch.randn(operator.shape[0], generator=torch.Generator(), dtype=torch.float64)
-    told = Curvature(Weights(trained)).matvec(vector)
+    found = Curvature(Weights(trained)).matvec(vector)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's own forward mode warns of torch.jit
         theirs = operator @ vector
         values = eigsh(operator.to_scipy(), k=3, which="LM", tol=1e-4, return_eigenvectors=False)
         trace = curvlinops.hutchpp_trace(operator, num_matvecs=45)
-    torch.testing.assert_close(told, theirs, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(found, theirs, rtol=1e-9, atol=1e-9)
     expected = np.sort(ours["eigenvalue"][0])
     np.testing.assert_allclose(np.sort(values), expected, rtol=1e-4)
     # both are estimates; ours tells its error, and theirs has about the same

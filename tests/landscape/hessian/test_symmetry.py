@@ -57,9 +57,9 @@ def made(middle: nn.Module, dtype: torch.dtype = torch.float64) -> Problem:
 
 @pytest.mark.parametrize("options", [{}, {"parts": ("trace",)}, {"matrix": "difference"}])
 def test_a_wrong_second_derivative_is_refused(options: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="matrix is not symmetric") as told:
+    with pytest.raises(ValueError, match="matrix is not symmetric") as found:
         landscape.measure("hessian", made(Squared()), activations="recompute", **options)
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(found.value)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -1,7 +1,8 @@
-"""hessian-eigenthings' answers beside this package's, stored as they come."""
+"""hessian-eigenthings' answers next to this package's, stored as they come."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -87,9 +88,49 @@ def test_what_is_stored_is_the_library_s_own_answer(
     expected = (-3 - float(result["trace"])) / errors
     assert float(result["trace_difference"]) == pytest.approx(expected)
     assert PROBE.plan is not None
-    told = verify.tell(result)
-    assert told[0].startswith("verified, magnitude: hessian-eigenthings gives 7, 7; they differ by")
-    assert told[-1].startswith("verified, trace: hessian-eigenthings gives -3 ± 0.5, ")
+    lines = verify.tell(result)
+    assert lines[0].startswith(
+        "verified, magnitude: hessian-eigenthings gives 7, 7; they differ by"
+    )
+    assert lines[-1].startswith("verified, trace: hessian-eigenthings gives -3 ± 0.5, ")
+
+
+def test_an_exact_trace_is_not_compared_in_standard_errors(problem: Problem) -> None:
+    """Both sketches have full rank: what is left is rounding error, over rounding error."""
+    for whole, rtol in ((problem, 1e-12), (problem.to(problem.device, torch.float32), 1e-5)):
+        options = SMALL | {"parts": ("trace",), "trace_products": 400}
+        result = landscape.measure("hessian", whole, verify=True, **options)
+        assert float(result["trace_stderr"]) == 0
+        assert np.isnan(float(result["trace_difference"]))
+        assert 0 < float(result["verified_trace_resolution"]) < rtol * float(result["trace"]) * 100
+        assert abs(float(result["trace_relative_difference"])) < rtol
+        (line,) = verify.tell(result)
+        assert "± rounding error, " in line
+        assert line.endswith("of the trace away")
+
+
+def test_pairs_that_cannot_be_compared_are_named(problem: Problem) -> None:
+    """A Gauss-Newton matrix of 53 rows and rank 22, of whose zeros one start vector finds one."""
+    options = SMALL | {"parts": ("eigenpairs",), "matrix": "gauss_newton"}
+    result = landscape.measure("hessian", problem, verify=True, **options)
+    assert abs(float(result["eigenvalue"].sel(end="smallest", rank=0))) < 1e-14
+    assert 1e-14 < float(result["verified_resolution"].sel(end="smallest")) < 1e-11
+    largest, smallest = verify.tell(result)
+    assert "they differ by at most" in largest
+    assert "rank" not in largest
+    assert re.search(
+        "they differ by at most .*e-1. of the eigenvalue; rank 0: below the resolution of", smallest
+    )
+
+    result = landscape.measure("hessian", problem, verify=True, **SMALL | {"max_products": 2})
+    for line in verify.tell(result)[:2]:
+        assert "rank 0, 1: not converged, at most" in line
+        assert "they differ" not in line
+    result = landscape.measure("hessian", problem, verify=True, **SMALL)
+    result["verified_converged"].values[0, 1] = 0
+    line = verify.tell(result)[0]
+    assert "they differ by at most" in line
+    assert "rank 1: not converged in hessian-eigenthings, at most" in line
 
 
 def test_without_it_nothing_else_is_stored_and_the_numbers_are_the_same(problem: Problem) -> None:

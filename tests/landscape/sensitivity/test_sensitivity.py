@@ -113,7 +113,7 @@ def test_a_linear_model_has_gradients_and_no_bend() -> None:
     ahead = result.sel(direction="gradient", radius=1.0)
     np.testing.assert_allclose(ahead["difference"], along, rtol=1e-10)
     np.testing.assert_allclose(ahead["curvature"], along**2, rtol=1e-9)
-    # No classes, so nothing that stands on them.
+    # No classes, so nothing that needs them.
     assert not [n for n in result.data_vars if "margin" in str(n) or "accuracy" in str(n)]
     assert "gauss_newton_eigenvalue" not in result
 
@@ -645,10 +645,10 @@ def test_the_command_tells_medians_and_leaves_a_file(
     flags = ["--parts", "norms", "radii", "noise", "--radii", "0.1", "--directions", "1"]
     few = ["--tangents", "0", "--draws", "1", "--examples", "4", "--device", "cpu", "--no-figure"]
     assert main(PROBES["sensitivity"], ["--ckpt", "fmmnet18.pt", *flags, *few]) == 0
-    told = capsys.readouterr()
-    assert told.out == "fmmnet18.sensitivity.h5\n"
-    assert "L2 norm of the loss gradient (nat / pixel range): median" in told.err
-    assert "accuracy under noise:" in told.err
+    printed = capsys.readouterr()
+    assert printed.out == "fmmnet18.sensitivity.h5\n"
+    assert "L2 norm of the loss gradient (nat / pixel range): median" in printed.err
+    assert "accuracy under noise:" in printed.err
     assert list(xr.open_dataset("fmmnet18.sensitivity.h5")["direction_kind"].values) == [
         "random",
         "gradient",

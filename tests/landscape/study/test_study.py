@@ -113,7 +113,7 @@ def networks(tmp_path_factory: pytest.TempPathFactory) -> Path:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
                 state = ResNet(8, width=4, channels=1, merge=merge).state_dict()
-            told = Checkpoint(
+            found = Checkpoint(
                 state,
                 f"{model}8",
                 OPTIONS,
@@ -125,7 +125,7 @@ def networks(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 seed=seed,
                 metrics={"test_accuracy_validation_selected": 0.5 + seed / 8},
             )
-            checkpoint.save(told, folder / f"{model}-seed{seed}.pt")
+            checkpoint.save(found, folder / f"{model}-seed{seed}.pt")
     return folder
 
 
@@ -150,8 +150,8 @@ def run(file: Path, out: Path, *others: str) -> int:
 
 
 def manifest(out: Path) -> dict[str, Any]:
-    told: dict[str, Any] = json.loads((out / "study.json").read_text())
-    return told
+    found: dict[str, Any] = json.loads((out / "study.json").read_text())
+    return found
 
 
 def copied(whole: Path, to: Path) -> Path:
@@ -166,23 +166,23 @@ def contents(out: Path) -> dict[str, bytes]:
 
 
 def test_the_folder_holds_a_result_for_each_network_and_probe(whole: Path, file: Path) -> None:
-    told = manifest(whole)
-    assert {row["file"] for row in told["results"]} == FILES
-    assert told["missing"] == []
+    found = manifest(whole)
+    assert {row["file"] for row in found["results"]} == FILES
+    assert found["missing"] == []
     assert {path.name for path in whole.glob("*.h5")} == FILES
-    assert told["schema_version"] == 2
-    assert told["title"] == "Tiny"
-    assert told["study"]["endpoints"][0]["margin"] == 0.1
-    assert told["study_sha256"] == read_study(str(file)).sha256
+    assert found["schema_version"] == 2
+    assert found["title"] == "Tiny"
+    assert found["study"]["endpoints"][0]["margin"] == 0.1
+    assert found["study_sha256"] == read_study(str(file)).sha256
     assert not list(whole.glob("*.partial"))
-    rows = {(row["arm"], row["seed"]): row for row in told["checkpoints"]}
+    rows = {(row["arm"], row["seed"]): row for row in found["checkpoints"]}
     first = rows["vanilla", 0]
     assert first["metrics"] == {"test_accuracy_validation_selected": 0.5}
     assert first["sha256"] == loading.load(file.parent / "resnet-seed0.pt").sha256
     assert first["model"] == "resnet8"
     network = ResNet(8, width=4, channels=1)
     assert first["parameters"] == sum(p.numel() for p in network.parameters())
-    entry = next(row for row in told["results"] if row["file"] == "vanilla-seed1.near.h5")
+    entry = next(row for row in found["results"] if row["file"] == "vanilla-seed1.near.h5")
     assert (entry["arm"], entry["seed"], entry["probe"]) == ("vanilla", 1, "near")
 
 
@@ -207,8 +207,8 @@ def test_an_untrained_network_is_what_training_with_its_seed_begins_with(whole: 
     assert all(torch.equal(made.state_dict[name], value) for name, value in expected.items())
     assert (made.data, made.mean, made.std, made.seed) == ("fashion-mnist", (0.286,), (0.353,), 3)
     assert made.metrics == {}
-    told = store.load(whole / "untrained-vanilla-seed3.near.h5")
-    assert json.loads(told.attrs["provenance"])["batch_norm"]["policy"] == "recompute"
+    found = store.load(whole / "untrained-vanilla-seed3.near.h5")
+    assert json.loads(found.attrs["provenance"])["batch_norm"]["policy"] == "recompute"
 
 
 def test_a_study_killed_at_any_moment_continues_to_the_same_files(
@@ -238,7 +238,7 @@ def test_a_study_killed_at_any_moment_continues_to_the_same_files(
 
 
 @pytest.mark.slow
-def test_two_processes_end_when_told_and_continue_to_the_same_files(
+def test_two_processes_end_on_a_signal_and_continue_to_the_same_files(
     whole: Path, file: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "results"
@@ -297,12 +297,12 @@ def test_one_failure_does_not_stop_the_others(
     foreign.write_bytes((out / "vanilla-seed1.near.h5").read_bytes())  # of another checkpoint
     (out / "vanilla-seed1.weights.h5").unlink()
     assert run(file, out, "--amend") == 1
-    told = manifest(out)
-    reasons = {row["file"]: row["reason"] for row in told["missing"]}
+    found = manifest(out)
+    reasons = {row["file"]: row["reason"] for row in found["missing"]}
     assert "absent-seed0.pt: no such file" in reasons["multiplicative-seed0.near.h5"]
     assert "was measured with checkpoint.file=resnet-seed1.pt" in reasons["vanilla-seed0.near.h5"]
-    assert len(told["results"]) == len(FILES) - 5
-    assert all("python -m landscape." in row["command"] for row in told["missing"])
+    assert len(found["results"]) == len(FILES) - 5
+    assert all("python -m landscape." in row["command"] for row in found["missing"])
     lines = capsys.readouterr().err.splitlines()
     assert sum("absent-seed" in line for line in lines) == 4
     assert any(line.startswith("5 of 12 results are missing") for line in lines)
@@ -316,9 +316,9 @@ def test_a_part_of_a_study_can_be_measured(file: Path, tmp_path: Path) -> None:
     out = tmp_path / "results"
     assert run(file, out, "--only", "near", "--arms", "vanilla", "--seeds", "1") == 0
     assert [path.name for path in out.glob("*.h5")] == ["vanilla-seed1.near.h5"]
-    told = manifest(out)
-    assert [row["file"] for row in told["results"]] == ["vanilla-seed1.near.h5"]
-    assert {row["reason"] for row in told["missing"]} == {"not measured yet"}
+    found = manifest(out)
+    assert [row["file"] for row in found["results"]] == ["vanilla-seed1.near.h5"]
+    assert {row["reason"] for row in found["missing"]} == {"not measured yet"}
     assert run(file, out, "--only", "near", "--arms", "vanilla", "--seeds", "0") == 0
     assert len(manifest(out)["results"]) == 2
 
@@ -328,9 +328,9 @@ def test_a_dry_run_lists_and_touches_nothing(
 ) -> None:
     out = tmp_path / "results"
     assert run(file, out, "--dry-run", "--arms", "vanilla") == 0
-    told = capsys.readouterr()
-    assert len(told.out.splitlines()) == 4
-    assert "4 of 4 results to measure." in told.err
+    printed = capsys.readouterr()
+    assert len(printed.out.splitlines()) == 4
+    assert "4 of 4 results to measure." in printed.err
     assert not out.exists()
     (file.parent / "resnet-seed1.pt").rename(tmp_path / "elsewhere.pt")
     status = run(file, out, "--dry-run", "--arms", "vanilla")
@@ -351,10 +351,10 @@ def test_a_study_that_changed_is_refused_unless_the_change_is_to_be_recorded(
     assert "--amend" in said
     assert manifest(out) == before
     assert run(file, out, "--amend", "--only", "near", "--seeds", "0") == 0
-    told, change = manifest(out), "endpoints.gradient.margin was 0.1, now 0.3"
-    assert told["amendments"] == [{"study_sha256": before["study_sha256"], "changes": [change]}]
+    found, change = manifest(out), "endpoints.gradient.margin was 0.1, now 0.3"
+    assert found["amendments"] == [{"study_sha256": before["study_sha256"], "changes": [change]}]
     # What has not been checked against the new study does not count as its result.
-    assert {(row["probe"], row["seed"]) for row in told["results"]} == {("near", 0)}
+    assert {(row["probe"], row["seed"]) for row in found["results"]} == {("near", 0)}
     assert run(file, out, "--only", "weights", "--seeds", "0") == 0
     assert len(manifest(out)["results"]) == 6
     assert len(manifest(out)["amendments"]) == 1
@@ -481,7 +481,7 @@ def test_comments_may_change(whole: Path, file: Path, tmp_path: Path) -> None:
         ('predicts = "lower"', 'predicts = "less"', "expected 'lower' or 'higher'."),
     ],
 )
-def test_a_mistake_in_a_study_file_is_told_in_a_line(
+def test_a_mistake_in_a_study_file_is_reported_in_a_line(
     was: str, now: str, line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert was in TEXT
@@ -521,7 +521,7 @@ def test_the_next_network_is_that_of_the_next_seed(file: Path, tmp_path: Path) -
         ("alpha = 0", "gamma = 0", "loss cannot be selected by 'gamma'; it has alpha, beta."),
     ],
 )
-def test_an_endpoint_that_no_probe_measures_is_told_before_measuring(
+def test_an_endpoint_that_no_probe_measures_is_reported_before_measuring(
     was: str, now: str, line: str, file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file.write_text(TEXT.replace(was, now))
@@ -547,7 +547,7 @@ def test_a_part_that_is_not_there_is_refused(
     assert line in capsys.readouterr().err
 
 
-def test_a_study_that_is_not_there_is_told_with_those_that_are(
+def test_a_study_that_is_not_there_is_reported_with_those_that_are(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert main(["absent"]) == 1
@@ -559,11 +559,11 @@ def test_a_study_that_is_not_there_is_told_with_those_that_are(
 
 @pytest.mark.parametrize("name", ["demo", "fashion-mnist", "cifar10"])
 def test_a_study_that_ships_is_whole(name: str) -> None:
-    told = read_study(name)
-    assert {e.claim for e in told.endpoints} == {"near", "between", "weights", "generalises"}
-    seeds = {arm.role: len(arm.seeds) for arm in told.arms}
+    found = read_study(name)
+    assert {e.claim for e in found.endpoints} == {"near", "between", "weights", "generalises"}
+    seeds = {arm.role: len(arm.seeds) for arm in found.arms}
     if name == "demo":
-        assert all(checkpoint.find(arm.checkpoints) for arm in told.arms)
+        assert all(checkpoint.find(arm.checkpoints) for arm in found.arms)
     else:
         # Eight pairs can reach p = 2 / 2^8 < 0.05 / 4, what Holm asks of the smallest of four.
         assert seeds["baseline"] == seeds["treatment"] == 8
@@ -597,7 +597,7 @@ def test_a_study_leaves_out_a_probe_of_its_base_with_its_endpoints() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "found"),
     [
         ("base = 3\n", "base = 3; expected a string."),
         ("base = 'nowhere'\n", "nowhere: no such file, nor a study that ships"),
@@ -613,15 +613,15 @@ def test_a_study_leaves_out_a_probe_of_its_base_with_its_endpoints() -> None:
         ("base = 'other.toml'\n", "other.toml: [the file] title is missing"),
     ],
 )
-def test_a_mistake_about_the_base_is_told_in_a_line(
-    tmp_path: Path, text: str, told: str, capsys: pytest.CaptureFixture[str]
+def test_a_mistake_about_the_base_is_reported_in_a_line(
+    tmp_path: Path, text: str, found: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "own.toml").write_text(text)
     (tmp_path / "other.toml").write_text("[probes]\n")
     assert run(tmp_path / "own.toml", tmp_path / "results") == 1
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1
-    assert told in lines[0]
+    assert found in lines[0]
 
 
 def test_one_killed_worker_costs_its_own_results_alone(

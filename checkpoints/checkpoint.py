@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -17,6 +18,7 @@ from checkpoints.imported import imported
 from checkpoints.reader import FORMAT, reason
 from checkpoints.registry import MODELS
 from checkpoints.state_dict import differences, told_of, with_counters
+from checkpoints.whole_file import whole
 
 SCHEMA_VERSION = 1
 
@@ -150,13 +152,16 @@ def save(checkpoint: Checkpoint, path: Path, *, half: bool = False) -> None:
         raise ValueError(
             f"{path} cannot be written: {error}. Expected numbers, strings, lists and dicts."
         ) from error
-    partial = path.with_name(path.name + ".partial")
+
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".safetensors":
-        safetensors.torch.save_file(state, partial, {FORMAT: description})
+        content = safetensors.torch.save(state, {FORMAT: description})
     else:
-        torch.save(json.loads(description) | {"state_dict": state}, partial)
-    partial.replace(path)
+        image = io.BytesIO()  # into a file, torch would write the file's name as well
+        torch.save(json.loads(description) | {"state_dict": state}, image)
+        content = image.getvalue()
+    with whole(path) as file:
+        file.write_bytes(content)
 
 
 def spelled(options: Mapping[str, Any]) -> str:

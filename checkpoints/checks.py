@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from checkpoints.device import memory_exhausted
 from checkpoints.losses import IGNORED, cross_entropy, top1
 from checkpoints.problem import Problem, Tensors, is_real
 
@@ -96,6 +97,8 @@ def _outputs(call: Callable[[Tensors], Any], inputs: Tensors) -> Any:
     try:
         return call(inputs)
     except Exception as error:  # the network may be the user's own and raise anything
+        if memory_exhausted(error):
+            raise
         raise ValueError(f"the network fails on the first examples: {reason(error)}") from error
 
 
@@ -105,6 +108,8 @@ def _losses(problem: Problem, outputs: Any, targets: Tensor) -> Tensor:
     except ValueError:
         raise
     except Exception as error:  # likewise
+        if memory_exhausted(error):
+            raise
         raise ValueError(f"the loss fails on the first examples: {reason(error)}") from error
 
 

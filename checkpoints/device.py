@@ -149,9 +149,21 @@ def channels_come_last(value: Tensor) -> bool:
     return True
 
 
+# From torch's allocator on the CPU, oneDNN, whose primitives need memory, and CUDA's libraries.
+_NO_MEMORY = (
+    "can't allocate memory",
+    "not enough memory",
+    "could not create a primitive",
+    "out of memory",
+    "ALLOC_FAILED",
+)
+
+
 def memory_exhausted(error: BaseException) -> bool:
     """Whether an error means out of memory, on a GPU or on the CPU."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
 
 
 # From glibc's malloc.h.

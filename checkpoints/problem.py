@@ -80,7 +80,7 @@ class Problem:
             and between which neighbour distances are measured; by default the examples
             themselves. With a fixed set these distances do not depend on how many are measured.
         reference_indices: (M,) their positions, as `indices`, where examples are among them.
-        batch_size: examples per forward pass; 0 times a few sizes and takes the fastest. It
+        batch_size: examples per forward pass; 0 for the usual size, 100 on a CPU. It
             affects results by rounding only.
         kernels: which kernels compute; None takes the fastest that agree with float64, see
             `checkpoints.kernels`. They affect results by rounding only.
@@ -157,7 +157,9 @@ class Problem:
                     "reference inputs."
                 )
         if self.batch_size < 0:
-            raise ValueError(f"batch_size={self.batch_size}; expected at least 1, or 0 to measure.")
+            raise ValueError(
+                f"batch_size={self.batch_size}; expected at least 1, or 0 for the usual size."
+            )
         if self.kernels is not None and self.kernels not in KERNELS:
             raise ValueError(f"kernels={self.kernels!r}; expected one of {', '.join(KERNELS)}.")
         if not 0 < self.temperature < float("inf"):

@@ -19,7 +19,7 @@ from checkpoints import temperature as temperature_of
 from checkpoints.batch_norm import recompute_statistics
 from checkpoints.checkpoint import Checkpoint
 from checkpoints.data.images import Images, interleave
-from checkpoints.device import device_named, exact_arithmetic
+from checkpoints.device import device_named, exact_arithmetic, memory_exhausted
 from checkpoints.options import in_callers_words, option
 from checkpoints.problem import BatchNorm, Normalization, Problem, Tensors, is_real
 from checkpoints.registry import load_images
@@ -114,7 +114,7 @@ class Source:
     dtype: Literal["float32", "float64"] = option("float32", "of weights and inputs", group=HOW)
     batch_size: int = option(
         0,
-        "examples per forward pass; 0 times a few sizes and takes the fastest",
+        "examples per forward pass (0: 100 on a CPU, 1000 on a GPU); halved where memory runs out",
         group=HOW,
         least=0,
     )
@@ -391,10 +391,17 @@ def _check(problem: Problem, source: Checkpoint, images: Images) -> None:
     """Try a forward pass of two images, to report what does not fit in one line."""
     first = {name: value[:2] for name, value in problem.inputs.items()}
     shape = tuple(images.pixels.shape[1:])
+    if source.input_shape and shape != source.input_shape:
+        raise ValueError(
+            f"{source.file} was trained on images of shape {source.input_shape}, {images.name} has "
+            f"{shape}. Pass other --data, or --size for a folder."
+        )
     try:
         with torch.inference_mode():
             outputs = problem.outputs(problem.model, first)
     except Exception as error:  # the network may be the user's own and raise anything
+        if memory_exhausted(error):
+            raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(
             f"{source.file}: {source.model} does not take images of shape {shape} of "
@@ -402,11 +409,6 @@ def _check(problem: Problem, source: Checkpoint, images: Images) -> None:
         ) from error
     if not is_real(outputs) or outputs.ndim != 2:
         raise ValueError(f"{source.model} does not return logits of shape (N, classes).")
-    if source.input_shape and shape != source.input_shape:
-        raise ValueError(
-            f"{source.file} was trained on images of shape {source.input_shape}, {images.name} has "
-            f"{shape}. Pass other --data, or --size for a folder."
-        )
     classes = cast(int, outputs.shape[1])
     if len(images.classes) != classes:
         raise ValueError(

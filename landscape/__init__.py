@@ -10,12 +10,16 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from checkpoints import interrupts
+
 if TYPE_CHECKING:
     import xarray as xr
 
     from checkpoints.problem import Problem
 
 __all__ = ["measure"]
+
+interrupts.quiet_while_importing()
 
 
 def measure(
@@ -39,7 +43,8 @@ def measure(
     from checkpoints.options import in_callers_words
     from checkpoints.problem import Problem
     from landscape.core.batch_size import prepared
-    from landscape.core.plan import run
+    from landscape.core.measurement import measured as measure_in_batches
+    from landscape.core.spaces import log
     from landscape.registry import probe_named
 
     if not isinstance(problem, Problem):
@@ -58,6 +63,6 @@ def measure(
     def measured() -> xr.Dataset:
         chosen = entry.spec(**spec)
         ready = prepared(problem, chosen.derivatives, path)
-        return run(entry.plan(ready, chosen), path)
+        return measure_in_batches(entry, ready, chosen, path, log.info)[1]
 
     return measured()

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
-from checkpoints import checkpoint, options
+from checkpoints import checkpoint, interrupts, loading, options
 from checkpoints.device import device_named, keep_freed_memory
 from checkpoints.registry import load_images
 from checkpoints.train.loop import train
@@ -67,12 +68,15 @@ def main(arguments: list[str] | None = None) -> int:
     name = chosen.model.rpartition("/")[2].replace(":", "-")
     out = chosen.out or Path(f"{name}-seed{chosen.seed}.pt")
     size = chosen.size and tuple(chosen.size)
+    interrupts.raise_stopped()
     try:
         keep_freed_memory()
         recipe = options.from_flags(Recipe, chosen)
         device = device_named(chosen.device)
         if out.exists():
-            raise ValueError(f"{out} exists already. Delete it, or pass another --out.")
+            _check_complete(out, chosen, recipe.resolved(device))
+            print(out)
+            return 0
         out.parent.mkdir(parents=True, exist_ok=True)
         trained = train(
             chosen.model,
@@ -90,13 +94,36 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(" ".join(str(error).split("\n")), file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stopped:
         print("Stopped. The same command continues after the last complete epoch.", file=sys.stderr)
-        return 130
+        return interrupts.status(stopped)
     for name, value in trained.metrics.items():
         print(f"{name} {value:.4f}", file=sys.stderr)
     print(out)
     return 0
+
+
+def _check_complete(out: Path, chosen: argparse.Namespace, recipe: Recipe) -> None:
+    """Refuse a file that is there and is not what this command would train.
+
+    Raises:
+        ValueError: with the first difference.
+    """
+    advice = "Delete it, or pass another --out."
+    try:
+        there = loading.load(out)
+    except ValueError as error:
+        raise ValueError(f"{out} exists already, and is no checkpoint. {advice}") from error
+    asked = {
+        "model": (there.model, chosen.model),
+        "seed": (there.seed, chosen.seed),
+        "data": (there.data, chosen.data),
+        **{name: (there.recipe.get(name), value) for name, value in asdict(recipe).items()},
+        **{name: (there.options.get(name), value) for name, value in chosen.option},
+    }
+    for name, (was, now) in asked.items():
+        if was != now:
+            raise ValueError(f"{out} exists already, with {name}={was}, not {now}. {advice}")
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from checkpoints.reader import read
 from checkpoints.train.batches import Batches, split, statistics
 from checkpoints.train.monitor import gradient_norms, watched
 from checkpoints.train.recipe import Recipe, learning_rate
+from checkpoints.whole_file import whole
 
 STATE_VERSION = 1
 REMEDY = "Try a smaller --rate, a longer --warmup, or another merge."
@@ -162,17 +163,16 @@ def train(
             )
         if state_file is not None:
             state_file.parent.mkdir(parents=True, exist_ok=True)
-            partial = state_file.with_name(state_file.name + ".partial")
-            torch.save(
-                {
-                    "identity": identity,
-                    "network": network.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                    "history": history,
-                },
-                partial,
-            )
-            partial.replace(state_file)
+            with whole(state_file) as file:
+                torch.save(
+                    {
+                        "identity": identity,
+                        "network": network.state_dict(),
+                        "optimizer": optimizer.state_dict(),
+                        "history": history,
+                    },
+                    file,
+                )
     network.eval()
     final_loss, final_accuracy = evaluate(network, training)
     if not math.isfinite(final_loss + history[-1]["test_loss"]):

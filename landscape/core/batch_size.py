@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from statistics import median
 
 import torch
 
@@ -16,7 +14,9 @@ from checkpoints.problem import Problem
 from landscape.core import store
 from landscape.core.spaces import USUAL_BATCH, Inputs, Space, Weights, log
 
-CANDIDATES = {"cpu": (25, 50, 200), "cuda": (250, 500, 1000, 2500)}
+# Fixed, not timed, so that the same command gives the same bytes. On a CPU 25 to 200 examples cost
+# the same within a tenth; see docs/log.md.
+USUAL = {"cpu": USUAL_BATCH, "cuda": 1000}
 
 
 def prepared(
@@ -47,7 +47,8 @@ def prepared(
     choice = kernels.chosen(problem, derivatives, first=first, say=say)
     provenance = {**problem.provenance, "kernel_errors": dict(choice.errors)}
     problem = replace(problem, kernels=choice.kernels, provenance=provenance)
-    size = problem.batch_size or recorded["batch_size"] or fastest_batch(problem)
+    usual = min(USUAL.get(problem.device.type, USUAL_BATCH), len(problem))
+    size = problem.batch_size or recorded["batch_size"] or usual
     return replace(problem, batch_size=size)
 
 
@@ -59,6 +60,8 @@ def _checked(
     except ValueError:
         raise
     except Exception as error:  # a user's network may raise anything
+        if memory_exhausted(error):
+            raise
         text = checks.reason(error)
         raise ValueError(f"the network fails on the first examples: {text}") from error
     before = {name: value.clone() for name, value in space.tensors.items()}
@@ -93,61 +96,8 @@ def _check_gradient(space: Space, name: str) -> None:
         )
 
 
-def fastest_batch(problem: Problem) -> int:
-    """The batch size at which a forward pass costs the least per example.
-
-    Args:
-        problem: its own batch size is ignored.
-
-    Returns:
-        `USUAL_BATCH`, or a candidate that is more than a tenth faster: small differences are
-        noise, and the same size in every run gives the same bytes.
-
-    Cost: a few forward passes of each candidate, a second or two on a CPU.
-    """
-    sizes = [
-        size
-        for size in (USUAL_BATCH, *CANDIDATES.get(problem.device.type, ()))
-        if size <= max(len(problem), 1)
-    ]
-    if len(sizes) < 2:
-        return min(USUAL_BATCH, len(problem))
-    seconds: dict[int, list[float]] = {size: [] for size in sizes}
-    for repeat in range(4):
-        for size in list(seconds):
-            probe = _first(problem, size)
-            try:
-                spent = _forward_seconds(probe)
-            except RuntimeError as error:
-                if not memory_exhausted(error):
-                    raise
-                del seconds[size]
-                continue
-            if repeat:  # The first is a warm-up.
-                seconds[size].append(spent / size)
-    cost = {size: median(values) for size, values in seconds.items()}
-    if not cost:
-        raise ValueError(f"a batch of {min(sizes)} examples exceeds the memory. Pass --batch-size.")
-    best = min(cost, key=lambda size: cost[size])
-    usual = cost.get(USUAL_BATCH)
-    return USUAL_BATCH if usual is not None and cost[best] > 0.9 * usual else best
-
-
 def _first(problem: Problem, size: int) -> Space:
     part = replace(problem.first(size), batch_size=size)
     return (
         Inputs(part) if all(v.is_floating_point() for v in part.inputs.values()) else Weights(part)
     )
-
-
-def _forward_seconds(space: Space) -> float:
-    _synchronize(space.problem.device)
-    start = time.perf_counter()
-    space.evaluate(space.origin)
-    _synchronize(space.problem.device)
-    return time.perf_counter() - start
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

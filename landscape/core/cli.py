@@ -5,21 +5,20 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import signal
 import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
-from checkpoints import kernels, options
+from checkpoints import interrupts, kernels, options
 from checkpoints.device import keep_freed_memory, memory_exhausted
 from checkpoints.kernels import Derivatives
 from checkpoints.problem import Problem
 from checkpoints.source import DEFAULT, Source
 from landscape.core import batch_size
-from landscape.core.plan import Probe, Workers, run
+from landscape.core.measurement import measured
+from landscape.core.plan import Probe, Workers
 from landscape.core.workers import workers_of_this_process
 
 
@@ -37,42 +36,37 @@ def main(probe: Probe, arguments: list[str] | None = None) -> int:
 def guarded(action: Callable[[], int]) -> int:
     """The exit status of `action`, or of the error that ended it, reported in one line on stderr.
 
-    SIGTERM ends it as Ctrl-C does.
+    SIGTERM and SIGHUP end it as Ctrl-C does.
 
     Returns:
-        1 refused, or out of memory, 130 stopped.
+        1 refused, or out of memory; 130, 143 or 129 stopped, see `checkpoints.interrupts`.
     """
     log = logging.getLogger("landscape")
     handler = logging.StreamHandler()
     handler.addFilter(lambda record: os.environ.get("RANK", "0") == "0")
     log.addHandler(handler)
     log.setLevel(logging.INFO)
-    signal.signal(signal.SIGTERM, interrupt)
+    interrupts.raise_stopped()
     try:
         with options.given_as_flags():
             return action()
     except (ValueError, OSError) as error:
         say(" ".join(str(error).split("\n")))
         return 1
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         if not memory_exhausted(error):
             raise
         say("out of memory. Pass a smaller --batch-size, or fewer --examples.")
         return 1
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stopped:
         say("Stopped. What was measured is saved; the same command continues.")
-        return 130
+        return interrupts.status(stopped)
 
 
 def say(line: str) -> None:
     """Inform the user, once for all ranks."""
     if os.environ.get("RANK", "0") == "0":
         print(line, file=sys.stderr, flush=True)
-
-
-def interrupt(signal_number: int, frame: FrameType | None) -> None:
-    """A signal handler: end as Ctrl-C does."""
-    raise KeyboardInterrupt
 
 
 def _prepared(problem: Problem, derivatives: Derivatives, out: Path, workers: Workers) -> Problem:
@@ -118,12 +112,14 @@ def _measure(probe: Probe, chosen: argparse.Namespace) -> int:
     out = chosen.out or Path(f"{Path(source.ckpt).stem}.{probe.name}.h5")
     problem = source.problem(say)
     problem = _prepared(problem, spec.derivatives, out, workers)
-    plan = probe.plan(problem, spec)
     _introduce(problem)
-    result = run(
-        plan,
+    plan, result = measured(
+        probe,
+        problem,
+        spec,
         out,
-        workers=workers,
+        say,
+        workers,
         save_seconds=chosen.save_seconds,
         show_progress=sys.stderr.isatty(),
     )

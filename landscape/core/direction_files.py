@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from checkpoints.problem import Tensors
+from checkpoints.whole_file import whole
 from landscape.core import store
 from landscape.core.directions import check
 
@@ -38,14 +39,12 @@ def save(
     Raises:
         ValueError: `path` cannot be written.
     """
-    partial = path.with_name(path.name + ".partial")
     try:
-        with h5py.File(partial, "w") as file:
+        with whole(path) as partial, h5py.File(partial, "w") as file:
             group = file.create_group("directions")
             for name in directions[0]:
                 group[name] = np.stack([d[name].detach().cpu().numpy() for d in directions])
             group.attrs.update({"run": run, **(about or {})})
-        partial.replace(path)
     except OSError as error:
         reason = error.strerror or str(error).split(" (")[0]
         raise ValueError(f"{path} cannot be written: {reason}. Choose another file.") from error

@@ -7,9 +7,7 @@ import importlib.metadata
 import io
 import json
 import logging
-import os
 import platform
-import secrets
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -22,6 +20,7 @@ from filelock import FileLock, Timeout
 
 from analysis import result_file, upgrade
 from analysis.upgrade import SCHEMA_VERSION
+from checkpoints.whole_file import whole
 
 log = logging.getLogger(__name__)
 
@@ -112,6 +111,8 @@ def locked(path: Path) -> Iterator[None]:
         ValueError: another process is measuring it.
     """
     name = path.with_name(f".{path.name}.lock")
+    if name.is_symlink() or (name.exists() and not name.is_file()):
+        raise ValueError(f"{name} is not a regular file, and serves as the lock. Delete it.")
     lock = FileLock(name)
     try:
         lock.acquire(timeout=0)
@@ -142,16 +143,8 @@ def save(result: xr.Dataset, path: Path) -> None:
     sealed = result.assign_attrs({result_file.DIGEST: result_file.digest(result)})
     image = io.BytesIO()
     sealed.to_netcdf(image, engine="h5netcdf", encoding=encoding)
-    path = path.resolve()
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
-    try:
-        with partial.open("xb") as file:
-            file.write(image.getbuffer())
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole(path) as file:
+        file.write_bytes(image.getbuffer())
 
 
 def load(path: Path) -> xr.Dataset:
@@ -240,10 +233,35 @@ def resume(blank: xr.Dataset, path: Path) -> xr.Dataset:
     return stored
 
 
+def record_smaller_batch(path: Path, blank: xr.Dataset, larger: int) -> None:
+    """Let a result that was begun in larger batches be continued in those of `blank`.
+
+    Nothing is changed if the file does not exist, or differs in anything else.
+
+    Args:
+        path: the result file.
+        blank: the result with nothing measured.
+        larger: the batch size that the file records.
+    """
+    if not path.is_file():
+        return
+    stored = load(path)
+    differing = [name for name, _, _, _ in _differences(stored, blank)]
+    provenance = json.loads(stored.attrs["provenance"])
+    if differing != ["batch_size"] or provenance["batch_size"] != larger:
+        return
+    provenance["batch_size"] = json.loads(blank.attrs["provenance"])["batch_size"]
+    provenance["larger_batches"] = [*provenance.get("larger_batches", []), larger]
+    save(stored.assign_attrs(provenance=json.dumps(provenance)), path)
+
+
 def _differences(stored: xr.Dataset, blank: xr.Dataset) -> Iterator[tuple[str, str, str, str]]:
     """(label, flag to continue the file, was, now) of everything in which two results differ."""
     was, now = (json.loads(r.attrs["spec"]) for r in (stored, blank))
+    files = [set(json.loads(r.attrs["provenance"]).get("files") or {}) for r in (stored, blank)]
     for name in [*now, *(set(was) - set(now))]:
+        if name in files[0] & files[1]:
+            continue  # a file is known by its content, which is bound below, not by its name
         if name not in was and not now[name]:
             continue  # an option that the file's version did not have, and that is not used
         if was.get(name) != now.get(name):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -20,6 +19,7 @@ from analysis.upgrade import SCHEMA_VERSION
 from checkpoints import checkpoint, loading
 from checkpoints.options import as_flags
 from checkpoints.source import Source
+from checkpoints.whole_file import whole
 from landscape.registry import probe_named
 from landscape.study.file import NEXT, Networks, Study, stem
 
@@ -198,9 +198,8 @@ class Manifest:
             "results": results,
             "missing": missing,
         }
-        partial = self.path.with_name(f".{MANIFEST}.{os.getpid()}.partial")
-        partial.write_text(json.dumps(content, indent=1, default=str) + "\n")
-        partial.replace(self.path)
+        with whole(self.path) as written:
+            written.write_text(json.dumps(content, indent=1, default=str) + "\n")
 
     def _all(self) -> Iterator[tuple[Network, str]]:
         for network in self.task.networks():

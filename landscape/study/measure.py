@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -18,14 +19,14 @@ import h5py
 import torch
 
 from analysis.upgrade import SCHEMA_VERSION
-from checkpoints import checkpoint, loading
+from checkpoints import checkpoint, interrupts, loading
 from checkpoints.checkpoint import Checkpoint
 from checkpoints.device import keep_freed_memory
 from checkpoints.problem import Problem
 from checkpoints.source import Source
-from landscape.core import batch_size
-from landscape.core.cli import interrupt, say
-from landscape.core.plan import Plan, run
+from landscape.core import batch_size, measurement
+from landscape.core.cli import say
+from landscape.core.plan import Plan
 from landscape.registry import probe_named
 from landscape.study.file import Study
 from landscape.study.folder import Network, Run
@@ -57,9 +58,11 @@ def measured(
             _discard_damaged(path)
             entry = probe_named(task.study.probes[label][0])
             spec = entry.spec(**task.spec(network, label))
-            plan = entry.plan(batch_size.prepared(problem, spec.derivatives, path), spec)
-            _check_endpoints(task.study, label, plan)
-            run(plan, path, show_progress=show_progress)
+            ready = batch_size.prepared(problem, spec.derivatives, path)
+            check = partial(_check_endpoints, task.study, label)
+            measurement.measured(
+                entry, ready, spec, path, say, check=check, show_progress=show_progress
+            )
         except Exception as error:  # any error; the other results do not depend on it
             known = isinstance(error, ValueError | OSError)
             reason = " ".join(str(error).split())
@@ -73,8 +76,8 @@ def _problem(network: Network, device: torch.device) -> Problem:
 
 
 def _discard_damaged(path: Path) -> None:
-    """Remove a result that cannot be read. Another kind of file stays, and is refused later."""
-    if not path.is_file():
+    """Move a damaged result out of the way. Another kind of file stays, and is refused later."""
+    if not path.is_file() or (path.stat().st_size and not h5py.is_hdf5(path)):
         return
     try:
         with h5py.File(path) as file:
@@ -83,8 +86,9 @@ def _discard_damaged(path: Path) -> None:
             for array in file.values():
                 array[...]
     except (OSError, KeyError, ValueError):
-        say(f"{path} is damaged, and is measured again.")
-        path.unlink()
+        aside = path.with_name(f"{path.name}.damaged")
+        path.replace(aside)
+        say(f"{path} is damaged: moved to {aside.name}, and measured again.")
 
 
 def _check_endpoints(study: Study, label: str, plan: Plan) -> None:
@@ -151,7 +155,7 @@ def _whole(task: Run, network: Network, labels: Sequence[str]) -> list[tuple[str
     """The results of `measured`; none if this process was asked to end, which saves its results."""
     if _ended.is_set():
         return []
-    signal.signal(signal.SIGTERM, interrupt)
+    interrupts.raise_stopped()
     try:
         return list(measured(task, network, labels, show_progress=False))
     except KeyboardInterrupt:
@@ -180,9 +184,10 @@ def _spread(
                     continue
                 yield from ((futures[future], *row) for row in rows)
         except BaseException:  # the others must not continue without it
-            pool.shutdown(wait=False, cancel_futures=True)
             for process in multiprocessing.active_children():
                 process.terminate()
+            # Wait for the pool's own thread: at the exit of Python it would be woken as it closes.
+            pool.shutdown(wait=True, cancel_futures=True)
             raise
     for network in lost:  # one at a time, to find the one that kills its process
         try:

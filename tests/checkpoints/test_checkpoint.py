@@ -157,15 +157,16 @@ def test_a_save_that_is_killed_leaves_the_old_file(
     save(example(), path)
     before = path.read_bytes()
 
-    def killed(content: Any, file: Path, *others: Any) -> None:
-        Path(file).write_bytes(b"half a fi")
+    def killed(self: Path, content: bytes) -> None:
+        with self.open("wb") as file:
+            file.write(content[:9])
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(torch, "save", killed)
-    monkeypatch.setattr(safetensors.torch, "save_file", killed)
+    monkeypatch.setattr(Path, "write_bytes", killed)
     with pytest.raises(KeyboardInterrupt):
         save(example(seed=4), path)
     assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])

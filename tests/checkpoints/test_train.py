@@ -744,10 +744,16 @@ def test_the_command_writes_a_checkpoint_and_tells_where(
         assert_same(written, straight)
         assert written.data == data
         assert [p.name for p in Path(out).parent.glob("*.train.pt")] == []
-        assert command("--model", "fmmnet8", "--data", data, *FLAGS, *name) == 1
-        assert capsys.readouterr().err == (
-            f"{out} exists already. Delete it, or pass another --out.\n"
-        )
+        assert command("--model", "fmmnet8", "--data", data, *FLAGS, *name) == 0  # complete
+        assert capsys.readouterr().out == f"{out}\n"
+        for other in (["--seed", "3"], ["--epochs", "4"], ["--option", "width=5"]):
+            changed = [*FLAGS, *other, "--out", str(out)]
+            assert command("--model", "fmmnet8", "--data", data, *changed) == 1
+            name_of_it = {"--option": "width"}.get(other[0], other[0].strip("-"))
+            line = capsys.readouterr().err
+            assert line.startswith(f"{out} exists already, with {name_of_it}="), line
+            assert line.endswith("Delete it, or pass another --out.\n")
+        assert loading.load(out).sha256 == written.sha256
 
 
 def test_a_model_of_one_s_own_names_its_file(

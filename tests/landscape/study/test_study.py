@@ -250,7 +250,7 @@ def test_two_processes_end_on_a_signal_and_continue_to_the_same_files(
             time.sleep(0.01)
         running.send_signal(signal.SIGTERM)
         _, said = running.communicate(timeout=60)
-    assert running.returncode == 130
+    assert running.returncode == 143
     assert said.endswith("Stopped. What was measured is saved; the same command continues.\n")
     assert "Traceback" not in said
     assert 0 < len(list(out.glob("*.h5"))) < everything
@@ -282,10 +282,17 @@ def test_a_deleted_or_truncated_result_is_measured_again(
     empty.write_bytes(b"")
     (out / "untrained-vanilla-seed0.pt").write_bytes(b"PK")
     assert run(file, out) == 0
+    notes = out / "vanilla-seed0.near.h5"
+    kept = notes.read_bytes()
+    notes.write_text("notes of the user")  # no result: not ours to delete
+    assert run(file, out) == 1
+    assert notes.read_text() == "notes of the user"
+    notes.write_bytes(kept)
     assert contents(out) == contents(whole)
     said = capsys.readouterr().err
-    assert f"{cut} is damaged, and is measured again." in said
-    assert f"{empty} is damaged, and is measured again." in said
+    for each in (cut, empty):
+        assert f"{each} is damaged: moved to {each.name}.damaged, and measured again." in said
+    assert (out / f"{cut.name}.damaged").is_file()
 
 
 def test_one_failure_does_not_stop_the_others(

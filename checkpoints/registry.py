@@ -10,11 +10,12 @@ from torch import nn
 
 from checkpoints.data import cifar, fashion_mnist, folder, function, npz, sample
 from checkpoints.data.images import Images, Split
-from checkpoints.models import resnet
+from checkpoints.models import resnet, spatial
 from checkpoints.models.family import Family
 
 FAMILIES: list[Family] = [
     resnet.FAMILY,
+    spatial.FAMILY,
 ]
 
 MODELS: dict[str, Callable[..., nn.Module]] = {

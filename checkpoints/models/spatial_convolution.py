@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from abc import abstractmethod
@@ -63,7 +64,8 @@ class Sampling(Aggregation):
     def weights_of(self, queries: Tensor, keys: Tensor) -> Tensor:
         """See `Aggregation.weights_of`."""
         at, places = self.positions(queries), grid(keys.shape[2:], self.weight)
-        return (1 - (at[..., None, :] - places).abs()).clamp(min=0).prod(dim=-1)
+        near = (1 - (at[..., None, :] - places).abs()).clamp(min=0)
+        return functools.reduce(torch.mul, near.unbind(dim=-1))
 
     def values_of(self, keys: Tensor) -> Tensor:
         """See `Aggregation.values_of`."""
@@ -174,7 +176,7 @@ class DynamicConvolution(Aggregation):
 
     A_m(q, q + p) = softmax over p of (W x_q)_{m, p}: one kernel for the channels of a group, of
     which there are M. A gated linear unit stands before it and a projection after it, as in its
-    source; outside there are zeros. The kernels (N, *sizes, M, taps) are an inner value, `kernels`.
+    source; outside there are zeros. The kernels (N, *sizes, taps, M) are an inner value, `kernels`.
 
     Args:
         channels: C, divisible by `groups`.
@@ -206,7 +208,7 @@ class DynamicConvolution(Aggregation):
         places = grid(queries.shape[2:], kernels)
         taps = grid((self.kernel,) * self.axes, kernels) - self.kernel // 2
         hits = (taps[:, None, None] + places[:, None] == places).all(dim=-1)
-        return torch.einsum("nqmt,tqk->nmqk", kernels, hits.to(kernels))
+        return torch.einsum("nqtm,tqk->nmqk", kernels, hits.to(kernels))
 
     def values_of(self, keys: Tensor) -> Tensor:
         """See `Aggregation.values_of`."""
@@ -231,9 +233,10 @@ class DynamicConvolution(Aggregation):
         sizes, margin = values.shape[1:-1], self.kernel // 2
         padded = functional.pad(values, (0, 0, *(margin, margin) * self.axes))
         total: Tensor | None = None
-        for tap, start in enumerate(itertools.product(range(self.kernel), repeat=self.axes)):
+        starts = itertools.product(range(self.kernel), repeat=self.axes)
+        for start, weight in zip(starts, kernels.unbind(dim=-2), strict=True):
             part = [slice(a, a + size) for a, size in zip(start, sizes, strict=True)]
-            term = self._by_group(padded[(slice(None), *part)]) * kernels[..., tap, None]
+            term = self._by_group(padded[(slice(None), *part)]) * weight[..., None]
             total = term if total is None else total + term
         assert total is not None  # a kernel has at least one tap
         result: Tensor = self.output(total.flatten(-2))
@@ -244,8 +247,10 @@ class DynamicConvolution(Aggregation):
         return functional.glu(self.gated(features.movedim(1, -1)), dim=-1)
 
     def _kernels(self, values: Tensor) -> Tensor:
-        """(N, *sizes, M, taps)."""
-        result: Tensor = self.kernels(self._by_group(self.predicted(values)).softmax(dim=-1))
+        """(N, *sizes, taps, M)."""
+        logits = self.predicted(values)
+        logits = logits.reshape(*logits.shape[:-1], -1, self.groups)
+        result: Tensor = self.kernels(logits.softmax(dim=-2))
         return result
 
     def _by_group(self, values: Tensor) -> Tensor:
@@ -269,23 +274,29 @@ def _sampled(features: Tensor, positions: Tensor) -> Tensor:
     examples, count, channels = rows.shape
     rows = rows.reshape(examples * count, channels)
     first = torch.arange(examples, device=rows.device)[:, None, None] * count
-    below = positions.detach().floor()
-    beyond = positions - below  # in [0, 1): the weight of the corner above, along each axis
+    along = [
+        _neighbors(positions[..., axis], size, math.prod(sizes[axis + 1 :]))
+        for axis, size in enumerate(sizes)
+    ]
     total: Tensor | None = None
-    for corner in itertools.product((0, 1), repeat=len(sizes)):
-        index, weight = first, None
-        for axis, (step, size) in enumerate(zip(corner, sizes, strict=True)):
-            place = below[..., axis] + step
-            factor = beyond[..., axis] if step else 1 - beyond[..., axis]
-            factor = factor * ((place >= 0) & (place < size))
-            weight = factor if weight is None else weight * factor
-            stride = math.prod(sizes[axis + 1 :])
-            index = index + stride * place.clamp(0, size - 1).long()
-        assert weight is not None  # there is at least one axis
+    for corner in itertools.product(*along):
+        index = sum((index for index, _ in corner), first)
+        weight = functools.reduce(torch.mul, [weight for _, weight in corner])
         part = weight[..., None] * rows[index]
         total = part if total is None else total + part
     assert total is not None  # there are at least two corners
     return total
+
+
+def _neighbors(positions: Tensor, size: int, stride: int) -> list[tuple[Tensor, Tensor]]:
+    """The two whole positions around each along one axis: their part of the index, and of G."""
+    below = positions.detach().floor()
+    beyond = positions - below  # in [0, 1)
+    pairs = []
+    for place, weight in ((below, 1 - beyond), (below + 1, beyond)):
+        inside = ((place >= 0) & (place < size)).to(weight)
+        pairs.append((place.clamp(0, size - 1).long() * stride, weight * inside))
+    return pairs
 
 
 def _odd(kernel: int) -> int:

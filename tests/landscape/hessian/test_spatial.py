@@ -31,6 +31,7 @@ MECHANISMS: dict[str, Callable[[], nn.Module]] = {
     "deformable": lambda: DeformableConvolution(CHANNELS, CHANNELS),
     "dynamic": lambda: DynamicConvolution(CHANNELS, groups=2),
 }
+ALL = ("1111", "deformable", "dynamic")
 KEPT = ("deformable",)  # tracing takes seconds
 
 
@@ -52,7 +53,7 @@ def tiny(mechanism: str, examples: int = 3) -> Problem:
     generator = torch.Generator().manual_seed(0)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
-        chosen = MECHANISMS if mechanism == "all" else [mechanism]
+        chosen = ALL if mechanism == "all" else (mechanism,)
         model = Tiny(nn.Sequential(*(MECHANISMS[name]() for name in chosen)))
     for parameter in model.block.parameters():  # nothing stays at its initial zero
         nn.init.normal_(parameter, 0.0, 0.5, generator=generator)

@@ -32,8 +32,8 @@ class SpatialAttention(Aggregation):
 
     0000 is a control: uniform weights, so the mean over the keys. Only what the chosen terms use
     becomes a parameter. Inner values (`checkpoints.hooks`): `energies.NAME` for each term,
-    `logits`, their sum, and `weights`, after the softmax; (N, M, Q, K) or, along an axis on which
-    a value does not depend, 1 instead of N or Q. So 0010 computes one map and broadcasts it.
+    `logits`, their sum, and `weights`, after the softmax, (N, M, Q, K) each; Q is 1 where a value
+    is the same for all queries. So 0010 computes one map and broadcasts it.
 
     Deviations from mmcv's GeneralizedAttention, where it deviates from the paper: R concatenates
     the encodings of both axes. `encoding="added"` follows mmcv, which adds two energies, divided by
@@ -140,7 +140,7 @@ class SpatialAttention(Aggregation):
         kept = self._kept(keys)
         sizes, kept_sizes = queries.shape[2:], kept.shape[2:]
         energies = self._energies(queries, kept)
-        nothing = queries.new_zeros(1, 1, 1, math.prod(kept_sizes))
+        nothing = queries.new_zeros(len(queries), 1, 1, math.prod(kept_sizes))
         logits = self.logits(sum(energies[1:], energies[0]) if energies else nothing)
         if self.reach is not None:
             offsets = grid(kept_sizes, logits, self.key_stride) - grid(sizes, logits)[:, None]
@@ -152,7 +152,7 @@ class SpatialAttention(Aggregation):
         return result
 
     def _energies(self, queries: Tensor, kept: Tensor) -> list[Tensor]:
-        """The terms that are switched on, (N or 1, M, Q or 1, K) each."""
+        """The terms that are switched on, (N, M, Q or 1, K) each."""
         sizes, kept_sizes = queries.shape[2:], kept.shape[2:]
         asking: dict[str, Tensor] = {}  # what a term multiplies with, (N or 1, M, Q or 1, d)
         if self._has("query_key", "query_position"):
@@ -171,7 +171,7 @@ class SpatialAttention(Aggregation):
             vectors = asking[name] * self.scale
             of_content = name in ("query_key", "key")
             energy = vectors @ content if of_content else _of_positions(vectors, encoded)
-            found.append(expose(energy))
+            found.append(expose(energy.expand(len(queries), -1, -1, -1)))
         return found
 
     def _has(self, *names: str) -> bool:

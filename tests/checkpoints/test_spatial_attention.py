@@ -183,7 +183,7 @@ def test_the_term_of_position_alone_is_toeplitz_and_knows_no_input() -> None:
             attention(rand(2, 8, 6, seed=seed))
         energies.append(values["energies.position"])
     torch.testing.assert_close(energies[0], energies[1], rtol=0, atol=0)
-    assert energies[0].shape == (1, 2, 6, 6)
+    assert energies[0].shape == (2, 2, 6, 6)
     torch.testing.assert_close(energies[0][..., 1:, 1:], energies[0][..., :-1, :-1])
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from landscape import hessian, interpolate, sensitivity, surface
+from landscape import hessian, interpolate, sensitivity, surface, terms
 from landscape.core.plan import Probe
 
 PROBES: dict[str, Probe] = {
@@ -10,6 +10,7 @@ PROBES: dict[str, Probe] = {
     "interpolate": interpolate.PROBE,
     "sensitivity": sensitivity.PROBE,
     "surface": surface.PROBE,
+    "terms": terms.PROBE,
 }
 
 

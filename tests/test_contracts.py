@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from landscape.core import store
 from landscape.core.batch_size import prepared
 from landscape.core.plan import Plan, run
 from landscape.registry import PROBES
+from tests.oracles import attend, make_problem
 
 pytestmark = pytest.mark.second_derivative
 
@@ -37,6 +39,17 @@ SMALL: dict[str, dict[str, Any]] = {
     "surface": {"points": (3, 2)},
 }
 UNITS = {"nat", "1"}
+
+
+# What a probe needs of the network that the others are measured on.
+NETWORKS: dict[str, Callable[[Any], None]] = {"terms": attend}
+
+
+@pytest.fixture
+def problem(device: torch.device, probe: str) -> Problem:
+    made = make_problem(device)
+    NETWORKS.get(probe, lambda network: None)(made.model)
+    return made
 
 
 @pytest.fixture(params=list(PROBES))

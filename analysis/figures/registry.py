@@ -20,6 +20,9 @@ from analysis.figures.sensitivity import (
 )
 from analysis.figures.spectrum import ranked, ranks, spectra, spectrum
 from analysis.figures.surface3d import surface3d
+from analysis.figures.terms import by_layer
+from analysis.figures.terms import drawable as summed_up
+from analysis.figures.terms import panels as by_term
 
 FIGURES: dict[str, Kind] = {
     "contour": Kind(
@@ -126,5 +129,13 @@ FIGURES: dict[str, Kind] = {
         arrange=curvatures,
         needs=("from_jacobian",),
         variables=("eigenvalue",),
+    ),
+    "terms": Kind(
+        by_layer,
+        probe="terms",
+        dimensions=1,
+        arrange=by_term,
+        variables=("variance_share", "removal_divergence", "setting_loss", "setting_accuracy"),
+        also=summed_up,
     ),
 }

@@ -130,7 +130,7 @@ FIGURES: dict[str, Kind] = {
         needs=("from_jacobian",),
         variables=("eigenvalue",),
     ),
-    "terms": Kind(
+    "contributions": Kind(
         by_layer,
         probe="terms",
         dimensions=1,

@@ -13,7 +13,7 @@ from analysis import results
 from analysis.figures import style
 from analysis.figures.arrange import Page, fit_height, legend, new_figure, title, wrapped
 
-_HEIGHT = 0.75  # of a panel's width
+_HEIGHT = 0.5  # of a panel's width
 _PANEL = {1: 1, 2: 2}  # panels side by side
 _MARKERS = ("o", "s", "^", "D")
 _SPREAD = 0.12  # of the distance between two layers, between two terms
@@ -44,6 +44,7 @@ def by_layer(result: xr.Dataset, ax: Axes, *, variable: str) -> None:
             markersize=3,
             color=f"C{number}",
             linewidth=0.8,
+            clip_on=False,  # zero is common
             label=None if term is None else str(term).replace("_", " and "),
         )
     ax.set_xticks(place, _short([str(name) for name in result["layer"].values]))

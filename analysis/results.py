@@ -18,6 +18,7 @@ VARIABLES = {  # always there; accuracy only where it is defined
     "interpolate": ("loss",),
     "sensitivity": ("loss",),
     "surface": ("loss", "loss_stderr"),
+    "terms": ("setting_loss",),
 }
 
 

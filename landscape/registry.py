@@ -12,6 +12,7 @@ PLACES = {
     "interpolate": "landscape.interpolate:PROBE",
     "sensitivity": "landscape.sensitivity:PROBE",
     "surface": "landscape.surface:PROBE",
+    "terms": "landscape.terms:PROBE",
 }
 
 PROBES: dict[str, Probe] = {name: resolve_name(place) for name, place in PLACES.items()}

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from checkpoints.models.aggregation import ScaledResidual
 from checkpoints.models.resnet import ResNet
+from checkpoints.models.spatial_attention import SpatialAttention
 from checkpoints.problem import Problem
 
 
@@ -67,3 +70,14 @@ def make_problem(
     labels = torch.randint(0, 10, (count,), generator=generator)
     problem = Problem.of(network, [(images, labels)], batch_size=batch_size)
     return problem.to(device, dtype)
+
+
+def attend(network: Any, **options: Any) -> None:
+    """Put spatial attention into the second stage of a ResNet of width 4, and scale it by 0.5."""
+    parameter = next(network.parameters())
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(4)
+        attention = SpatialAttention(8, **{"heads": 2, **options})
+    block = ScaledResidual(attention).to(parameter)
+    nn.init.constant_(block.scale, 0.5)
+    network.layer2[0].attention = block

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from landscape.core import store
 from landscape.core.batch_size import prepared
 from landscape.core.plan import Plan, run
 from landscape.registry import PROBES
-from tests.oracles import make_problem
+from tests.oracles import attend, make_problem
 
 pytestmark = pytest.mark.second_derivative
 
@@ -41,19 +42,22 @@ SMALL: dict[str, dict[str, Any]] = {
 UNITS = {"nat", "1"}
 
 
-# How the small network merges its branches, for a probe that not every network has something for.
-MERGE = {"attention": "sigmoid_residual"}
+# What a probe needs of the network that the others are measured on: other inner modules, or another
+# merge of the branches.
+NETWORKS: dict[str, Callable[[Any], None]] = {"terms": attend}
+MERGES = {"attention": "sigmoid_residual"}
+
+
+@pytest.fixture
+def problem(device: torch.device, probe: str) -> Problem:
+    made = make_problem(device, merge=MERGES.get(probe, "add"))
+    NETWORKS.get(probe, lambda network: None)(made.model)
+    return made
 
 
 @pytest.fixture(params=list(PROBES))
 def probe(request: pytest.FixtureRequest) -> str:
     return str(request.param)
-
-
-@pytest.fixture
-def problem(request: pytest.FixtureRequest, device: torch.device) -> Problem:
-    known = request.node.callspec.params if hasattr(request.node, "callspec") else {}
-    return make_problem(device, merge=MERGE.get(known.get("probe", ""), "add"))
 
 
 def measured(probe: str, problem: Problem, out: Path | None = None) -> xr.Dataset:

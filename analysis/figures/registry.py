@@ -20,6 +20,7 @@ PLACES = {
     "spectrum": "analysis.figures.spectrum:SPECTRUM",
     "eigenvalues": "analysis.figures.spectrum:EIGENVALUES",
     "curvature": "analysis.figures.curvature:KIND",
+    "contributions": "analysis.figures.terms:KIND",
 }
 
 FIGURES: dict[str, Kind] = {name: resolve_name(place) for name, place in PLACES.items()}

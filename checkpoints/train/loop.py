@@ -121,13 +121,7 @@ def train(
     network = in_order(network, using)
     training, validation, test = (replace(b, kernels=using) for b in (training, validation, test))
     optimizer = torch.optim.SGD(
-        [
-            {
-                "params": [p for p in network.parameters() if p.ndim > 1],
-                "weight_decay": recipe.decay,
-            },
-            {"params": [p for p in network.parameters() if p.ndim <= 1], "weight_decay": 0.0},
-        ],
+        parameter_groups(network, recipe),
         lr=recipe.rate,
         momentum=recipe.momentum,
         nesterov=recipe.momentum > 0,
@@ -203,6 +197,28 @@ def train(
         },
         history=tuple(history),
     )
+
+
+def parameter_groups(network: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
+    """The parameters as SGD takes them, by weight decay and learning rate.
+
+    Tensors with two or more axes decay. A module with an attribute `rate_factor` learns at that
+    multiple of the recipe's rate, with all that it contains.
+    """
+    factors = {
+        parameter: module.rate_factor
+        for module in network.modules()
+        if hasattr(module, "rate_factor")
+        for parameter in module.parameters()
+    }
+    groups: dict[tuple[bool, Any], list[nn.Parameter]] = {(True, 1.0): [], (False, 1.0): []}
+    for parameter in network.parameters():
+        key = parameter.ndim > 1, factors.get(parameter, 1.0)
+        groups.setdefault(key, []).append(parameter)
+    return [
+        {"params": group, "weight_decay": recipe.decay if decays else 0.0, "rate_factor": factor}
+        for (decays, factor), group in groups.items()
+    ]
 
 
 def trusted_kernels(
@@ -300,7 +316,8 @@ def _train_epoch(
             last = step == steps - 1
             rate = learning_rate(recipe, epoch * steps + step, steps)
             for group in optimizer.param_groups:
-                group["lr"] = rate
+                # absent from state files that were written before there were such factors
+                group["lr"] = rate * group.get("rate_factor", 1.0)
             optimizer.zero_grad(set_to_none=True)
             watching: AbstractContextManager[dict[str, dict[str, float]]]
             watching = watched(network) if last else nullcontext({})

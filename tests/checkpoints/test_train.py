@@ -478,6 +478,20 @@ def importable(monkeypatch: pytest.MonkeyPatch) -> None:
 # A whole training.
 
 
+def test_a_module_learns_at_its_own_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After one step of plain SGD the offsets, which begin at 0, are a tenth of what they'd be."""
+    recipe = replace(RECIPE, epochs=1, batch=100, momentum=0.0, decay=0.0)
+    slow = trained(recipe, model="deformable_resnet8").state_dict
+    monkeypatch.setattr("checkpoints.models.spatial_convolution.Offsets.rate_factor", 1.0)
+    fast = trained(recipe, model="deformable_resnet8").state_dict
+    for name, value in fast.items():
+        if "offsets" in name:
+            assert value.abs().max() > 0
+            torch.testing.assert_close(10 * slow[name], value)
+        elif value.is_floating_point():
+            torch.testing.assert_close(slow[name], value, rtol=0, atol=0)
+
+
 def test_a_training_is_described_whole(straight: Checkpoint, tmp_path: Path) -> None:
     assert straight.model == "fmmnet8"
     assert straight.options == {"width": 4, "classes": 5, "channels": 1}

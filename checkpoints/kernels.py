@@ -113,7 +113,7 @@ class _Convolutions(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """Nothing is compiled here; to skip its compiler, torch would import it, for two seconds."""
+        """Nothing is compiled here, and to skip its compiler torch imports it: two seconds."""
         return False
 
     def __torch_dispatch__(

@@ -111,6 +111,11 @@ class _Convolutions(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.seen = list[Convolution]()
         self.types: set[torch.dtype] = set()
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing is compiled here, and to skip its compiler torch imports it: two seconds."""
+        return False
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import brentq
-from scipy.special import softmax
 
 RANGE = (1e-3, 1e3)
 
@@ -27,6 +25,9 @@ def fit(logits: NDArray[np.float64], labels: NDArray[np.int64]) -> float:
 
     Source: Guo et al. 2017, section 4.2, arXiv:1706.04599.
     """
+    from scipy.optimize import brentq  # late: a second, and few commands fit a temperature
+    from scipy.special import softmax
+
     true = logits[np.arange(len(labels)), labels]
     # Subtracting a constant per row changes nothing; the mean keeps the products small.
     logits, true = logits - logits.mean(axis=1, keepdims=True), true - logits.mean(axis=1)

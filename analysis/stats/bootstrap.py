@@ -8,7 +8,6 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from analysis.stats.arrays import Floats
 
@@ -165,6 +164,8 @@ def interval(
         reach = variance  # NaN or nothing
     else:
         parts = over_seeds**2 / (pairs - 1) + over_samples**2 / max(samples - 1, 1)
+        from scipy import stats  # late: a second, and measuring a study needs the names alone
+
         reach = float(stats.t.ppf(0.5 + level / 2, variance**2 / parts)) * variance**0.5
     return Interval(effect, effect - reach, effect + reach, effects, (over_seeds, over_samples))
 
@@ -178,6 +179,8 @@ def order_interval(effects: Floats, level: float = 0.95) -> tuple[float, float]:
     """
     if np.isnan(effects).any():
         return float("nan"), float("nan")
+    from scipy import stats
+
     ranked, pairs = np.sort(effects), len(effects)
     outside = int(stats.binom.ppf((1 - level) / 2, pairs, 0.5))
     if outside == 0:

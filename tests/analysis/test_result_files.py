@@ -23,6 +23,37 @@ def test_loaded_result_is_the_stored_one_with_nan_and_infinity_kept(surface, tmp
     assert np.isinf(loaded["loss"].values[1])
 
 
+def test_a_file_is_read_as_xarray_reads_it(surface, tmp_path: Path) -> None:
+    stored = surface([[0.5, np.nan], [1.5, 2.5]], alpha=[-1, 1], beta=[0, 1])
+    stored = stored.assign(
+        image=(("alpha", "height", "width"), np.arange(2400.0).reshape(2, 30, 40), {"empty": ""}),
+        texts=(
+            "alpha",
+            np.array(["ä", ""], dtype=object),
+            {"several": ["a", "b"], "levels": [1, 2]},
+        ),
+        flag=("alpha", np.array([True, False]), {"number": 3, "fraction": 0.5}),
+        median=((), 5.25),
+        word=((), "text"),
+    ).assign_coords(
+        kind=("beta", np.array(["one", "other"], dtype=object)), name=["x"], height=range(30)
+    )
+    path = tmp_path / "r.h5"
+    store.save(stored, path)
+    found = results.result_file.read(path)
+    with xr.open_dataset(
+        path, engine="h5netcdf", mask_and_scale=False, decode_times=False, decode_timedelta=False
+    ) as file:
+        expected = file.load()
+    del expected.attrs["sha256"]
+    xr.testing.assert_identical(found, expected)
+    for name, variable in expected.variables.items():
+        assert found[name].dtype == variable.dtype, name
+        assert {k: type(v) for k, v in found[name].attrs.items()} == {
+            k: type(v) for k, v in variable.attrs.items()
+        }
+
+
 def _text(path: Path, stored: xr.Dataset) -> None:
     path.write_text("no HDF5")
 

@@ -78,8 +78,8 @@ def face_detector() -> Problem:
 
 
 PROBLEMS: dict[str, Callable[[], Problem]] = {
-    "resnet8.pt": lambda: load_problem("resnet8.pt", examples=40, batch_size=40),
-    "fmmnet8.pt": lambda: load_problem("fmmnet8.pt", examples=40, batch_size=40),
+    "resnet8.pt": lambda: load_problem("resnet8.pt", examples=8, batch_size=8),
+    "fmmnet8.pt": lambda: load_problem("fmmnet8.pt", examples=8, batch_size=8),
     "face detector": face_detector,
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 from collections.abc import Mapping
@@ -21,6 +22,7 @@ from checkpoints.state_dict import differences, told_of, with_counters
 from checkpoints.whole_file import whole
 
 SCHEMA_VERSION = 1
+DIGEST = "digest"  # the entry with the checksum of all others
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,10 +67,11 @@ class Checkpoint:
         Raises:
             ValueError: names or shapes do not fit; the message lists the first of them.
         """
-        network = build(self.model, self.options)
-        misfits = differences(network.state_dict(), self.state_dict)
+        # Its shapes first: the options of a file do not decide how much memory is taken.
+        misfits = differences(outline(self.model, self.options), self.state_dict)
         if misfits:
             raise ValueError(f"{self.file or 'checkpoint'}: {self.model} {told_of(misfits)}")
+        network = build(self.model, self.options)
         network.load_state_dict(with_counters(network, self.state_dict))
         return network.eval()
 
@@ -119,6 +122,20 @@ def build(model: str, options: Mapping[str, Any]) -> nn.Module:
     return network
 
 
+def outline(model: str, options: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The names and shapes of a network's tensors, without the memory of their values.
+
+    Code outside this package, which may not be made for that, is built as it is.
+
+    Raises:
+        ValueError: see `build`.
+    """
+    if model not in MODELS:
+        return build(model, options).state_dict()
+    with torch.device("meta"):
+        return build(model, options).state_dict()
+
+
 def save(checkpoint: Checkpoint, path: Path, *, half: bool = False) -> None:
     """Write one self-describing file, whole or not at all.
 
@@ -153,15 +170,33 @@ def save(checkpoint: Checkpoint, path: Path, *, half: bool = False) -> None:
             f"{path} cannot be written: {error}. Expected numbers, strings, lists and dicts."
         ) from error
 
+    about = json.loads(description)
+    about[DIGEST] = digest(about, state)
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".safetensors":
-        content = safetensors.torch.save(state, {FORMAT: description})
+        content = safetensors.torch.save(state, {FORMAT: json.dumps(about)})
     else:
         image = io.BytesIO()  # into a file, torch would write the file's name as well
-        torch.save(json.loads(description) | {"state_dict": state}, image)
+        torch.save(about | {"state_dict": state}, image)
         content = image.getvalue()
     with whole(path) as file:
         file.write_bytes(content)
+
+
+def digest(about: Mapping[str, Any], state: Mapping[str, Tensor]) -> str:
+    """SHA-256 of what a file of ours says and holds, apart from the digest itself.
+
+    Args:
+        about: its plain entries.
+        state: {name: tensor}, as stored.
+    """
+    plain = {key: value for key, value in about.items() if key not in (DIGEST, "state_dict")}
+    found = hashlib.sha256(json.dumps(plain, sort_keys=True).encode())
+    for name in sorted(state):
+        value = state[name].contiguous()
+        found.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+        found.update(value.view(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
 
 
 def spelled(options: Mapping[str, Any]) -> str:

@@ -5,17 +5,43 @@ from __future__ import annotations
 import hashlib
 import inspect
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
+import torch
 from torch import Tensor, nn
 
-from checkpoints.checkpoint import SCHEMA_VERSION, Checkpoint, build, find, spelled
+from checkpoints.checkpoint import (
+    DIGEST,
+    SCHEMA_VERSION,
+    Checkpoint,
+    build,
+    digest,
+    find,
+    outline,
+    spelled,
+)
 from checkpoints.models.family import Family
+from checkpoints.options import checked
 from checkpoints.reader import FORMAT, one_line, read
 from checkpoints.registry import FAMILIES, MODELS
-from checkpoints.state_dict import below, differences, state_dict_in, tensors_of, told_of, unwrapped
+from checkpoints.state_dict import (
+    below,
+    differences,
+    renamed,
+    state_dict_in,
+    tensors_of,
+    told_of,
+    unwrapped,
+)
+
+# Names that torch's own tools leave in a state dict which is not that of the plain network.
+ENDINGS = {
+    "_packed_params": "was quantised. Expected the float network's state dict.",
+    "weight_mask": "was pruned. Call torch.nn.utils.prune.remove before saving.",
+    "_flat_param": "was flattened by FSDP. Save a full state dict (StateDictType.FULL_STATE_DICT).",
+}
 
 
 def load(
@@ -52,17 +78,18 @@ def load(
     path = find(name)
     content = read(path)
     with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     options = dict(options or {})
     if content.get("format") == FORMAT:
         checkpoint = _with_architecture(_own(content, path), path, model, options, say)
     else:
         state = state_dict_in(content, path, weights, say)
+        check_values(state, path)
         checkpoint = _foreign(state, path, model, options, say)
     check_values(checkpoint.state_dict, path)
     given: dict[str, Any] = {"mean": mean, "std": std, "data": data}
     return replace(
-        checkpoint, file=path.name, sha256=digest, **{k: v for k, v in given.items() if v}
+        checkpoint, file=path.name, sha256=sha256, **{k: v for k, v in given.items() if v}
     )
 
 
@@ -131,14 +158,38 @@ def check_values(state: Mapping[str, Tensor], path: Path) -> None:
         ValueError: one line that names the first tensor with NaN, infinity or complex numbers.
     """
     for name, value in state.items():
-        if value.is_complex():
-            raise ValueError(f"{path}: {one_line(name)} is complex; expected real numbers.")
+        shown = one_line(name)[:60]
+        what = _unusual(name, value)
+        if what:
+            raise ValueError(f"{path}: {shown} is {what}; expected a dense tensor of real numbers.")
         if value.is_floating_point() and not bool(value.isfinite().all()):
             count = int((~value.isfinite()).sum())
             raise ValueError(
-                f"{path}: {one_line(name)} has {count} NaN or infinite values of {value.numel()}. "
+                f"{path}: {shown} has {count} NaN or infinite values of {value.numel()}. "
                 "The training has diverged, or the file is damaged."
             )
+    for ending, what in ENDINGS.items():
+        first = next((name for name in state if name.endswith(ending)), "")
+        if first:
+            raise ValueError(f"{path}: {one_line(first)[:60]} says that the network {what}")
+
+
+def _unusual(name: str, value: Tensor) -> str:
+    """What keeps a tensor from being weights, in words; empty for dense real numbers."""
+    if value.is_quantized:
+        return f"quantised ({value.dtype})"
+    if value.is_nested:
+        return "a nested tensor"
+    if value.layout != torch.strided:
+        return f"sparse ({value.layout})".replace("torch.", "")
+    if value.is_meta:
+        return "without values (on the meta device)"
+    if value.is_complex():
+        return "complex"
+    real = name.rpartition(".")[2] in ("weight", "bias", "running_mean", "running_var")
+    if real and not value.is_floating_point():
+        return f"{value.dtype}, rounded to whole numbers".replace("torch.", "")
+    return ""
 
 
 def _with_defaults(model: str, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -158,18 +209,28 @@ def _own(content: Mapping[str, Any], path: Path) -> Checkpoint:
             f"{path} has schema version {version}; this version reads {SCHEMA_VERSION}. "
             "Update cnn-landscape."
         )
-    known = {f.name for f in fields(Checkpoint)}
-    values: dict[str, Any] = {
-        k: tuple(v) if isinstance(v, list) else v for k, v in content.items() if k in known
-    }
-    missing = {"state_dict", "model", "mean", "std"} - set(values)
-    if missing:
-        raise ValueError(f"{path} lacks {', '.join(sorted(missing))}: it is damaged.")
-    for name, kind in (("state_dict", Mapping), ("options", Mapping), ("model", str)):
-        if name in values and not isinstance(values[name], kind):
-            found = type(values[name]).__name__
-            raise ValueError(f"{path} has a {found} as {name}: it is damaged.")
-    return Checkpoint(**{**values, "state_dict": tensors_of(values["state_dict"])})
+    state = content.get("state_dict")
+    if not isinstance(state, Mapping):
+        raise ValueError(f"{path} is damaged: it holds no state dict.")
+    plain = {key: value for key, value in content.items() if key != "state_dict"}
+    if DIGEST in plain and not _is_whole(plain, state):
+        raise ValueError(
+            f"{path} is damaged: its content does not have its checksum. Copy or download it again."
+        )
+    hints = {n: h for n, h in get_type_hints(Checkpoint).items() if n != "state_dict"}
+    known = {key: value for key, value in plain.items() if key in hints and value != ""}
+    try:
+        values = checked(known, "description", hints, required=("model", "mean", "std"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: {one_line(str(error))[:120]}") from error
+    return Checkpoint(tensors_of(state), **values)
+
+
+def _is_whole(plain: Mapping[str, Any], state: Mapping[str, Any]) -> bool:
+    try:
+        return bool(digest(plain, state) == plain[DIGEST])
+    except (AttributeError, TypeError, ValueError, RuntimeError):  # no tensors, or no plain values
+        return False
 
 
 def _with_architecture(
@@ -278,7 +339,7 @@ def _options_of(family: Family, state: Mapping[str, Tensor]) -> dict[str, Any]:
 
 def _fits(name: str, options: Mapping[str, Any], state: Mapping[str, Tensor]) -> bool:
     try:
-        return not differences(build(name, options).state_dict(), state)
+        return not differences(outline(name, options), state)
     except ValueError:  # a builder that does not take these options
         return False
 
@@ -295,6 +356,8 @@ def _fitted(
     misfits = [differences(needed, spelling) for spelling in spellings]
     best = min(range(len(spellings)), key=lambda i: len(misfits[i]))
     state = spellings[best]
+    if misfits[best] and (translated := _by_load_hooks(network, spellings)):
+        return Checkpoint(translated, model, options, classes=_classes(network))
     if misfits[best]:
         parts = {
             prefix: part
@@ -308,6 +371,26 @@ def _fitted(
             )
         ((prefix, state),) = parts.items()
         say(_taken(path, prefix, spellings[0], state))
+    return Checkpoint(state, model, options, classes=_classes(network))
+
+
+def _classes(network: nn.Module) -> int:
     outputs = [m for m in network.modules() if isinstance(m, nn.Linear)]
-    classes = outputs[-1].out_features if outputs else 0
-    return Checkpoint(state, model, options, classes=classes)
+    return outputs[-1].out_features if outputs else 0
+
+
+def _by_load_hooks(
+    network: nn.Module, spellings: list[dict[str, Tensor]]
+) -> dict[str, Tensor] | None:
+    """The state dict that the network's own load hooks make of a file's, if they take it whole.
+
+    Torch's weight normalisation reads the names of its predecessor so, and a module may read those
+    of its earlier versions.
+    """
+    for spelling in spellings:
+        try:
+            network.load_state_dict(renamed(network.state_dict(), spelling))
+        except Exception:  # hooks are the user's own and may raise anything
+            continue
+        return {name: value.detach() for name, value in network.state_dict().items()}
+    return None

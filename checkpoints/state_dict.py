@@ -108,6 +108,19 @@ def unwrapped(state: dict[str, Tensor]) -> list[dict[str, Tensor]]:
     return spellings
 
 
+def renamed(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`state` with the older names of weight normalisation where those are expected."""
+    newer = {
+        "parametrizations.weight.original0": "weight_g",
+        "parametrizations.weight.original1": "weight_v",
+    }
+    found = {}
+    for key, value in state.items():
+        older = next((key.replace(n, o) for n, o in newer.items() if key.endswith(n)), key)
+        found[older if older in expected else key] = value
+    return found
+
+
 def differences(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
     """One phrase per name or shape in which a file's `state` differs from a model's `expected`."""
     phrases = [

@@ -22,6 +22,7 @@ from checkpoints.data.images import Images, interleave
 from checkpoints.device import device_named, exact_arithmetic, memory_exhausted
 from checkpoints.options import in_callers_words, option
 from checkpoints.problem import BatchNorm, Normalization, Problem, Tensors, is_real
+from checkpoints.reader import one_line
 from checkpoints.registry import load_images
 
 # {data set: the sample of it that ships}, for networks trained on that data set.
@@ -206,10 +207,11 @@ class Source:
                 f"{self.ckpt} does not record what it was trained on. Pass {' and '.join(missing)} "
                 "(--mean 0 --std 1 for inputs in [0, 1] as they are)."
             )
-        if self.data is None and _is_code(checkpoint.data):
+        if self.data is None and ":" in checkpoint.data:
             raise ValueError(
-                f"{self.ckpt} was trained on {checkpoint.data}, which is code outside this "
-                "package. A file never decides what code runs: pass it as --data if you trust it."
+                f"{self.ckpt} was trained on {one_line(checkpoint.data)}, which lies outside this "
+                "package. A checkpoint never decides what is opened or run: pass it as --data if "
+                "you trust it."
             )
         return checkpoint
 
@@ -339,10 +341,6 @@ def _for_channels(
             "Pass --mean and --std with one value per channel, or other --data."
         )
     return mean, std
-
-
-def _is_code(data: str) -> bool:
-    return ":" in data and not data.startswith(("npz:", "folder:"))
 
 
 def _has_training_split(data: str) -> bool:

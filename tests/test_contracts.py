@@ -48,20 +48,32 @@ NETWORKS: dict[str, Callable[[Any], None]] = {"terms": attend}
 MERGES = {"attention": "sigmoid_residual"}
 
 
-@pytest.fixture
-def problem(device: torch.device, probe: str) -> Problem:
+def problem_for(probe: str, device: torch.device) -> Problem:
     made = make_problem(device, merge=MERGES.get(probe, "add"))
     NETWORKS.get(probe, lambda network: None)(made.model)
     return made
 
 
-@pytest.fixture(params=list(PROBES))
+@pytest.fixture
+def problem(device: torch.device, probe: str) -> Problem:
+    return problem_for(probe, device)
+
+
+@pytest.fixture(scope="module", params=list(PROBES))
 def probe(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
 def measured(probe: str, problem: Problem, out: Path | None = None) -> xr.Dataset:
     return landscape.measure(probe, problem, out=out, **SMALL.get(probe, {}))
+
+
+@pytest.fixture(scope="module")
+def straight(probe: str, device: torch.device, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file of a whole run of `problem`, made once for all tests that look at one."""
+    path = tmp_path_factory.mktemp("straight") / f"net.{probe}.h5"
+    measured(probe, problem_for(probe, device), path)
+    return path
 
 
 def planned(probe: str, problem: Problem) -> Plan:
@@ -86,12 +98,12 @@ def test_the_problem_is_left_as_it_was_and_nothing_is_printed(
     assert capfd.readouterr() == ("", "")
 
 
-def test_the_same_spec_gives_the_same_bytes(probe: str, problem: Problem, tmp_path: Path) -> None:
-    a, b = tmp_path / "a.h5", tmp_path / "b.h5"
-    measured(probe, problem, a)
+def test_the_same_spec_gives_the_same_bytes(
+    probe: str, problem: Problem, straight: Path, tmp_path: Path
+) -> None:
     torch.manual_seed(123)
-    measured(probe, problem, b)
-    assert a.read_bytes() == b.read_bytes()
+    measured(probe, problem, tmp_path / "again.h5")
+    assert (tmp_path / "again.h5").read_bytes() == straight.read_bytes()
 
 
 def test_another_seed_gives_another_result(probe: str, problem: Problem) -> None:
@@ -103,9 +115,10 @@ def test_another_seed_gives_another_result(probe: str, problem: Problem) -> None
     assert not results[0].identical(results[1])
 
 
-def test_killed_and_resumed_is_straight(probe: str, problem: Problem, tmp_path: Path) -> None:
-    straight, halted = tmp_path / "straight.h5", tmp_path / "halted.h5"
-    measured(probe, problem, straight)
+def test_killed_and_resumed_is_straight(
+    probe: str, problem: Problem, straight: Path, tmp_path: Path
+) -> None:
+    halted = tmp_path / "halted.h5"
     plan = planned(probe, problem)
     count = []
 
@@ -122,8 +135,8 @@ def test_killed_and_resumed_is_straight(probe: str, problem: Problem, tmp_path: 
     xr.testing.assert_identical(store.load(halted), store.load(straight))
 
 
-def test_dims_units_and_names_are_declared(probe: str, problem: Problem) -> None:
-    result = measured(probe, problem)
+def test_dims_units_and_names_are_declared(straight: Path) -> None:
+    result = store.load(straight)
     for name, variable in result.data_vars.items():
         assert variable.attrs.get("units"), f"{name} has no units"
         assert variable.attrs.get("long_name"), f"{name} has no long_name"
@@ -147,19 +160,17 @@ def test_every_option_has_a_help_text(probe: str) -> None:
         assert field.metadata.get("help"), f"{probe}.{field.name}"
 
 
-def test_its_figures_draw_from_its_file(probe: str, problem: Problem, tmp_path: Path) -> None:
+def test_its_figures_draw_from_its_file(probe: str, straight: Path) -> None:
     from analysis.figures import FIGURES, draw_beside
 
-    path = tmp_path / f"net.{probe}.h5"
-    measured(probe, problem, path)
-    drawn = draw_beside(path)
+    drawn = draw_beside(straight)
     has_figure = any(kind.probe == probe for kind in FIGURES.values())
     assert {p.suffix for p in drawn} == ({".png", ".pdf"} if has_figure else set())
     assert all(p.stat().st_size > 1000 for p in drawn)
 
 
-def test_float32_agrees_with_float64(probe: str, problem: Problem) -> None:
-    wide = measured(probe, problem)
+def test_float32_agrees_with_float64(probe: str, problem: Problem, straight: Path) -> None:
+    wide = store.load(straight)
     narrow = measured(probe, problem.to(problem.device, torch.float32))
     for name in wide.data_vars:
         if str(name) in ("loss", "accuracy"):

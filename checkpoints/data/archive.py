@@ -78,6 +78,9 @@ def check_md5(file: Path, expected: str) -> None:
         raise ValueError(f"its MD5 is {found}; expected {expected}")
 
 
+LARGEST = 2**28  # bytes of a member: ten times those of the largest of CIFAR
+
+
 def read_members(source: Path, folder: str, names: Collection[str]) -> dict[str, bytes]:
     """The contents of those named files that exist in a folder, or in `folder` of an archive.
 
@@ -97,14 +100,20 @@ def read_members(source: Path, folder: str, names: Collection[str]) -> dict[str,
     try:
         if source.is_dir():
             return {
-                name: (source / name).read_bytes() for name in names if (source / name).exists()
+                name: (source / name).read_bytes() for name in names if (source / name).is_file()
             }
         with tarfile.open(source, "r|gz") as archive:
             for member in archive:
                 parent, _, name = member.name.removeprefix("./").rpartition("/")
-                stream = archive.extractfile(member) if member.isreg() else None
-                if stream is not None and parent == folder and name in names:
-                    found[name] = stream.read()
+                if not member.isreg() or parent != folder or name not in names:
+                    continue
+                if member.size > LARGEST:
+                    raise ValueError(
+                        f"{source}: {name} says that it has {member.size} bytes; "
+                        f"expected at most {LARGEST}. Get the archive again."
+                    )
+                stream = archive.extractfile(member)
+                found[name] = stream.read() if stream is not None else b""
                 if len(found) == len(names):
                     break
     except (OSError, EOFError, tarfile.TarError, zlib.error) as error:

@@ -96,6 +96,8 @@ def _visible(folder: Path, name: str, *, folders: bool) -> list[Path]:
             raise ValueError(
                 f"{name}: {entry} is out of place; {folder} may contain only {expected}."
             )
+        if not folders and not entry.is_file():  # a FIFO would be waited for
+            raise ValueError(f"{name}: {entry} is not a regular file. Remove it.")
     return found
 
 

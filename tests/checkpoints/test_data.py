@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 import landscape
-from checkpoints.data import arrays, cifar, fashion_mnist, folder, npz, pickled, sample
+from checkpoints.data import archive, arrays, cifar, fashion_mnist, folder, npz, pickled, sample
 from checkpoints.data.images import Images, Split, interleave
 from checkpoints.registry import DATASETS, load_images
 from checkpoints.source import load_problem
@@ -1092,3 +1092,19 @@ def test_images_keep_their_positions_in_the_set_that_they_are_from(tmp_path: Pat
     measured = landscape.measure("sensitivity", problem.first(3), parts=("norms",))
     np.testing.assert_array_equal(measured["index"], problem.indices[:3])
     assert measured["index"].attrs["long_name"] == problem.index_label
+
+
+def test_a_fifo_in_a_folder_is_not_waited_for(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    os.mkfifo(tmp_path / "a" / "image.png")
+    assert "image.png is not a regular file" in refusal(lambda: folder.load("test", tmp_path))
+
+
+def test_a_member_of_an_archive_that_is_too_large_is_not_read(tmp_path: Path) -> None:
+    file = tmp_path / "cifar.tar.gz"
+    header = tarfile.TarInfo("cifar/data_batch_1")
+    header.size = 2**40
+    with gzip.open(file, "wb") as stream:
+        stream.write(header.tobuf() + bytes(1024))
+    line = refusal(lambda: archive.read_members(file, "cifar", ["data_batch_1"]))
+    assert f"data_batch_1 says that it has {2**40} bytes; expected at most" in line

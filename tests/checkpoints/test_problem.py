@@ -23,7 +23,15 @@ from checkpoints.data.images import Images, Split
 from checkpoints.losses import cross_entropy, top1
 from checkpoints.models.resnet import ResNet
 from checkpoints.problem import Normalization, Problem
-from checkpoints.source import Source, load_problem
+from checkpoints.source import Source
+
+
+def load_problem(file: str | Path, **options: Any) -> Problem:
+    """A checkpoint's problem on the data that it names, which the test itself has made."""
+    if "data" not in options and Path(file).is_file():
+        recorded = torch.load(file, weights_only=True).get("data", "")
+        options |= {"data": recorded} if recorded.startswith("npz:") else {}
+    return source.load_problem(file, **options)
 
 
 def refusal(call: Callable[[], object]) -> str:
@@ -394,7 +402,8 @@ def test_an_option_that_there_is_not_is_refused_with_those_that_there_are(file: 
 
 
 def test_what_was_asked_for_is_recorded_without_this_machine_s_folders(file: Path) -> None:
-    asked = Source(str(file), examples=15, data_root=file.parent, device="cpu")
+    data = f"npz:{file.parent / 'both.npz'}"
+    asked = Source(str(file), data, examples=15, data_root=file.parent, device="cpu")
     told = asked.problem().fingerprints()["source"]
     assert told["ckpt"] == "net.pt"
     assert told["examples"] == 15
@@ -470,7 +479,7 @@ def test_a_file_does_not_decide_what_code_makes_the_data(tmp_path: Path) -> None
     (tmp_path / "evil.py").write_text(f"open({str(trap)!r}, 'w')\n")
     file = saved(tmp_path / "net.pt", data=f"{tmp_path / 'evil.py'}:images")
     line = refusal(lambda: load_problem(file))
-    assert "is code outside this package" in line
+    assert "which lies outside this package" in line
     assert "pass it as data if you trust it" in line
     assert not trap.exists()
     unknown = saved(tmp_path / "unknown.pt", data="no-such-data")

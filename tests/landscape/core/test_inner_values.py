@@ -26,7 +26,7 @@ CHANGES: dict[str, dict[str, Change]] = {
 }
 
 
-@pytest.fixture(params=["weights", "inputs"])
+@pytest.fixture(scope="module", params=["weights", "inputs"])
 def kind(request: pytest.FixtureRequest) -> type[Space]:
     return {"weights": Weights, "inputs": Inputs}[request.param]
 
@@ -40,6 +40,12 @@ def problem(batch_size: int = 3) -> Problem:
     """Seven examples, in batches of three: the last one is smaller."""
     targets = torch.arange(COUNT) % 4
     return Problem.of(made(), [(tokens(COUNT), targets)], batch_size=batch_size)
+
+
+@pytest.fixture(scope="module")
+def kept(kind: type[Space]) -> Curvature:
+    """A product of the network as it is that is traced once for all tests: that takes seconds."""
+    return Curvature(kind(problem()), keep=True)
 
 
 def named(changes: dict[str, Change]) -> dict[str, Change]:
@@ -120,28 +126,26 @@ def test_hessian_products_are_those_of_the_changed_network(
 
 @pytest.mark.second_derivative
 def test_a_product_that_was_kept_is_computed_again_when_a_replacement_begins_or_ends(
-    kind: type[Space], change: dict[str, Change]
+    kept: Curvature, change: dict[str, Change]
 ) -> None:
-    space = kind(problem())
-    operator = Curvature(space, keep=True)
-    vector = torch.ones(operator.size, dtype=torch.float64)
-    plain = operator.matvec(vector)
+    space = kept.space
+    vector = torch.ones(kept.size, dtype=torch.float64)
+    plain = kept.matvec(vector)
     with space.replacing(named(change)):
-        changed = operator.matvec(vector)
+        changed = kept.matvec(vector)
         expected = Curvature(space).matvec(vector)
     torch.testing.assert_close(changed, expected, rtol=1e-9, atol=1e-12)
     assert (changed - plain).norm() > 1e-2 * plain.norm()
-    torch.testing.assert_close(operator.matvec(vector), plain, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(kept.matvec(vector), plain, rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.second_derivative
-def test_reading_changes_no_product(kind: type[Space]) -> None:
-    space = kind(problem())
-    vector = torch.ones(Curvature(space).size, dtype=torch.float64)
-    for keep in (False, True):
-        plain = Curvature(space, keep=keep).matvec(vector)
+def test_reading_changes_no_product(kept: Curvature) -> None:
+    space, vector = kept.space, torch.ones(kept.size, dtype=torch.float64)
+    for operator in (Curvature(space), kept):
+        plain = operator.matvec(vector)
         with space.reading("*"):
-            found = Curvature(space, keep=keep).matvec(vector)
+            found = Curvature(space, keep=operator is kept).matvec(vector)
         torch.testing.assert_close(found, plain, rtol=1e-12, atol=1e-14)
 
 

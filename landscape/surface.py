@@ -38,12 +38,14 @@ class Spec:
         None,
         "points per axis, one number or one per axis (default: 51 on a line, 21 in a plane)",
         least=1,
+        most=1_000_000,
     )
     extent: tuple[float, ...] | None = option(
         None,
         "half the width of each axis: it runs from -X to X, and with --to from 0.5-X to 0.5+X "
         "(default: 1 in the weights, 4 in the inputs, 0.5 with --to)",
         least=0,
+        most=1e30,
     )
     normalize: Literal["filter", "layer", "unit", "none"] | None = option(
         None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -19,6 +19,7 @@ from analysis.figures.scale import Choice
 __all__ = ["FIGURES", "draw", "draw_beside", "fitting", "save"]
 
 Format = Literal["png", "pdf"]
+MARK = "cnn-landscape"  # in the metadata of every figure
 
 
 def draw(
@@ -94,14 +95,26 @@ def fitting(
                     f"{dim} is {labels[0]} in {files[0]}, {labels[1]} in {files[1]}. "
                     "Draw them in separate figures."
                 )
-    kinds = _kinds(first)
+    of_each = [_kinds(result) for result in results]
+    kinds = [name for name in of_each[0] if all(name in own for own in of_each)]
+    if of_each[0] and not kinds:
+        at = next(i for i, own in enumerate(of_each) if not set(own) & set(of_each[0]))
+        theirs = " and ".join(of_each[at]) or "no figure"
+        raise ValueError(
+            f"{result_files.source(results[0])} has what {' and '.join(of_each[0])} need, "
+            f"{result_files.source(results[at])} what {theirs} needs: they were measured with "
+            "other parts. Draw them in separate figures."
+        )
     if not kinds:
         raise ValueError(
             f"{result_files.source(first)} is {_described(first)}, and no figure is for that. "
             f"There are {', '.join(FIGURES)}, in analysis/figures/registry.py."
         )
     if kind is not None and kind not in kinds:
-        raise ValueError(f"{kind}: does not fit {_described(first)}. Ask for {' or '.join(kinds)}.")
+        raise ValueError(
+            f"{kind}: does not fit {_described(first)}, or not all of these. "
+            f"Ask for {' or '.join(kinds)}."
+        )
     kinds = kinds if kind is None else [kind]
     for result in results if variable is not None else ():
         drawable = {name: FIGURES[name].drawable(result) for name in kinds}
@@ -140,7 +153,9 @@ def save(
     with style.context():
         for ending in formats:
             path = stem.with_name(f"{stem.name}.{ending}")
-            metadata = {"CreationDate": None} if ending == "pdf" else None
+            metadata = (
+                {"CreationDate": None, "Creator": MARK} if ending == "pdf" else {"Software": MARK}
+            )
             figure.savefig(path, format=ending, metadata=metadata)
             paths.append(path)
     return paths
@@ -153,15 +168,32 @@ def draw_beside(path: str | Path) -> list[Path]:
         The paths written, such as `resnet18.surface.contour.png`; none where no kind fits.
 
     Raises:
-        ValueError: `path` is no result file, or holds no finite value.
+        ValueError: `path` is no result file, or holds no finite value; a file that was not drawn
+            here is in a figure's place.
     """
     path = Path(path)
     result = result_files.load(path)
+    stems = {kind: path.with_name(f"{path.stem}.{kind}") for kind in _kinds(result)}
+    check_replaceable(stems.values())
     return [
-        written
-        for kind in _kinds(result)
-        for written in save(draw(result, kind=kind), path.with_name(f"{path.stem}.{kind}"))
+        written for kind, stem in stems.items() for written in save(draw(result, kind=kind), stem)
     ]
+
+
+def check_replaceable(stems: Iterable[Path], formats: Sequence[Format] = ("png", "pdf")) -> None:
+    """Refuse to replace a file that these functions have not written.
+
+    Raises:
+        ValueError: one that is there, and does not carry their mark.
+    """
+    for stem in stems:
+        for ending in formats:
+            path = stem.with_name(f"{stem.name}.{ending}")
+            if path.exists() and not (path.is_file() and MARK.encode() in path.read_bytes()):
+                raise ValueError(
+                    f"{path} exists, and was not drawn by this toolkit. Move it, or draw "
+                    "elsewhere: python -m analysis.figures RESULT --out STEM."
+                )
 
 
 def _kinds(result: xr.Dataset) -> list[str]:

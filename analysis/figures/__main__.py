@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from analysis import results
-from analysis.figures import FIGURES, draw, fitting, save
+from analysis.figures import FIGURES, check_replaceable, draw, fitting, save
 
 _LONGEST_NAME = 120
 
@@ -35,6 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             given = options.variable
             special = f".{given}" if given and FIGURES[kind].variables != (given,) else ""
             named = stem.with_name(f"{stem.name}{special}.{kind}")
+            if options.out is None:
+                check_replaceable([named], options.format)
             for path in save(figure, named, formats=options.format):
                 print(path)
     except (ValueError, OSError) as error:

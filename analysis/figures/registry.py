@@ -21,6 +21,7 @@ PLACES = {
     "eigenvalues": "analysis.figures.spectrum:EIGENVALUES",
     "curvature": "analysis.figures.curvature:KIND",
     "contributions": "analysis.figures.terms:KIND",
+    "attention": "analysis.figures.attention:KIND",
 }
 
 FIGURES: dict[str, Kind] = {name: resolve_name(place) for name, place in PLACES.items()}

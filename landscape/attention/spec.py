@@ -30,8 +30,8 @@ class Spec:
         f"measures of importance: {', '.join(KINDS)}",
         "KIND",
     )
-    steps: int = option(16, "points on the path of integrated gradients", least=1)
-    permutations: int = option(8, "random orders of the Shapley values", least=1)
+    steps: int = option(16, "points on the path of integrated gradients", least=1, most=10_000)
+    permutations: int = option(8, "random orders of the Shapley values", least=1, most=10_000)
     patches: int = option(
         7, "a spatial gate is compared in at most this many patches per side", least=1
     )
@@ -45,7 +45,7 @@ class Spec:
     radius: float = option(
         0.4, "distance of the second difference under interventions, L2, pixel range 1", above=0
     )
-    directions: int = option(4, "random directions of that second difference", least=1)
+    directions: int = option(4, "random directions of that second difference", least=1, most=10_000)
     seed: int = seed_option("of permutations, pairings and directions")
 
     def __post_init__(self) -> None:

@@ -23,6 +23,7 @@ Cell: TypeAlias = dict[str, int]
 Values: TypeAlias = dict[str, NDArray[Any]]
 
 SAVE_SECONDS = 5.0
+LARGEST = 2**35  # bytes of a result; it is held in memory, and written whole
 # Saving takes at most this share of the time: slow saves are rare.
 SAVE_SHARE = 0.05
 
@@ -83,6 +84,7 @@ class Plan:
             for name, each in self.coords.items()
         }
         sizes = {dim: len(coords[dim][1]) for dim in coords if coords[dim][0] == (dim,)}
+        self._check_size(sizes)
         data: dict[str, Any] = {
             name: (each.dims, np.full([sizes[d] for d in each.dims], np.nan), each.attributes)
             for name, each in self.variables.items()
@@ -95,6 +97,16 @@ class Plan:
         for variable in blank.variables.values():
             variable.attrs = in_units(variable.attrs, self.provenance.get("units", {}))
         return blank
+
+    def _check_size(self, sizes: Mapping[str, int]) -> None:
+        """Refuse a result that would not fit the memory, before it is allocated."""
+        cells = sum(math.prod(sizes[dim] for dim in each.dims) for each in self.variables.values())
+        if 8 * cells > LARGEST:
+            shape = " x ".join(str(sizes[dim]) for dim in self.walk)
+            raise ValueError(
+                f"the result of {shape} points would take {8 * cells / 2**30:.3g} GiB; expected at "
+                f"most {LARGEST >> 30}. Ask for fewer points, or for fewer examples."
+            )
 
 
 @dataclass(frozen=True)

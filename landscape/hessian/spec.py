@@ -52,13 +52,15 @@ class Spec:
         "search the orthogonal complement of the eigenpairs found for further vectors of repeated "
         "eigenvalues, which one Lanczos run cannot find",
     )
-    draws: int = option(4, "random vectors of the density; its error is that over them", least=1)
+    draws: int = option(
+        4, "random vectors of the density; its error is that over them", least=1, most=10_000
+    )
     steps: int | None = option(
         None,
         "Lanczos steps of the density, from each random vector (default: 30, or all rows)",
         least=1,
     )
-    trace_products: int = option(30, "products for the trace", least=6)
+    trace_products: int = option(30, "products for the trace", least=6, most=1_000_000)
     verify: bool = option(
         False,
         "compute the eigenvalues and the trace with hessian-eigenthings as well, and store its "

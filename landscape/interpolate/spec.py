@@ -26,7 +26,9 @@ class Spec:
         "recomputed as well)",
         "NAME",
     )
-    points: int = option(33, "points from one end to the other, both included", least=3)
+    points: int = option(
+        33, "points from one end to the other, both included", least=3, most=1_000_000
+    )
     beyond: float = option(
         0.0, "go on beyond both ends by this fraction of the way", least=0, most=MOST_BEYOND
     )

@@ -24,25 +24,28 @@ class Spec:
         32, "classes up to which auto measures the Jacobian exactly", least=0
     )
     draws: int = option(
-        16, "draws of noise for each sigma, and of the Hutchinson estimate", least=1
+        16, "draws of noise for each sigma, and of the Hutchinson estimate", least=1, most=100_000
     )
     radii: tuple[float, ...] = option(
         (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0),
         "distances, in multiples of the median distance between nearest neighbours",
         above=0,
+        most=1e30,
     )
-    directions: int = option(8, "random directions per example", least=1)
+    directions: int = option(8, "random directions per example", least=1, most=10_000)
     tangents: int = option(2, "directions of a local PCA of the neighbours", least=0)
     neighbors: int = option(10, "neighbours in that PCA", least=1)
     sigmas: tuple[float, ...] = option(
         (0.02, 0.05, 0.1, 0.2),
         "standard deviations of the noise, in units of the pixel range",
         above=0,
+        most=1e30,
     )
     steps: tuple[float, ...] = option(
         (0.05, 0.1, 0.2, 0.4),
         "distances of the bands down the gradient, in the units of --radii",
         above=0,
+        most=1e30,
     )
     seed: int = seed_option("of directions, noise and estimates")
 

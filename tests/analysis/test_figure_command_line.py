@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -101,3 +103,18 @@ def test_figures_need_no_torch_no_measuring_package_and_no_pyplot():
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == ""
+
+
+def test_a_figure_takes_the_place_of_its_like_only(files, tmp_path, capsys):
+    """What stands beside a result under a figure's name may be the user's own."""
+    result = Path(shutil.copy(files["line"], tmp_path / "a.surface.h5"))
+    first = draw_beside(result)
+    assert draw_beside(result) == first
+    mine = tmp_path / "a.surface.profile.png"
+    mine.write_bytes(b"my own picture")
+    with pytest.raises(ValueError, match=r"a.surface.profile.png exists, and was not drawn"):
+        draw_beside(result)
+    assert main([str(result)]) == 1
+    assert "Move it, or draw elsewhere" in capsys.readouterr().err
+    assert mine.read_bytes() == b"my own picture"
+    assert main([str(result), "--out", str(tmp_path / "b")]) == 0

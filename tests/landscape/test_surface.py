@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -297,3 +298,18 @@ def test_a_spec_that_cannot_be_measured_is_refused_in_one_line(
     with pytest.raises(ValueError, match=line) as refused:
         landscape.measure("surface", problem, **spec)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("spec", "line"),
+    [
+        ({"points": 10**9}, "points 1000000000; expected a list of whole numbers, at least 1 and"),
+        ({"points": 10**6}, "the result of 1000000 x 1000000 points would take .* GiB; expected"),
+        ({"extent": 1e39}, r"extent 1e\+39; expected a list of numbers, at least 0 and at most"),
+    ],
+)
+def test_a_result_that_fits_no_memory_is_refused_before_it_is_allocated(
+    problem: Problem, spec: dict[str, Any], line: str
+) -> None:
+    with pytest.raises(ValueError, match=line):
+        landscape.measure("surface", problem, **spec)

@@ -129,7 +129,8 @@ def test_the_hessian_in_the_inputs_is_the_dense_one(mechanism: str) -> None:
             torch.testing.assert_close(operator.matvec(v), wanted, rtol=1e-9, atol=1e-10)
 
 
-@pytest.mark.parametrize("probe", list(PROBES))
+# These networks multiply no features by a gate, which is what the probe attention looks for.
+@pytest.mark.parametrize("probe", sorted(set(PROBES) - {"attention"}))
 def test_every_probe_measures_a_network_of_all_mechanisms(probe: str) -> None:
     result = landscape.measure(probe, tiny("all", examples=12), **SMALL.get(probe, {}))
     assert (result["measured"] == 1).all()

@@ -133,6 +133,26 @@ def load_end(
         spellings = unwrapped(state_dict_in(content, path))
         spellings += [_spelled_by(family, spellings[-1]) for family in FAMILIES]
         best = min(spellings, key=lambda state: len(set(origin) - set(state)))
+    return end_of(best, str(path), origin, tensors)
+
+
+def end_of(
+    best: Mapping[str, Tensor],
+    path: str,
+    origin: Mapping[str, Tensor],
+    tensors: Collection[str] | None = None,
+) -> dict[str, Tensor]:
+    """The tensors of a second network that `origin` names, if it is of the same architecture.
+
+    Args:
+        best: {name: tensor}, under the first network's names.
+        path: what they are from, for messages.
+        origin: see `load_end`.
+        tensors: see `load_end`.
+
+    Raises:
+        ValueError: it is of another architecture, or its values are no real numbers.
+    """
     misfits = differences(origin, {key: value for key, value in best.items() if key in origin})
     if misfits:
         raise ValueError(
@@ -151,7 +171,7 @@ def load_end(
     return {key: best[key] for key in origin}
 
 
-def check_values(state: Mapping[str, Tensor], path: Path) -> None:
+def check_values(state: Mapping[str, Tensor], path: Path | str) -> None:
     """Refuse weights that are no real numbers.
 
     Raises:

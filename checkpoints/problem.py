@@ -92,6 +92,7 @@ class Problem:
         loss_unit: of the loss; by default `nat` for a negative log-likelihood, else `1`.
         input_unit: of distances between inputs; by default `pixel range` for images in [0, 1],
             else `input unit`.
+        handed: networks and directions given as objects, see `landscape.core.ends`.
         provenance: where all this came from, as recorded in result files.
     """
 
@@ -113,6 +114,7 @@ class Problem:
     index_label: str = "position among the examples given"
     loss_unit: str = ""
     input_unit: str = ""
+    handed: Mapping[str, Any] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -229,8 +231,7 @@ class Problem:
             others.setdefault("correct", None)
         problem = cls(model, joined, labels, loss, **others)
         if name:
-            digest = _digest(problem.model.state_dict())
-            described = {"model": name, "sha256": digest}
+            described = {"model": name, "sha256": digest(problem.model.state_dict())}
             problem = replace(problem, provenance={"checkpoint": described, **problem.provenance})
         if device is None and dtype is None:
             return problem
@@ -289,7 +290,7 @@ class Problem:
         if not self.reference:
             return {}
         count = len(next(iter(self.reference.values())))
-        return {"reference": {"examples": count, "sha256": _digest(self.reference)}}
+        return {"reference": {"examples": count, "sha256": digest(self.reference)}}
 
     def outputs(self, call: Callable[..., Any], inputs: Tensors) -> Any:
         """The outputs for a batch of raw inputs, divided by the temperature.
@@ -329,13 +330,13 @@ class Problem:
     def fingerprints(self) -> dict[str, Any]:
         """The provenance that identifies a result: network, examples, and how they are treated."""
         described = dict(self.provenance)
-        described.setdefault("checkpoint", {"sha256": _digest(self.model.state_dict())})
+        described.setdefault("checkpoint", {"sha256": digest(self.model.state_dict())})
         examples = {**self.inputs, "targets": self.targets}
-        described.setdefault("data", {"examples": len(self), "sha256": _digest(examples)})
+        described.setdefault("data", {"examples": len(self), "sha256": digest(examples)})
         calibration: dict[str, Any] = {"examples": 0} | described.pop("calibration", {})
         if self.calibration:
             calibration["examples"] = len(next(iter(self.calibration.values())))
-            calibration["sha256"] = _digest(self.calibration)
+            calibration["sha256"] = digest(self.calibration)
         described["batch_norm"] = {"policy": self.batch_norm, "calibration": calibration}
         described["temperature"] = {"value": self.temperature} | described.get("temperature", {})
         units = {"loss": self.loss_unit, "input": self.input_unit}
@@ -366,7 +367,8 @@ def is_real(value: Any) -> bool:
     return isinstance(value, Tensor) and value.is_floating_point()
 
 
-def _digest(tensors: Mapping[str, Tensor]) -> str:
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of names, shapes, dtypes and values, in the order of the mapping."""
     digest = hashlib.sha256()
     for name, value in tensors.items():
         digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())

@@ -31,7 +31,8 @@ def measure(
         probe: a name in `landscape.registry.PROBES`, such as `surface`.
         problem: from `checkpoints.problem`: `Problem.of(model, batches, loss)` or `load_problem`.
         out: a result file to save to and to continue from; None keeps the result in memory.
-        **spec: fields of the probe's `Spec`.
+        **spec: fields of the probe's `Spec`; `to` may also be a module, a Problem or a state dict,
+            and `directions` a list of {name: tensor}.
 
     Returns:
         The result, as `xarray.open_dataset(out, engine="h5netcdf")` would give it.
@@ -43,6 +44,7 @@ def measure(
     from checkpoints.options import in_callers_words
     from checkpoints.problem import Problem
     from landscape.core.batch_size import prepared
+    from landscape.core.ends import taken
     from landscape.core.measurement import measured as measure_in_batches
     from landscape.core.spaces import log
     from landscape.registry import probe_named
@@ -53,6 +55,7 @@ def measure(
             "or Problem.of returns."
         )
     entry = probe_named(probe)
+    problem, spec = taken(problem, spec)
     known = [field.name for field in fields(entry.spec)]
     unknown = [name for name in spec if name not in known]
     if unknown:

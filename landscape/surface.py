@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from checkpoints import checkpoint, loading, options
+from checkpoints import options
 from checkpoints.options import option, seed_option
 from checkpoints.problem import Problem, Tensors
-from landscape.core import direction_files, directions, store
+from landscape.core import direction_files, directions, ends, store
 from landscape.core.plan import Cell, Plan, Probe, Values
 from landscape.core.spaces import Inputs, Space, Weights
 from landscape.core.variables import Coordinate, Variable, of_examples
@@ -202,11 +202,11 @@ def _directions(space: Space, spec: Decided) -> tuple[list[Tensors], dict[str, s
     axes: list[Tensors] = []
     files: dict[str, str] = {}
     if spec.to:
-        axes.append(_towards(space, spec.to))
-        files["to"] = direction_files.file_digest(checkpoint.find(spec.to))
+        end, _, files["to"] = ends.network(space, spec.to)
+        axes.append(directions.difference(end, space.origin))
     if spec.directions:
-        axes += direction_files.load(Path(spec.directions), space.origin)[: spec.dimensions]
-        files["directions"] = direction_files.file_digest(Path(spec.directions))
+        stored, files["directions"] = ends.stored(space, spec.directions)
+        axes += stored[: spec.dimensions]
     generator = torch.Generator().manual_seed(spec.seed)
     while len(axes) < spec.dimensions:
         drawn = directions.gaussian(space.origin, generator)
@@ -218,13 +218,6 @@ def _directions(space: Space, spec: Decided) -> tuple[list[Tensors], dict[str, s
             drawn = directions.orthogonalize(drawn, axes[0], spec.normalize)
         axes.append(directions.normalize(drawn, space.origin, spec.normalize))
     return axes, files
-
-
-def _towards(space: Space, name: str) -> Tensors:
-    """The direction to a second checkpoint of the same architecture and normalisation."""
-    known = space.problem.provenance.get("checkpoint", {})
-    end = loading.load_end(name, space.origin, known, space.tensors)
-    return directions.difference(end, space.origin)
 
 
 def _steps(spec: Decided, axis: int) -> NDArray[np.float64]:

@@ -11,9 +11,8 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from checkpoints import checkpoint, loading
 from checkpoints.problem import BatchNorm, Problem, Tensors
-from landscape.core import direction_files, directions
+from landscape.core import directions, ends
 from landscape.core.plan import Cell, Plan, Values
 from landscape.core.spaces import Weights
 from landscape.core.summary import mean_and_stderr
@@ -77,16 +76,14 @@ def plan(
     Source: Frankle et al. 2020, arXiv:1912.05671; Entezari et al. 2022, arXiv:2110.06296 (the
         straight line between unequal ends); Jordan et al. 2023, arXiv:2211.08403 (recomputing).
     """
-    known = problem.provenance.get("checkpoint", {})
     lines = []
     for treatment in statistics:
         how: BatchNorm = "recompute" if treatment == "recomputed" else "running"
         space = Weights(replace(problem, batch_norm=how), statistics=treatment == "interpolated")
-        end = loading.load_end(to, space.origin, known, space.tensors)
-        directions.check(end, space.origin)
-        lines.append((space, {name: end[name].to(value) for name, value in space.origin.items()}))
-    where = f"from this network (0) to {checkpoint.find(to).name} (1)"
-    files = {"to": direction_files.file_digest(checkpoint.find(to))}
+        end, name, sha256 = ends.network(space, to)
+        lines.append((space, end))
+    where = f"from this network (0) to {name} (1)"
+    files = {"to": sha256}
     return Plan(
         probe="interpolate",
         spec=spec,

@@ -313,3 +313,38 @@ def test_a_result_that_fits_no_memory_is_refused_before_it_is_allocated(
 ) -> None:
     with pytest.raises(ValueError, match=line):
         landscape.measure("surface", problem, **spec)
+
+
+def test_a_second_network_and_directions_may_be_objects(problem: Problem, tmp_path: Path) -> None:
+    other = make_problem(problem.device, count=3)
+    with torch.no_grad():
+        for value in other.model.parameters():
+            value += 0.1
+    grid: dict[str, Any] = {"points": 3, "dimensions": 1}
+    ways = [other.model, other, other.model.state_dict()]
+    lines = [landscape.measure("surface", problem, to=way, **grid) for way in ways]
+    both = replace(problem, model=other.model)
+    ends = landscape.measure("surface", both, points=1, dimensions=1)
+    assert float(lines[0]["loss"][-1]) == pytest.approx(float(ends["loss"][0]), rel=1e-12)
+    for line in lines[1:]:
+        np.testing.assert_array_equal(line["loss"], lines[0]["loss"])
+        assert line.attrs["spec"] == lines[0].attrs["spec"]
+    path = landscape.measure("interpolate", problem, to=other.model, points=3)
+    np.testing.assert_allclose(path["loss"][-1], ends["loss"][0], rtol=1e-12)
+
+    origin = dict(problem.model.named_parameters())
+    first = {name: torch.ones_like(value) for name, value in origin.items()}
+    found = landscape.measure("surface", problem, directions=first, extent=0.1, **grid)
+    file = tmp_path / "d.h5"
+    direction_files.save([first], file)
+    stored = landscape.measure("surface", problem, directions=str(file), extent=0.1, **grid)
+    np.testing.assert_array_equal(found["loss"], stored["loss"])
+    out = tmp_path / "r.h5"
+    landscape.measure("surface", problem, directions=[first], out=out, **grid)
+    first["conv1.weight"] = first["conv1.weight"] * 2
+    with pytest.raises(ValueError, match="was measured with"):
+        landscape.measure("surface", problem, directions=[first], out=out, **grid)
+    with pytest.raises(ValueError, match="to: found a dict; expected tensors by name"):
+        landscape.measure("surface", problem, to={"conv1.weight": 3}, **grid)
+    with pytest.raises(ValueError, match="A direction fits only the architecture"):
+        landscape.measure("surface", problem, to=torch.nn.Linear(2, 2), **grid)

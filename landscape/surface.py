@@ -53,6 +53,12 @@ class Spec:
         "as drawn (default: filter in the weights; in the inputs unit, so that a step is an L2 "
         "distance in units of the [0, 1] pixel range)",
     )
+    layers: tuple[str, ...] = option(
+        (),
+        "only the parameters whose names match one of these patterns move along random directions, "
+        "such as 'layer3.*' (default: all, those frozen in training too)",
+        "PATTERN",
+    )
     orthogonal: bool = option(False, "make the second direction orthogonal to the first")
     to: str | None = option(None, "a second checkpoint: the first axis is the line to it", "FILE")
     directions: str | None = option(
@@ -74,6 +80,8 @@ class Spec:
                 )
         if self.space == "inputs" and (self.to or self.directions):
             raise ValueError("--to and --directions are for --space weights.")
+        if self.layers and (self.space == "inputs" or self.to or self.directions):
+            raise ValueError("--layers is for random directions in --space weights.")
         if self.to and self.directions:
             raise ValueError("--to and --directions both give the first axis; pass one of them.")
         if self.orthogonal and self.dimensions == 1:
@@ -211,9 +219,8 @@ def _directions(space: Space, spec: Decided) -> tuple[list[Tensors], dict[str, s
     while len(axes) < spec.dimensions:
         drawn = directions.gaussian(space.origin, generator)
         if isinstance(space, Weights):
-            drawn = {
-                n: v if n in space.parameters else torch.zeros_like(v) for n, v in drawn.items()
-            }
+            moving = directions.matching(sorted(space.parameters), spec.layers)
+            drawn = {n: v if n in moving else torch.zeros_like(v) for n, v in drawn.items()}
         if axes and spec.orthogonal:
             drawn = directions.orthogonalize(drawn, axes[0], spec.normalize)
         axes.append(directions.normalize(drawn, space.origin, spec.normalize))

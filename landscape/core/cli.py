@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +109,7 @@ def _measure(probe: Probe, chosen: argparse.Namespace) -> int:
         chosen.ckpt = probe.ckpt or DEFAULT
         say(f"--ckpt was not given: {chosen.ckpt}, a network that ships.")
     source = options.from_flags(Source, chosen)
-    out = chosen.out or Path(f"{Path(source.ckpt).stem}.{probe.name}.h5")
+    out = chosen.out or _default_name(probe, source, spec)
     problem = source.problem(say)
     problem = _prepared(problem, spec.derivatives, out, workers)
     _introduce(problem)
@@ -137,6 +137,28 @@ def _measure(probe: Probe, chosen: argparse.Namespace) -> int:
     return 0
 
 
+def _default_name(probe: Probe, source: Source, spec: Any) -> Path:
+    """The network, what distinguishes the run, and the probe: `resnet18.to-other.line.surface.h5`.
+
+    What else a run asks for does not change the name: with other options it is refused to continue
+    the file, and a name has to be passed.
+    """
+    usual = probe.spec()
+    given = {field.name: getattr(spec, field.name) for field in fields(spec)}
+    words = [Path(source.ckpt).stem]
+    if given.get("to"):
+        words.append(f"to-{Path(given['to']).stem}")
+    if given.get("directions") and isinstance(given["directions"], str):
+        words.append(f"along-{Path(given['directions']).stem}")
+    if given.get("space", "weights") != getattr(usual, "space", "weights"):
+        words.append(given["space"])
+    if given.get("dimensions") == 1:
+        words.append("line")
+    if "parts" in given and given["parts"] not in (None, usual.parts):
+        words.append("-".join(given["parts"]))
+    return Path(".".join([*words, probe.name, "h5"]))
+
+
 def _introduce(problem: Problem) -> None:
     provenance = problem.provenance
     data, network = provenance["data"], provenance["checkpoint"]
@@ -156,7 +178,7 @@ def _parser(probe: Probe) -> argparse.ArgumentParser:
         f"torchrun --nproc-per-node N -m landscape.{probe.name} ... shares it among N processes.",
     )
     parser.add_argument(
-        "--out", type=Path, metavar="FILE", help=f"result to write (default: CKPT.{probe.name}.h5)"
+        "--out", type=Path, metavar="FILE", help=f"result to write (default: CKPT.{probe.name}.h5, with what distinguishes the run)"
     )
     parser.add_argument(
         "--figure",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from typing import Literal
 
 import torch
@@ -157,3 +158,20 @@ def _norms(value: Tensor, how: Normalization) -> Tensor:
     """The norm of each slice along the first axis, or of the whole tensor; shaped to divide by."""
     axes = tuple(range(0 if how == "layer" else 1, value.ndim))
     return value.double().pow(2).sum(dim=axes, keepdim=True).sqrt()
+
+
+def matching(names: Sequence[str], patterns: Sequence[str]) -> list[str]:
+    """The names that match one of the shell patterns, in their order; all if there are no patterns.
+
+    Raises:
+        ValueError: a pattern that matches no name.
+    """
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            few = ", ".join(names[:6]) + (", \N{HORIZONTAL ELLIPSIS}" if len(names) > 6 else "")
+            raise ValueError(
+                f"--layers {pattern}: no parameter matches. There are {len(names)}: {few}."
+            )
+    if not patterns:
+        return list(names)
+    return [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -330,22 +329,6 @@ def free_memory(device: torch.device) -> int:
     )
     free = [int(line.split()[1]) for line in lines if line.startswith("MemAvailable")]
     return 1024 * free[0] if free else 2**31
-
-
-def matching(names: Sequence[str], patterns: Sequence[str]) -> list[str]:
-    """The names that match one of the shell patterns, in their order; all if there are no patterns.
-
-    Raises:
-        ValueError: a pattern that matches no name.
-    """
-    for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in names):
-            raise ValueError(
-                f"--layers {pattern}: no parameter matches. There are {', '.join(names)}."
-            )
-    if not patterns:
-        return list(names)
-    return [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
 
 
 def filter_scale(origin: Tensors) -> Tensors:

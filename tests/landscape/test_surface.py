@@ -348,3 +348,21 @@ def test_a_second_network_and_directions_may_be_objects(problem: Problem, tmp_pa
         landscape.measure("surface", problem, to={"conv1.weight": 3}, **grid)
     with pytest.raises(ValueError, match="A direction fits only the architecture"):
         landscape.measure("surface", problem, to=torch.nn.Linear(2, 2), **grid)
+
+
+def test_only_the_layers_that_are_named_move(problem: Problem, tmp_path: Path) -> None:
+    grid: dict[str, Any] = {"points": 3, "dimensions": 1}
+    whole, part = str(tmp_path / "whole.h5"), str(tmp_path / "part.h5")
+    landscape.measure("surface", problem, save_directions=whole, **grid)
+    landscape.measure("surface", problem, layers="layer3.*", save_directions=part, **grid)
+    with h5py.File(whole) as all_of_them, h5py.File(part) as some:
+        for name, value in all_of_them["directions"].items():
+            moved = some[f"directions/{name}"][...]
+            expected = value[...] if name.startswith("layer3.") else np.zeros_like(value)
+            np.testing.assert_array_equal(moved, expected)
+    with pytest.raises(
+        ValueError, match="layer9: no parameter matches. There are 29: bn1.bias"
+    ):
+        landscape.measure("surface", problem, layers="layer9", **grid)
+    with pytest.raises(ValueError, match="layers is for random directions"):
+        landscape.measure("surface", problem, layers="layer3.*", space="inputs", **grid)

@@ -107,7 +107,14 @@ def name(result: xr.Dataset) -> str:
     file, model = checkpoint.get("file"), checkpoint.get("model")
     label = Path(file).stem if file else str(model or "unnamed network")
     other = spec(result).get("to")
-    return f"{label} → {Path(other).stem}" if other else label
+    return _plain(f"{label} → {Path(other).stem}" if other else label)
+
+
+def _plain(text: str) -> str:
+    """A name without control characters, and without what matplotlib reads as mathematics."""
+    return "".join(c if c.isprintable() else " " for c in text).replace(
+        "$", "\N{FULLWIDTH DOLLAR SIGN}"
+    )
 
 
 def names(results: Sequence[xr.Dataset]) -> list[str]:

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from checkpoints.device import memory_exhausted
@@ -23,6 +23,7 @@ from checkpoints.problem import Problem, Tensors, is_real
 # of sums in another order, with room for deep networks.
 TOLERANCE = {torch.float64: 1e-7, torch.float32: 1e-3}
 LOW_PRECISION = 5e-2
+LOOKED_AT = 5  # examples
 BYTES = 3.0  # a mean or standard deviation above this was computed from bytes, not from [0, 1]
 
 
@@ -32,7 +33,7 @@ def checked(
     """The problem, without an accuracy where that means nothing.
 
     Args:
-        problem: its first two examples are looked at.
+        problem: its first few examples are looked at.
         call: the network's outputs for raw inputs, in evaluation mode.
         say: is handed a line for what is probably not what was meant.
 
@@ -40,35 +41,39 @@ def checked(
         ValueError: one line: two passes over the same examples differ; an example alone gives
             other outputs, or another loss, than among others; network or loss fail.
 
-    Cost: three forward passes of two examples.
+    Cost: two forward passes of five examples, and two of one.
     """
-    inputs = {name: value[:2] for name, value in problem.inputs.items()}
-    targets = problem.targets[:2]
-    first = {name: value[:1] for name, value in inputs.items()}
+    count = min(LOOKED_AT, len(problem))
+    inputs = {name: value[:count] for name, value in problem.inputs.items()}
+    targets = problem.targets[:count]
     with torch.random.fork_rng(devices=[]), torch.no_grad():
-        together, again, alone = (_outputs(call, each) for each in (inputs, inputs, first))
+        together, again = (_outputs(call, inputs) for _ in range(2))
         tolerance = TOLERANCE.get(problem.dtype, LOW_PRECISION)
         if not _same(together, again, tolerance):
             raise ValueError(
                 "two passes over the same examples differ: the network draws random numbers, or "
                 "keeps state between passes, in evaluation mode. A landscape needs a function."
             )
-        if not _same(_rows(together, len(targets)), _rows(alone, 1), tolerance):
-            raise ValueError(
-                "example 0 alone gives other outputs than among others: the network mixes the "
-                "examples of a batch, so that no example has outputs of its own."
-            )
         _check_labels(problem, together)
-        losses, loss = (
-            _losses(problem, outputs, part)
-            for outputs, part in ((together, targets), (alone, targets[:1]))
-        )
-    if not torch.isclose(losses[:1], loss, rtol=tolerance, atol=tolerance, equal_nan=True).all():
-        raise ValueError(
-            f"example 0 alone has the loss {float(loss[0]):.4g}, among others "
-            f"{float(losses[0]):.4g}: the loss mixes examples, as a broadcast of (N, 1) with (N,) "
-            "does. Expected one value per example that depends on that example alone."
-        )
+        losses = _losses(problem, together, targets)
+        for at in {0, count - 1}:  # what a batch leaks may flow in either direction
+            part = slice(at, at + 1)
+            alone = _outputs(call, {name: value[part] for name, value in inputs.items()})
+            if not _same(_rows(together, count, part), _rows(alone, 1, slice(0, 1)), tolerance):
+                raise ValueError(
+                    f"example {at} alone gives other outputs than among others: the network mixes "
+                    "the examples of a batch, so that no example has outputs of its own."
+                )
+            loss = _losses(problem, alone, targets[part])
+            if not torch.isclose(losses[part], loss, tolerance, tolerance, equal_nan=True).all():
+                raise ValueError(
+                    f"example {at} alone has the loss {float(loss[0]):.4g}, among others "
+                    f"{float(losses[at]):.4g}: the loss mixes examples, as a broadcast of (N, 1) "
+                    "with (N,) does. Expected one value per example, of that example alone."
+                )
+    if not bool(losses.isfinite().all()):
+        at = int((~losses.isfinite()).nonzero()[0])
+        say(f"the loss of example {at} is {float(losses[at])} at the network itself.")
     for line in _implausible(problem, together):
         say(line)
     classes = together.shape[1] if isinstance(together, Tensor) and together.ndim == 2 else 0
@@ -81,7 +86,8 @@ def checked(
 def _check_labels(problem: Problem, outputs: Any) -> None:
     """Refuse class labels that the network has no output for."""
     labels = problem.targets
-    if problem.loss is not cross_entropy or labels.is_floating_point():
+    known_loss = problem.loss is cross_entropy or isinstance(problem.loss, nn.CrossEntropyLoss)
+    if not known_loss or labels.is_floating_point():
         return
     if not isinstance(outputs, Tensor) or outputs.ndim < 2 or labels.ndim != outputs.ndim - 1:
         return
@@ -123,9 +129,9 @@ def _tensors(outputs: Any) -> list[Tensor]:
     return [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
 
 
-def _rows(outputs: Any, count: int) -> list[Tensor]:
-    """The first example's part of every output that has one row per example."""
-    return [leaf[:1] for leaf in _tensors(outputs) if leaf.ndim and len(leaf) == count]
+def _rows(outputs: Any, count: int, part: slice) -> list[Tensor]:
+    """The part of every output that has one row per example."""
+    return [leaf[part] for leaf in _tensors(outputs) if leaf.ndim and len(leaf) == count]
 
 
 def _same(one: Any, other: Any, tolerance: float) -> bool:

@@ -64,7 +64,7 @@ def _archive(path: Path) -> str:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-    except (OSError, zipfile.BadZipFile):
+    except Exception:  # zipfile raises various types for damaged files
         return ""  # damaged, which its reader says
     return _of_names(names)
 

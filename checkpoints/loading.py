@@ -12,7 +12,8 @@ from typing import Any, get_type_hints
 import torch
 from torch import Tensor, nn
 
-from checkpoints.checkpoint import (
+from checkpoints.models.family import Family
+from checkpoints.network_file import (
     DIGEST,
     SCHEMA_VERSION,
     Checkpoint,
@@ -22,7 +23,6 @@ from checkpoints.checkpoint import (
     outline,
     spelled,
 )
-from checkpoints.models.family import Family
 from checkpoints.options import checked
 from checkpoints.reader import FORMAT, one_line, read
 from checkpoints.registry import FAMILIES, MODELS
@@ -98,6 +98,9 @@ def load_end(
     origin: Mapping[str, Tensor],
     known: Mapping[str, Any],
     tensors: Collection[str] | None = None,
+    *,
+    weights: str | None = None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Tensor]:
     """The tensors of a second network, under the names that `origin` uses.
 
@@ -106,6 +109,8 @@ def load_end(
         origin: {name: tensor}, of the first network, those that are wanted.
         known: what is known of the first network: `model`, `options`, and `mean` and `std`.
         tensors: the names of all its parameters and buffers; a file that has others is refused.
+        weights: the entry to take, where the file has it; see `load`.
+        say: called with one line where the file holds other weights of the network.
 
     Raises:
         ValueError: there is no such file, or it is damaged or of another architecture.
@@ -130,7 +135,8 @@ def load_end(
                 )
         best = dict(own.state_dict)
     else:
-        spellings = unwrapped(state_dict_in(content, path))
+        chosen = weights if isinstance(content.get(weights or ""), Mapping) else None
+        spellings = unwrapped(state_dict_in(content, path, chosen, say))
         spellings += [_spelled_by(family, spellings[-1]) for family in FAMILIES]
         best = min(spellings, key=lambda state: len(set(origin) - set(state)))
     return end_of(best, str(path), origin, tensors)
@@ -188,6 +194,8 @@ def check_values(state: Mapping[str, Tensor], path: Path | str) -> None:
                 f"{path}: {shown} has {count} NaN or infinite values of {value.numel()}. "
                 "The training has diverged, or the file is damaged."
             )
+    if name.endswith("running_var") and bool((value < 0).any()):
+        raise ValueError(f"{path}: {shown} has negative variances: the file is damaged.")
     for ending, what in ENDINGS.items():
         first = next((name for name in state if name.endswith(ending)), "")
         if first:

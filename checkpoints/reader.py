@@ -124,7 +124,8 @@ def _sharded(path: Path) -> dict[str, Any]:
                 f"{path} names {one_line(name)}, which is not a file beside it. Expected all "
                 "shards in the folder of their index."
             )
-        state |= _safetensors(shard)["state_dict"]
+        own = _safetensors(shard)["state_dict"]
+        state |= {key: value for key, value in own.items() if places.get(key) == name}
     lacking = sorted(set(places) - set(state))
     if lacking:
         raise _DamagedError(f"{path} names {one_line(lacking[0])}, which its files do not hold.")

@@ -129,6 +129,11 @@ def differences(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> 
         if key in state and state[key].shape != value.shape
     ]
     phrases += [
+        f"{key} is {state[key].dtype} in the file and {value.dtype} in the model"
+        for key, value in expected.items()
+        if key in state and value.is_floating_point() and not state[key].is_floating_point()
+    ]
+    phrases += [
         f"{key} is not in the file"
         for key in expected
         if key not in state and not key.endswith("num_batches_tracked")

@@ -65,7 +65,7 @@ def measure(
     @in_callers_words
     def measured() -> xr.Dataset:
         chosen = entry.spec(**spec)
-        ready = prepared(problem, chosen.derivatives, path)
+        ready = prepared(problem, chosen.derivatives, path, log.warning)
         return measure_in_batches(entry, ready, chosen, path, log.info)[1]
 
     return measured()

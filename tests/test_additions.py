@@ -153,6 +153,13 @@ def roughness(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     return "roughness"
 
 
+@pytest.fixture
+def straight(roughness: str, problem: Problem, tmp_path: Path) -> Path:
+    path = tmp_path / f"net.{roughness}.h5"
+    test_contracts.measured(roughness, problem, path)
+    return path
+
+
 # Those that are parametrized by more are of certain probes' options.
 CONTRACTS = {
     name.removeprefix("test_"): contract
@@ -175,13 +182,13 @@ def test_a_probe_without_a_figure_keeps_every_contract(
 
 @pytest.mark.second_derivative
 def test_a_figure_draws_the_results_of_its_probe(
-    roughness: str, problem: Problem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    roughness: str, straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     add_file(analysis.figures, "steps", FIGURE, tmp_path)
     added = add_line(figures, "PLACES", '"steps": "analysis.figures.steps:KIND",')["FIGURES"]
     assert set(added) - set(figures.FIGURES) == {"steps"}
     monkeypatch.setitem(figures.FIGURES, "steps", added["steps"])
-    CONTRACTS["its_figures_draw_from_its_file"](roughness, problem, tmp_path)
+    CONTRACTS["its_figures_draw_from_its_file"](roughness, straight)
     assert (tmp_path / "net.roughness.steps.pdf").exists()
 
 

@@ -49,6 +49,12 @@ def attention(problem: Problem, spec: Spec) -> Plan:
     labels = problem.targets.ndim == 1 and not problem.targets.is_floating_point()
     if not isinstance(outputs, Tensor) or outputs.ndim != 2 or not labels:
         raise ValueError("attention needs a network with outputs (n, classes), and class labels.")
+    classes, targets = outputs.shape[1], problem.targets
+    if not 0 <= int(targets.min()) <= int(targets.max()) < classes or len(problem) < 2:
+        raise ValueError(
+            f"attention needs two images or more, with labels from 0 to {classes - 1}: it compares "
+            "logits of their classes, and gates of other images."
+        )
     places = sites.found(space, spec.sites, spec.patches)
     probe = Measurement(space, spec, places)
     variables = _variables(spec, accurate=problem.correct is not None)

@@ -18,8 +18,8 @@ class Importance:
     """Importances of the units of feature maps, for a few examples.
 
     The score is the logit of the example's own class. An importance is the size of a unit's
-    contribution, so it is not negative. All of them agree exactly where the score is linear in
-    the map.
+    contribution, so it is not negative. All with the baseline 0 agree exactly where the score is
+    linear in the map.
 
     Args:
         space: the only caller of the network.
@@ -121,7 +121,7 @@ class Importance:
 
         def scaled(value: Tensor) -> Tensor:
             leaves.append((share * value).detach().requires_grad_())
-            return leaves[-1]
+            return leaves[-1].clone()  # which layers may write to
 
         # Read first: the map itself, not what replaces it.
         with self.space.reading(name) as values, self.space.replacing({name: scaled}):

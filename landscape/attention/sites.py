@@ -51,10 +51,8 @@ class Site:
 
     def pooled(self, features: Tensor) -> Tensor:
         """Per unit the mean of a map (N, C, H, W): (N, units)."""
-        if not self.side:
-            return features.flatten(2).mean(dim=2)
-        mean = features.mean(dim=1, keepdim=True)
-        return torch.nn.functional.adaptive_avg_pool2d(mean, self.side).flatten(1)
+        sizes = self.summed(torch.ones_like(features[:1]))
+        return self.summed(features) / sizes
 
     def summed(self, features: Tensor) -> Tensor:
         """Per unit the sum of a map (N, C, H, W): (N, units) float64."""
@@ -109,6 +107,8 @@ def found(space: Inputs, patterns: Sequence[str], patches: int) -> list[Site]:
             if gate not in values or before not in values or after not in values:
                 continue
             shape, maps = values[gate], values[before]
+            if any(f"{each}#2" in values for each in (gate, before, after)):
+                continue  # called several times in a pass, so that one name stands for several
             if len(maps) != 4 or values[after] != maps or not _fits(shape, maps):
                 continue
             spatial = len(shape) == 4 and shape[1] == 1 != maps[1]
@@ -117,9 +117,9 @@ def found(space: Inputs, patterns: Sequence[str], patches: int) -> list[Site]:
     sites = _multiplying(space, sites)
     if not sites:
         raise ValueError(
-            "the network multiplies no features by a gate that it hands out. Expected a module "
-            "with inner values `gate` and `before`, such as se_resnet18 has, or a product of two "
-            "branches, as fmmnet18; see docs/attention.md."
+            "the network multiplies no features by a gate that it hands out. Expected a module, "
+            "called once, with inner values `gate` and `before`, as in se_resnet18, or a product "
+            "of two branches, as in fmmnet18; see docs/attention.md."
         )
     for pattern in patterns:
         if not any(fnmatchcase(site.name, pattern) for site in sites):
@@ -140,10 +140,12 @@ def _multiplying(space: Inputs, sites: Sequence[Site]) -> list[Site]:
         return []
     names = [name for site in sites for name in (site.gate, site.before, site.after)]
     with torch.no_grad(), space.exact(), space.reading(names) as values:
-        space.outputs({name: value[:1] for name, value in space.origin.items()})
+        space.outputs({name: value[:2] for name, value in space.origin.items()})
     kept = []
     for site in sites:
         gate, before, after = (values[n] for n in (site.gate, site.before, site.after))
+        if len(gate) != len(before) or not bool(gate.isfinite().all()):
+            continue  # the same for every image, or no gate at all
         product = before * (gate if gate.ndim == 4 else gate[:, :, None, None])
         if torch.allclose(product, after, rtol=1e-3, atol=1e-6 * float(after.abs().max())):
             kept.append(site)

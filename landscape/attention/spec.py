@@ -43,7 +43,10 @@ class Spec:
         most=1,
     )
     radius: float = option(
-        0.4, "distance of the second difference under interventions, L2, pixel range 1", above=0
+        0.4,
+        "distance of the second difference under interventions, L2, pixel range 1",
+        least=0.01,
+        most=1000,
     )
     directions: int = option(4, "random directions of that second difference", least=1, most=10_000)
     seed: int = seed_option("of permutations, pairings and directions")
@@ -51,6 +54,7 @@ class Spec:
     def __post_init__(self) -> None:
         if not self.fractions:
             raise ValueError("--fractions is empty; expected one number or more.")
+        object.__setattr__(self, "fractions", tuple(sorted(set(self.fractions))))
 
     @property
     def derivatives(self) -> dict[str, int]:

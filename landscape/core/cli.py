@@ -15,6 +15,7 @@ from checkpoints import interrupts, kernels, options
 from checkpoints.device import keep_freed_memory, memory_exhausted
 from checkpoints.kernels import Derivatives
 from checkpoints.problem import Problem
+from checkpoints.reader import one_line
 from checkpoints.source import DEFAULT, Source
 from landscape.core import batch_size
 from landscape.core.measurement import measured
@@ -66,7 +67,7 @@ def guarded(action: Callable[[], int]) -> int:
 def say(line: str) -> None:
     """Inform the user, once for all ranks."""
     if os.environ.get("RANK", "0") == "0":
-        print(line, file=sys.stderr, flush=True)
+        print(one_line(line), file=sys.stderr, flush=True)
 
 
 def _prepared(problem: Problem, derivatives: Derivatives, out: Path, workers: Workers) -> Problem:
@@ -109,7 +110,7 @@ def _measure(probe: Probe, chosen: argparse.Namespace) -> int:
         chosen.ckpt = probe.ckpt or DEFAULT
         say(f"--ckpt was not given: {chosen.ckpt}, a network that ships.")
     source = options.from_flags(Source, chosen)
-    out = chosen.out or _default_name(probe, source, spec)
+    out = chosen.out or default_name(probe, source, spec)
     problem = source.problem(say)
     problem = _prepared(problem, spec.derivatives, out, workers)
     _introduce(problem)
@@ -137,7 +138,7 @@ def _measure(probe: Probe, chosen: argparse.Namespace) -> int:
     return 0
 
 
-def _default_name(probe: Probe, source: Source, spec: Any) -> Path:
+def default_name(probe: Probe, source: Source, spec: Any) -> Path:
     """The network, what distinguishes the run, and the probe: `resnet18.to-other.line.surface.h5`.
 
     What else a run asks for does not change the name: with other options it is refused to continue
@@ -169,6 +170,12 @@ def _introduce(problem: Problem) -> None:
     )
 
 
+def _file(name: str) -> Path:
+    if not name:
+        raise argparse.ArgumentTypeError("the name is empty; expected that of a file")
+    return Path(name)
+
+
 def _parser(probe: Probe) -> argparse.ArgumentParser:
     summary = (probe.plan.__doc__ or "").splitlines()[0]
     parser = argparse.ArgumentParser(
@@ -178,7 +185,10 @@ def _parser(probe: Probe) -> argparse.ArgumentParser:
         f"torchrun --nproc-per-node N -m landscape.{probe.name} ... shares it among N processes.",
     )
     parser.add_argument(
-        "--out", type=Path, metavar="FILE", help=f"result to write (default: CKPT.{probe.name}.h5, with what distinguishes the run)"
+        "--out",
+        type=_file,
+        metavar="FILE",
+        help=f"result to write (default: CKPT.{probe.name}.h5, with what distinguishes the run)",
     )
     parser.add_argument(
         "--figure",

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from checkpoints import checkpoint, loading
 from checkpoints.problem import Problem, Tensors, digest
 from landscape.core import direction_files, directions
-from landscape.core.spaces import Space
+from landscape.core.spaces import Space, log
 
 LENGTH = 12  # hexadecimal digits that name what was handed over
 
@@ -71,7 +71,10 @@ def network(space: Space, name: str) -> tuple[Tensors, str, str]:
         found, sha256 = name, digest(state)
     else:
         known = problem.provenance.get("checkpoint", {})
-        end = loading.load_end(name, space.origin, known, space.tensors)
+        weights = problem.provenance.get("source", {}).get("weights")
+        end = loading.load_end(
+            name, space.origin, known, space.tensors, weights=weights, say=log.warning
+        )
         path = checkpoint.find(name)
         found, sha256 = path.name, direction_files.file_digest(path)
     directions.check(end, space.origin)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -247,3 +248,20 @@ def test_a_full_disk_leaves_the_file_and_nothing_else(file, monkeypatch) -> None
         store.save(store.load(file), file)
     assert file.read_bytes() == before
     assert [path.name for path in file.parent.iterdir()] == [file.name]
+
+
+def test_a_checksum_that_is_there_is_compared_whatever_the_schema(bowl, tmp_path):
+    path = tmp_path / "a.surface.h5"
+    store.save(bowl, path)
+    with h5py.File(path, "a") as file:
+        file.attrs["schema_version"] = 1
+        file["loss"][0, 0] = 7.0
+    with pytest.raises(ValueError, match="does not fit its checksum"):
+        results.load(path)
+
+
+def test_a_name_is_no_mathematics_and_no_control_sequence(bowl):
+    about = json.loads(bowl.attrs["provenance"])
+    about["checkpoint"]["file"] = "r$\\frac{x$\x1b[31m.pt"
+    named = results.name(bowl.assign_attrs(provenance=json.dumps(about)))
+    assert "$" not in named and named.isprintable() and named.startswith("r")

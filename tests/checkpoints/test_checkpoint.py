@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from checkpoints import checkpoint, loading, reader
+from checkpoints import loading, reader
 from checkpoints.checkpoint import Checkpoint, build, find, save
 from checkpoints.loading import load, load_end
 from checkpoints.models.resnet import FAMILY, ResNet
@@ -121,7 +121,7 @@ def test_safetensors_alone_gives_the_tensors_and_the_same_description(tmp_path: 
     tensors = safetensors.torch.load_file(tmp_path / "net.safetensors")
     assert_same_tensors(tensors, example().state_dict)
     with safetensors.safe_open(tmp_path / "net.safetensors", framework="pt") as file:
-        described = json.loads(file.metadata()[checkpoint.FORMAT])
+        described = json.loads(file.metadata()[reader.FORMAT])
     pickled = torch.load(tmp_path / "net.pt", weights_only=True)
     assert described == {k: v for k, v in pickled.items() if k != "state_dict"}
 

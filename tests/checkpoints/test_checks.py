@@ -17,6 +17,7 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.checkpoint import checkpoint
 
 import landscape
+from checkpoints.losses import cross_entropy
 from checkpoints.problem import Normalization, Problem
 
 X, Y = torch.rand(12, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(12) % 3
@@ -255,3 +256,32 @@ def test_piecewise_linear_activations_have_a_curvature(layer: nn.Module, matrix:
         return landscape.measure("hessian", problem, **options)["eigenvalue"]
 
     np.testing.assert_allclose(top(layer), top(Elementary()), rtol=1e-8)
+
+
+@pytest.mark.parametrize(
+    "mixing",
+    [
+        lambda o: o.cumsum(0),
+        lambda o: o.flip(0).cumsum(0).flip(0),
+        lambda o: o + 5 * (o - o[:1]),
+        lambda o: o - o[-1:],
+        lambda o: o if len(o) < 3 else o - o.mean(0),
+    ],
+)
+def test_no_example_may_leak_into_another_in_either_direction(mixing: Any) -> None:
+    class Mixing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return mixing(self.fc(x))
+
+    torch.manual_seed(0)
+    batches = [(torch.rand(12, 4), torch.arange(12) % 3)]
+    with pytest.raises(ValueError, match="alone gives other outputs than among others"):
+        landscape.measure("surface", Problem.of(Mixing(), batches), points=1)
+    for loss in (lambda o, t: cross_entropy(o, t).cumsum(0), lambda o, t: o[:, 0] - o[0, 0]):
+        problem = Problem.of(nn.Linear(4, 3), batches, loss)
+        with pytest.raises(ValueError, match="the loss mixes examples"):
+            landscape.measure("surface", problem, points=1)

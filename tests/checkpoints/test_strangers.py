@@ -280,3 +280,26 @@ def test_deep_json_and_control_characters_end_in_a_line(tmp_path: Path) -> None:
     refusal(tmp_path / "net.pt")
     torch.save({"\x1b]0;title\x07.weight": torch.ones(2, dtype=torch.int)}, tmp_path / "net.pt")
     refusal(tmp_path / "net.pt")
+
+
+def test_a_stale_copy_in_another_shard_is_not_taken(tmp_path: Path) -> None:
+    index = sharded(tmp_path)
+    places = json.loads(index.read_text())["weight_map"]
+    name = next(name for name, file in places.items() if file == "a.safetensors")
+    stale = safetensors.torch.load_file(tmp_path / "b.safetensors") | {name: state()[name] + 1}
+    safetensors.torch.save_file(stale, tmp_path / "b.safetensors")
+    assert load(index, mean=(0.0,), std=(1.0,)).state_dict[name].equal(state()[name])
+
+
+def test_no_byte_of_a_directory_of_a_zip_ends_in_a_traceback(tmp_path: Path) -> None:
+    torch.save(state(), tmp_path / "net.pt")
+    whole = (tmp_path / "net.pt").read_bytes()
+    start = whole.index(b"PK\x01\x02")
+    for place in range(start, start + 46):
+        changed = bytearray(whole)
+        changed[place] ^= 64
+        (tmp_path / "net.pt").write_bytes(bytes(changed))
+        try:
+            load(tmp_path / "net.pt", mean=(0.0,), std=(1.0,))
+        except ValueError as error:
+            assert "\n" not in str(error)

@@ -360,9 +360,7 @@ def test_only_the_layers_that_are_named_move(problem: Problem, tmp_path: Path) -
             moved = some[f"directions/{name}"][...]
             expected = value[...] if name.startswith("layer3.") else np.zeros_like(value)
             np.testing.assert_array_equal(moved, expected)
-    with pytest.raises(
-        ValueError, match="layer9: no parameter matches. There are 29: bn1.bias"
-    ):
+    with pytest.raises(ValueError, match="layer9: no parameter matches. There are 29: bn1.bias"):
         landscape.measure("surface", problem, layers="layer9", **grid)
     with pytest.raises(ValueError, match="layers is for random directions"):
         landscape.measure("surface", problem, layers="layer3.*", space="inputs", **grid)

@@ -299,3 +299,18 @@ def test_an_importance_needs_only_its_own_examples() -> None:
         for rows in (slice(0, N), slice(3, 5))
     )
     torch.testing.assert_close(whole[3:5], part, rtol=1e-9, atol=1e-15)
+
+
+@pytest.mark.parametrize("size", [7, 8, 10, 16])
+def test_attention_and_importance_are_over_the_same_patches(size: int) -> None:
+    site = sites.Site("a", "a.gate", "a.before", "a", units=49, side=7)
+    maps = torch.rand(3, 1, size, size, dtype=torch.float64)
+    parts = site.summed(torch.ones_like(maps[:1]))
+    torch.testing.assert_close(site.attention(maps) * parts, site.summed(maps))
+    assert float(parts.sum()) == size**2
+
+
+def test_fractions_are_in_order_and_one_image_has_no_other() -> None:
+    assert Spec(fractions=(0.9, 0.2, 0.5)).fractions == (0.2, 0.5, 0.9)
+    with pytest.raises(ValueError, match="two images or more, with labels from 0 to 2"):
+        measured(made().first(1))

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,9 +18,9 @@ import xarray as xr
 from checkpoints import checkpoint
 from checkpoints.checkpoint import Checkpoint
 from checkpoints.models.resnet import ResNet
-from checkpoints.source import load_problem
+from checkpoints.source import Source, load_problem
 from landscape.core import cli, store
-from landscape.core.cli import main
+from landscape.core.cli import default_name, main
 from landscape.registry import PROBES
 
 
@@ -168,7 +169,8 @@ def test_without_a_checkpoint_a_network_that_ships_is_measured(
     printed = capsys.readouterr()
     network = PROBES[probe].ckpt or "resnet8.pt"
     assert printed.err.startswith(f"--ckpt was not given: {network}, a network that ships.")
-    assert printed.out == f"{network.removesuffix('.pt')}.{probe}.h5\n"
+    stem = network.removesuffix(".pt")
+    assert printed.out.startswith(f"{stem}.") and printed.out.endswith(f".{probe}.h5\n")
 
 
 def test_wrong_usage_exits_with_2(capsys: pytest.CaptureFixture[str]) -> None:
@@ -238,3 +240,24 @@ def test_a_result_that_cannot_be_written_is_refused_before_it_is_measured(
     out = tmp_path / "new folder" / "with spaces.h5"
     assert main(PROBES["surface"], [*start, "--out", str(out)]) == 0
     assert capsys.readouterr().out == f"{out}\n"
+
+
+@pytest.mark.parametrize(
+    ("probe", "spec", "name"),
+    [
+        ("surface", {}, "net.surface.h5"),
+        ("surface", {"space": "inputs"}, "net.inputs.surface.h5"),
+        ("surface", {"to": "a/other.pt", "dimensions": 1}, "net.to-other.line.surface.h5"),
+        ("surface", {"directions": "d.h5"}, "net.along-d.surface.h5"),
+        ("hessian", {"parts": ("eigenpairs",)}, "net.eigenpairs.hessian.h5"),
+        ("hessian", {"space": "inputs"}, "net.inputs.hessian.h5"),
+        ("interpolate", {"to": "other.pt"}, "net.to-other.interpolate.h5"),
+        ("sensitivity", {"parts": ("norms", "bands")}, "net.norms-bands.sensitivity.h5"),
+        ("sensitivity", {"draws": 3}, "net.sensitivity.h5"),
+    ],
+)
+def test_the_default_name_carries_what_distinguishes_a_run(
+    probe: str, spec: dict[str, Any], name: str
+) -> None:
+    entry = PROBES[probe]
+    assert default_name(entry, Source("files/net.pt"), entry.spec(**spec)) == Path(name)

@@ -232,10 +232,10 @@ def _with_defaults(model: str, options: Mapping[str, Any]) -> dict[str, Any]:
 
 def _own(content: Mapping[str, Any], path: Path) -> Checkpoint:
     version = content.get("schema_version")
-    if version != SCHEMA_VERSION:
+    if not isinstance(version, int) or version != SCHEMA_VERSION:
         raise ValueError(
-            f"{path} has schema version {version}; this version reads {SCHEMA_VERSION}. "
-            "Update cnn-landscape."
+            f"{path} has schema version {one_line(str(version))[:20]}; this version reads "
+            f"{SCHEMA_VERSION}. Update cnn-landscape."
         )
     state = content.get("state_dict")
     if not isinstance(state, Mapping):

@@ -98,7 +98,8 @@ def main(arguments: list[str] | None = None) -> int:
         print("Stopped. The same command continues after the last complete epoch.", file=sys.stderr)
         return interrupts.status(stopped)
     for name, value in trained.metrics.items():
-        print(f"{name} {value:.4f}", file=sys.stderr)
+        shown = f"{value:.4f}" if isinstance(value, float) else value
+        print(f"{name} {shown}", file=sys.stderr)
     print(out)
     return 0
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -175,7 +175,7 @@ def train(
             f"{history[-1]['test_loss']}. {REMEDY}"
         )
     accuracies = [row["test_accuracy"] for row in history]
-    selected = max(range(len(history)), key=lambda i: history[i]["validation_accuracy"])
+    selected = selected_epoch(history)
     return Checkpoint(
         state_dict={k: v.cpu().contiguous() for k, v in network.state_dict().items()},
         model=model,
@@ -191,6 +191,8 @@ def train(
             "test_accuracy_best": max(accuracies),
             "test_accuracy_last": accuracies[-1],
             "test_accuracy_validation_selected": accuracies[selected],
+            "epoch": len(history),
+            "epoch_validation_selected": selected + 1,
             "test_loss": history[-1]["test_loss"],
             "train_loss": final_loss,
             "train_accuracy": final_accuracy,
@@ -219,6 +221,14 @@ def parameter_groups(network: nn.Module, recipe: Recipe) -> list[dict[str, Any]]
         {"params": group, "weight_decay": recipe.decay if decays else 0.0, "rate_factor": factor}
         for (decays, factor), group in groups.items()
     ]
+
+
+def selected_epoch(history: Sequence[Mapping[str, Any]]) -> int:
+    """The row of the epoch with the best validation accuracy, the first of equals.
+
+    Test images must not choose: the accuracy reported for them would be too good.
+    """
+    return max(range(len(history)), key=lambda row: history[row]["validation_accuracy"])
 
 
 def trusted_kernels(

@@ -3,12 +3,14 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import xarray as xr
 
+from analysis import claims
 from analysis.claims import Evaluation, Verdict, evaluate
 from landscape.core import store
 
@@ -724,3 +726,25 @@ def test_untrained_networks_are_found_by_their_whole_name(tmp_path):
     text = (folder / "study.json").read_text().replace("untrained vanilla", "untrained my vanilla")
     (folder / "study.json").write_text(text)
     assert not [v for v in evaluate(folder).verdicts if v.row == "untrained"]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "p_equivalence", "p", "word"),
+    [
+        (-0.05, 0.05, 0.01, 0.5, "no relevant difference"),
+        (-0.05, 0.15, 0.01, 0.5, "undecided"),  # the interval reaches beyond the margin
+        (-0.15, 0.05, 0.01, 0.5, "undecided"),
+        (-0.05, 0.1, 0.01, 0.5, "undecided"),  # onto it is not within it
+        (-0.05, 0.05, 0.06, 0.5, "undecided"),
+        (0.02, 0.15, 0.01, 0.01, "supported"),
+        (-0.15, -0.02, 0.5, 0.01, "contradicted"),
+        (-0.02, 0.15, 0.5, 0.01, "undecided"),
+        (0.02, 0.15, 0.5, 0.06, "undecided"),
+    ],
+)
+def test_a_verdict_needs_its_test_and_its_interval(low, high, p_equivalence, p, word):
+    endpoint = SimpleNamespace(margin=0.1, predicts="higher")
+    row = SimpleNamespace(
+        low=low, high=high, effect=(low + high) / 2, primary=True, p_equivalence=p_equivalence
+    )
+    assert claims._word(endpoint, row, p) == word

@@ -324,3 +324,22 @@ def test_scipy_finds_the_same_probabilities(seed: int) -> None:
             (second,), np.mean, permutation_type="samples", alternative=alternative
         )
         assert float(sign_flip(second, alternative)) == pytest.approx(signs.pvalue, abs=1e-12)
+
+
+@pytest.mark.parametrize("samples", [2, 4, 7])
+def test_the_variance_over_samples_is_the_unbiased_one(samples):
+    """Of a mean of n samples s²/n, with n - 1 in s²; resampling alone gives (n - 1)/n of that."""
+    values = np.random.default_rng(samples).normal(size=(1, samples))
+    baseline = np.zeros((1, samples))
+    found = interval(values, baseline, average_by="mean", compare_by="difference", draws=20_000)
+    expected = values.var(ddof=1) / samples
+    # The relative standard error of a variance over 20,000 draws is about 1 %.
+    assert found.variance[1] == pytest.approx(expected, rel=0.06)
+
+
+def test_the_variance_over_seeds_is_that_of_a_mean_of_pairs():
+    values = np.array([[1.0], [2.0], [4.0], [9.0]])
+    found = interval(values, np.zeros((4, 1)), average_by="mean", compare_by="difference")
+    assert found.variance[0] == pytest.approx(np.var([1, 2, 4, 9], ddof=1) / 4)
+    half = stats.t.ppf(0.975, 3) * found.variance[0] ** 0.5
+    assert (found.low, found.high) == pytest.approx((4 - half, 4 + half))

@@ -26,7 +26,7 @@ from checkpoints.train import loop, monitor
 from checkpoints.train import recipe as recipe_module
 from checkpoints.train.__main__ import main
 from checkpoints.train.batches import Batches, split, statistics
-from checkpoints.train.loop import evaluate
+from checkpoints.train.loop import evaluate, selected_epoch
 from checkpoints.train.monitor import watched
 from checkpoints.train.recipe import Recipe, learning_rate
 
@@ -889,3 +889,14 @@ def test_a_killed_process_is_continued_to_the_same_bits(
     assert (tmp_path / "net.pt.train.pt").is_file()
     assert command(*arguments) == 0
     assert_same(loading.load(out), straight)
+
+
+def test_the_epoch_is_selected_by_validation_and_the_weights_epoch_is_said(
+    straight: Checkpoint,
+) -> None:
+    rows = [(0.7, 0.9), (0.8, 0.6), (0.8, 0.95)]  # validation, test
+    history = [{"validation_accuracy": v, "test_accuracy": t} for v, t in rows]
+    assert selected_epoch(history) == 1
+    assert straight.metrics["epoch"] == 3
+    chosen = selected_epoch(straight.history)
+    assert straight.metrics["epoch_validation_selected"] == chosen + 1

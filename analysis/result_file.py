@@ -52,7 +52,8 @@ def read(path: Path) -> xr.Dataset:
     result.encoding["source"] = str(path)
     stored = result.attrs.pop(DIGEST, None)
     version = result.attrs.get("schema_version")
-    if stored is None and (not isinstance(version, int | np.integer) or version not in WITH_DIGEST):
+    number = int(version) if isinstance(version, int | np.integer) else 0
+    if number > max(WITH_DIGEST) or (stored is None and number not in WITH_DIGEST):
         return result  # the first schema had none; a later one is refused by the caller
     if stored is None:
         raise ValueError(f"{path} has no checksum, so it was not written by this toolkit")

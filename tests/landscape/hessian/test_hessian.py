@@ -311,6 +311,6 @@ def test_the_command_line_tells_the_eigenvalues(
     options = "--examples 20 --parts eigenpairs --top 1 --tol 0.05 --max-products 12 --no-figure"
     assert main(PROBES["hessian"], ["--ckpt", "resnet8.pt", *options.split()]) == 0
     printed = capsys.readouterr()
-    assert printed.out.split() == ["resnet8.hessian.h5"]
+    assert printed.out.split() == ["resnet8.eigenpairs.hessian.h5"]
     assert "eigenvalues, magnitude:" in printed.err
     assert "products" in printed.err

@@ -646,10 +646,12 @@ def test_the_command_tells_medians_and_leaves_a_file(
     few = ["--tangents", "0", "--draws", "1", "--examples", "4", "--device", "cpu", "--no-figure"]
     assert main(PROBES["sensitivity"], ["--ckpt", "fmmnet18.pt", *flags, *few]) == 0
     printed = capsys.readouterr()
-    assert printed.out == "fmmnet18.sensitivity.h5\n"
+    assert printed.out == "fmmnet18.norms-radii-noise.sensitivity.h5\n"
     assert "L2 norm of the loss gradient (nat / pixel range): median" in printed.err
     assert "accuracy under noise:" in printed.err
-    assert list(xr.open_dataset("fmmnet18.sensitivity.h5")["direction_kind"].values) == [
+    assert list(
+        xr.open_dataset("fmmnet18.norms-radii-noise.sensitivity.h5")["direction_kind"].values
+    ) == [
         "random",
         "gradient",
         "adversarial",

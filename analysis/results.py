@@ -135,9 +135,13 @@ def names(results: Sequence[xr.Dataset]) -> list[str]:
 
 def axis_label(variable: xr.DataArray) -> str:
     """Name and unit for an axis or colour bar, such as `loss (nat)`; a unit of 1 is left out."""
-    text = str(variable.attrs.get("long_name", variable.name))
-    units = variable.attrs.get("units", "1")
-    return text if units == "1" else f"{text} ({units})"
+    text, own = str(variable.attrs.get("long_name", variable.name)), units(variable)
+    return text if own == "1" else f"{text} ({own})"
+
+
+def units(variable: xr.DataArray) -> str:
+    """Of a variable, powers as a reader wants them: `nat / weight²`; "1" where there is none."""
+    return str(variable.attrs.get("units", "1")).replace("^2", "²").replace("1 / ", "per ")
 
 
 def grid_label(result: xr.Dataset, dim: Hashable) -> str:

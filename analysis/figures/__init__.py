@@ -56,10 +56,17 @@ def draw(
     if columns not in style.WIDTHS:
         raise ValueError(f"columns={columns}: a figure is 1 or 2 columns wide.")
     chosen = FIGURES[fitting(shown, kind=kind, variable=variable)[0]]
-    common = [name for name in chosen.variables if all(name in result for result in shown)]
-    variables = common if variable is None else [variable]
-    with style.context():
-        return chosen.arrange(Page(chosen, shown, variables, scale, columns, ceiling))
+    variables = chosen.shared(shown) if variable is None else [variable]
+    try:
+        with style.context():
+            return chosen.arrange(Page(chosen, shown, variables, scale, columns, ceiling))
+    except KeyError as error:  # what xarray says of a variable or an entry that is not there
+        name = str(error.args[0]).splitlines()[0]
+        without = [result_files.source(r) for r in shown if name not in r.variables]
+        raise ValueError(
+            f"{(without or [result_files.source(shown[0])])[0]} holds no {name}, which the figure "
+            "needs. Measure it again, or choose another --kind."
+        ) from error
 
 
 def fitting(
@@ -95,26 +102,18 @@ def fitting(
                     f"{dim} is {labels[0]} in {files[0]}, {labels[1]} in {files[1]}. "
                     "Draw them in separate figures."
                 )
-    of_each = [_kinds(result) for result in results]
-    kinds = [name for name in of_each[0] if all(name in own for own in of_each)]
-    if of_each[0] and not kinds:
-        at = next(i for i, own in enumerate(of_each) if not set(own) & set(of_each[0]))
-        theirs = " and ".join(of_each[at]) or "no figure"
-        raise ValueError(
-            f"{result_files.source(results[0])} has what {' and '.join(of_each[0])} need, "
-            f"{result_files.source(results[at])} what {theirs} needs: they were measured with "
-            "other parts. Draw them in separate figures."
-        )
+    kinds = [name for name in _kinds(first) if FIGURES[name].fits_all(results)]
+    if _kinds(first) and not kinds:
+        raise ValueError(f"No figure is of all these: {'; '.join(left_out(results))}.")
     if not kinds:
         raise ValueError(
             f"{result_files.source(first)} is {_described(first)}, and no figure is for that. "
             f"There are {', '.join(FIGURES)}, in analysis/figures/registry.py."
         )
     if kind is not None and kind not in kinds:
-        raise ValueError(
-            f"{kind}: does not fit {_described(first)}, or not all of these. "
-            f"Ask for {' or '.join(kinds)}."
-        )
+        lines = [line for line in left_out(results) if line.startswith(f"{kind} ")]
+        fault = lines[0] if lines else f"{kind} does not fit {_described(first)}"
+        raise ValueError(f"{fault}. Ask for {' or '.join(kinds)}.")
     kinds = kinds if kind is None else [kind]
     for result in results if variable is not None else ():
         drawable = {name: FIGURES[name].drawable(result) for name in kinds}
@@ -126,6 +125,14 @@ def fitting(
                 f"could draw. Ask for {', '.join(there)}."
             )
     return kinds
+
+
+def left_out(results: Sequence[xr.Dataset]) -> list[str]:
+    """Figures that fit some of these results and cannot draw all of them, with what differs."""
+    kinds = dict.fromkeys(itertools.chain.from_iterable(_kinds(result) for result in results))
+    return [
+        f"{name} not drawn, {why}" for name in kinds if (why := FIGURES[name].differing(results))
+    ]
 
 
 def save(

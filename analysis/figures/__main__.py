@@ -7,8 +7,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import xarray as xr
+
 from analysis import results
-from analysis.figures import FIGURES, check_replaceable, draw, fitting, save
+from analysis.figures import FIGURES, check_replaceable, draw, fitting, left_out, save
 
 _LONGEST_NAME = 120
 
@@ -20,29 +22,42 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0 done, 1 refused with one line on stderr. Wrong usage exits with 2.
     """
     options = _parser().parse_args(arguments)
+    refused = False
     try:
         shown = [results.load(path) for path in options.files]
         stem = options.out or _default_stem(options.files)
+        if options.kind is None and options.variable is None:
+            for line in left_out(shown):
+                print(f"{line}.", file=sys.stderr)
         for kind in fitting(shown, kind=options.kind, variable=options.variable):
-            figure = draw(
-                shown,
-                kind=kind,
-                variable=options.variable,
-                scale=options.scale,
-                columns=options.columns,
-                ceiling=options.ceiling,
-            )
-            given = options.variable
-            special = f".{given}" if given and FIGURES[kind].variables != (given,) else ""
-            named = stem.with_name(f"{stem.name}{special}.{kind}")
-            if options.out is None:
-                check_replaceable([named], options.format)
-            for path in save(figure, named, formats=options.format):
-                print(path)
+            try:
+                _draw(shown, kind, stem, options)
+            except ValueError as error:  # the other kinds may be drawn all the same
+                print(f"{kind}: {error}", file=sys.stderr)
+                refused = True
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
-    return 0
+    return int(refused)
+
+
+def _draw(shown: Sequence[xr.Dataset], kind: str, stem: Path, options: argparse.Namespace) -> None:
+    """Draw one kind of figure, and print the paths written."""
+    given = options.variable
+    figure = draw(
+        shown,
+        kind=kind,
+        variable=given,
+        scale=options.scale,
+        columns=options.columns,
+        ceiling=options.ceiling,
+    )
+    special = f".{given}" if given and FIGURES[kind].variables != (given,) else ""
+    named = stem.with_name(f"{stem.name}{special}.{kind}")
+    if options.out is None:
+        check_replaceable([named], options.format)
+    for path in save(figure, named, formats=options.format):
+        print(path)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -47,6 +47,8 @@ class Kind:
         also: whether it can draw a certain variable of a result besides; None for no other.
         projection: of the Axes; None or "3d".
         needs: variables without which there is nothing to draw.
+        compared: dims of which it draws what all results have, one panel an entry.
+        settings: of the spec, which give what it draws another meaning.
     """
 
     marks: Callable[..., Any]
@@ -56,6 +58,8 @@ class Kind:
     variables: tuple[str, ...] = ("loss",)
     projection: Literal["3d"] | None = None
     needs: tuple[str, ...] = ()
+    compared: tuple[str, ...] = ()
+    settings: tuple[str, ...] = ()
     also: Callable[[xr.Dataset, str], bool] | None = None
 
     def fits(self, result: xr.Dataset) -> bool:
@@ -66,10 +70,66 @@ class Kind:
             and all(name in result for name in self.needs)
         )
 
+    def fits_all(self, shown: Sequence[xr.Dataset]) -> bool:
+        """Whether it can draw all of `shown` together."""
+        return all(self.fits(result) for result in shown) and not self.differing(shown)
+
+    def shared(self, shown: Sequence[xr.Dataset]) -> list[str]:
+        """Its variables that all of `shown` hold; the first that it can draw of all, if none is."""
+        common = [name for name in self.variables if all(name in result for result in shown)]
+        if common:
+            return common
+        also = [set(self.drawable(result)) for result in shown]
+        return [n for n in self.drawable(shown[0]) if all(n in names for names in also)][:1]
+
+    def differing(self, shown: Sequence[xr.Dataset]) -> str:
+        """Why it cannot draw all of `shown` together, in a few words; empty where it can."""
+        for result in shown:
+            lost = [name for name in self.needs if name not in result]
+            if lost:
+                return f"{results.source(result)} holds no {lost[0]}"
+        for dim in self.compared:
+            if not common(shown, dim):
+                held = [f"{'/'.join(common([one], dim))} in {results.source(one)}" for one in shown]
+                return f"no {dim} is in all: {' and '.join(held)}"
+        if not self.shared(shown):
+            held = [
+                f"{', '.join(self.drawable(one)[:3]) or 'none of them'} in {results.source(one)}"
+                for one in shown
+            ]
+            return f"no variable is in all: {', '.join(held)}"
+        for described in (
+            *(_setting(name) for name in self.settings),
+            *map(_label, self.shared(shown)),
+        ):
+            said = [described(result) for result in shown]
+            other = next((at for at, text in enumerate(said) if text != said[0]), 0)
+            if other:
+                files = results.source(shown[0]), results.source(shown[other])
+                return f"{said[0]} in {files[0]}, {said[other]} in {files[1]}"
+        return ""
+
     def drawable(self, result: xr.Dataset) -> list[str]:
         """The variables of `result` that this figure can draw."""
         names = map(str, result.data_vars)
         return [n for n in names if n in self.variables or (self.also and self.also(result, n))]
+
+
+def _setting(name: str) -> Callable[[xr.Dataset], str]:
+    return lambda result: f"{name} is {results.spec(result).get(name)}"
+
+
+def _label(name: str) -> Callable[[xr.Dataset], str]:
+    return lambda result: f"{name} is {results.axis_label(result[name])}"
+
+
+def common(shown: Sequence[xr.Dataset], dim: str) -> list[str]:
+    """The entries of `dim` that all of `shown` have, in the order of the first."""
+    return [
+        name
+        for name in dict.fromkeys(map(str, shown[0][dim].values))
+        if all(name in map(str, result[dim].values) for result in shown)
+    ]
 
 
 def on_the_grid(result: xr.Dataset, variable: str) -> bool:

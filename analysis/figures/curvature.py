@@ -36,8 +36,7 @@ def curvature(result: xr.Dataset, ax: Axes, *, label: str | None = None) -> None
     if _which(result) != "smallest" and _differs(result):
         first = _measured(result, "gauss_newton_eigenvalue")
         steps(ax, first, color="black", linestyle=":", linewidth=0.8, label="Gauss-Newton")
-    units = result["eigenvalue"].attrs.get("units", "1").replace("^2", "²")
-    ax.set_xlabel(f"{_NAMES[_which(result)]} ({units})")
+    ax.set_xlabel(f"{_NAMES[_which(result)]} ({results.units(result['eigenvalue'])})")
 
 
 def beyond(result: xr.Dataset, ax: Axes, *, label: str | None = None) -> None:
@@ -124,4 +123,5 @@ KIND = Kind(
     arrange=curvatures,
     needs=("from_jacobian",),
     variables=("eigenvalue",),
+    settings=("matrix", "which"),
 )

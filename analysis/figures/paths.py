@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from analysis import results
 from analysis.figures import style
-from analysis.figures.arrange import Kind, Page, fit_height, legend, new_figure, wrapped
+from analysis.figures.arrange import Kind, Page, common, fit_height, legend, new_figure, wrapped
 from analysis.figures.scale import LOG_RATIO, Choice
 
 QUANTILES = (0.25, 0.5, 0.75)
@@ -80,17 +80,15 @@ def along(
 def by_kind(page: Page) -> Figure:
     """A panel for each kind of path and each variable; all results in the same Axes."""
     shown, variables, columns = page.shown, page.variables, page.columns
-    common = [name for name in kinds(shown[0]) if all(name in kinds(one) for one in shown)]
-    if not common:
-        raise ValueError("these results have no kind of path in common. Draw them separately.")
+    named = common(shown, "path_kind")
     upright = columns == 1
-    down, across = (len(common), len(variables)) if upright else (len(variables), len(common))
+    down, across = (len(named), len(variables)) if upright else (len(variables), len(named))
     figure = new_figure(columns, gap=0.03)
     grid = figure.subplots(down, across, squeeze=False, sharex=True)
     labels = results.names(shown)
     panel = 0.9 * style.WIDTHS[columns] / across
     for variable, panels in zip(variables, grid.T if upright else grid, strict=True):
-        for name, ax in zip(common, panels, strict=True):
+        for name, ax in zip(named, panels, strict=True):
             for number, (result, label) in enumerate(zip(shown, labels, strict=True)):
                 along(result, ax, kind=name, variable=variable, colour=f"C{number}", label=label)
             ax.margins(x=0)
@@ -105,14 +103,14 @@ def by_kind(page: Page) -> Figure:
             panels[0].set_ylabel(wrapped(label, 0.8 * panel))
             for ax in panels[1:]:
                 ax.tick_params(labelleft=False)
-    for name, row in zip(common, grid if upright else grid.T, strict=True):
+    for name, row in zip(named, grid if upright else grid.T, strict=True):
         title = wrapped(TITLES.get(name, name.replace("_", " ")), 0.6 * panel)
         row[0].set_ylabel(title) if upright else row[0].set_title(title)
     for ax in grid[-1]:
         ax.set_xlabel("position on the path")
     axes = list(grid.flat)
     ends = any("path_sample" in shown[0][variable].dims for variable in variables)
-    _explain(axes[0], common if ends else [])
+    _explain(axes[0], named if ends else [])
     legend(figure, axes, labels)
     figure.align_ylabels()
     fit_height(figure, axes, down, _HEIGHTS[across])
@@ -157,6 +155,7 @@ KIND = Kind(
     dimensions=1,
     arrange=by_kind,
     needs=("probability",),
+    compared=("path_kind",),
     variables=("probability", "jacobian_norm"),
     also=on_paths,
 )

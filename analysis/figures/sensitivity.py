@@ -14,7 +14,16 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from analysis import results
 from analysis.figures import style
-from analysis.figures.arrange import Kind, Page, fit_height, legend, new_figure, title, wrapped
+from analysis.figures.arrange import (
+    Kind,
+    Page,
+    common,
+    fit_height,
+    legend,
+    new_figure,
+    title,
+    wrapped,
+)
 from analysis.figures.distribution import few_ticks, steps, tick_text
 from analysis.figures.scale import CEILING_RATIO
 from analysis.stats.arrays import Floats
@@ -169,7 +178,6 @@ def _set_heights(
 def distributions(page: Page) -> Figure:
     """One panel a variable, one line a result."""
     shown, variables, columns = page.shown, page.variables, page.columns
-    variables = variables or ["loss"]  # all that there is without the parts that hold norms
     figure = new_figure(columns, gap=0.04)
     down = -(-len(variables) // _PANEL[columns])
     across = -(-len(variables) // down)
@@ -190,9 +198,8 @@ def distributions(page: Page) -> Figure:
 def radius_curves(page: Page) -> Figure:
     """One panel a variable and kind of direction, one line a result; a row shares its heights."""
     shown, variables, columns, ceiling = page.shown, page.variables, page.columns, page.ceiling
-    kinds = [
-        name for name in KINDS if all(name in result["direction_kind"].values for result in shown)
-    ]
+    there = common(shown, "direction_kind")
+    kinds = [name for name in KINDS if name in there] + [n for n in there if n not in KINDS]
     figure = new_figure(columns, gap=0.02)
     across = min(len(kinds), _PANEL[columns])
     width = style.WIDTHS[columns] / across
@@ -251,5 +258,6 @@ RADII = Kind(
     arrange=radius_curves,
     variables=("second_difference", "gradient_change"),
     needs=("second_difference",),
+    compared=("direction_kind",),
     also=over_radii,
 )

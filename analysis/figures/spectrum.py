@@ -277,7 +277,7 @@ def _parameters(result: xr.Dataset) -> int:
 
 def _axis_label(result: xr.Dataset, variable: str) -> str:
     spec = results.spec(result)
-    units = result[variable].attrs.get("units", "1").replace("^2", "²")
+    units = results.units(result[variable])
     scaled = ", scaled by filters" if spec.get("scale") == "filter" else ""
     return f"eigenvalue of the {MATRICES[spec.get('matrix', 'hessian')]}{scaled} ({units})"
 
@@ -310,6 +310,7 @@ SPECTRUM = Kind(
     arrange=spectra,
     needs=("node",),
     variables=("node",),
+    settings=("matrix", "scale"),
 )
 EIGENVALUES = Kind(
     ranked,
@@ -318,4 +319,5 @@ EIGENVALUES = Kind(
     arrange=ranks,
     needs=("eigenvalue", "end"),
     variables=("eigenvalue",),
+    settings=("matrix", "scale"),
 )

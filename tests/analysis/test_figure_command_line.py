@@ -58,7 +58,7 @@ def test_out_and_variable_are_part_of_the_name(files, tmp_path, capsys):
 def test_mistakes_are_refused_with_one_line_on_stderr(files, tmp_path, capsys):
     for arguments, complaint in (
         ([files["resnet18"], files["line"]], "line.surface.h5 is a 1-dimensional surface"),
-        ([files["line"], "--kind", "contour"], "contour: does not fit"),
+        ([files["line"], "--kind", "contour"], "contour does not fit"),
         ([tmp_path / "none.h5"], "no such file"),
         ([files["line"], "--out", tmp_path / "none" / "x"], "no such folder"),
         ([files["line"]] * 30, "--out"),

@@ -240,15 +240,3 @@ def test_noise_counts_only_the_examples_measured_and_tells_of_losses_not_finite(
     assert "1 not finite" in [text.get_text() for text in loss.texts]
     one = result.isel(example=[1])  # no standard error
     assert len(draw(one, kind="noise").axes) == 2
-
-
-def test_files_with_other_parts_draw_what_they_share_or_say_what_differs(tmp_path):
-    """Whichever comes first."""
-    full, norms = sensitivity("a"), sensitivity("b", at_radii=False, noisy=False)
-    for pair in ([full, norms], [norms, full]):
-        assert fitting(pair) == ["norms"]
-        draw(pair)
-        with pytest.raises(ValueError, match="radii: does not fit .* or not all of these"):
-            fitting(pair, kind="radii")
-    only = norms.drop_vars(["gradient_l2"])
-    assert fitting([only, full]) == ["norms"]

@@ -210,7 +210,7 @@ def test_results_that_cannot_share_a_figure_are_refused(bowl, surface):
         draw([bowl, line])
     with pytest.raises(ValueError, match=r"alpha is .*\(filter norms\).*\(weight units\)"):
         draw([bowl, unnormalised])
-    with pytest.raises(ValueError, match="profile: does not fit a 2-dimensional surface"):
+    with pytest.raises(ValueError, match="profile does not fit a 2-dimensional surface"):
         draw(bowl, kind="profile")
     with pytest.raises(ValueError, match="no result to draw"):
         draw([])

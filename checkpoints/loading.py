@@ -194,8 +194,8 @@ def check_values(state: Mapping[str, Tensor], path: Path | str) -> None:
                 f"{path}: {shown} has {count} NaN or infinite values of {value.numel()}. "
                 "The training has diverged, or the file is damaged."
             )
-    if name.endswith("running_var") and bool((value < 0).any()):
-        raise ValueError(f"{path}: {shown} has negative variances: the file is damaged.")
+        if name.endswith("running_var") and bool((value < 0).any()):
+            raise ValueError(f"{path}: {shown} has negative variances: the file is damaged.")
     for ending, what in ENDINGS.items():
         first = next((name for name in state if name.endswith(ending)), "")
         if first:

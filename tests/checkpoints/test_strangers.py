@@ -303,3 +303,10 @@ def test_no_byte_of_a_directory_of_a_zip_ends_in_a_traceback(tmp_path: Path) -> 
             load(tmp_path / "net.pt", mean=(0.0,), std=(1.0,))
         except ValueError as error:
             assert "\n" not in str(error)
+
+
+def test_negative_variances_of_any_layer_are_refused(tmp_path: Path) -> None:
+    changed = state()
+    changed["layer1.0.bn1.running_var"][1] = -0.1
+    torch.save(changed, tmp_path / "net.pt")
+    assert "layer1.0.bn1.running_var has negative variances" in refusal(tmp_path / "net.pt")

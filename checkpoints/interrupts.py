@@ -57,5 +57,5 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 
 def _end(number: int, frame: FrameType | None) -> None:
-    os.write(2, b"Stopped before anything was measured.\n")
+    os.write(2, b"Stopped before anything was begun.\n")
     os._exit(128 + number)

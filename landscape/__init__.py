@@ -66,6 +66,6 @@ def measure(
     def measured() -> xr.Dataset:
         chosen = entry.spec(**spec)
         ready = prepared(problem, chosen.derivatives, path, log.warning)
-        return measure_in_batches(entry, ready, chosen, path, log.info)[1]
+        return measure_in_batches(entry, ready, chosen, path, log.warning)[1]
 
     return measured()

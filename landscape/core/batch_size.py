@@ -29,7 +29,8 @@ def prepared(
 
     Args:
         problem: kernels and batch size that it leaves open come from the result file, or else from
-            a comparison with float64 and a timing.
+            a comparison with float64 (the kernels) and `USUAL` (the batch size). A file that was
+            continued in smaller batches than the problem asks for stays with them.
         derivatives: what the probe computes; see `kernels.chosen`.
         path: the result file, if any.
         say: called with a line if a faster choice of kernels is rejected.
@@ -41,7 +42,7 @@ def prepared(
     problem = _checked(problem, derivatives, say)
     recorded = {
         name: store.recorded(path, name) if path is not None else None
-        for name in ("kernels", "batch_size")
+        for name in ("kernels", "batch_size", "larger_batches")
     }
     first = problem.kernels or recorded["kernels"]
     choice = kernels.chosen(problem, derivatives, first=first, say=say)
@@ -49,6 +50,8 @@ def prepared(
     problem = replace(problem, kernels=choice.kernels, provenance=provenance)
     usual = min(USUAL.get(problem.device.type, USUAL_BATCH), len(problem))
     size = problem.batch_size or recorded["batch_size"] or usual
+    if size in (recorded["larger_batches"] or ()):
+        size = recorded["batch_size"]
     return replace(problem, batch_size=size)
 
 

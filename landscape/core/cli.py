@@ -52,7 +52,7 @@ def guarded(action: Callable[[], int]) -> int:
         with options.given_as_flags():
             return action()
     except (ValueError, OSError) as error:
-        say(" ".join(str(error).split("\n")))
+        say(str(error))
         return 1
     except (RuntimeError, MemoryError) as error:
         if not memory_exhausted(error):

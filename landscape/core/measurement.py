@@ -45,18 +45,18 @@ def measured(
         The plan and the whole result.
     """
     alone = workers is None or workers.size == 1
-    larger = 0
+    tried: list[int] = []
     while True:
         try:
             plan = probe.plan(problem, spec)
             check(plan)
-            if larger and path is not None:
-                store.record_smaller_batch(path, plan.blank(), larger)
+            if tried and path is not None:
+                store.record_smaller_batch(path, plan.blank(), tried)
             return plan, run(plan, path, workers=workers, **how)
         except (RuntimeError, MemoryError) as error:
             if not memory_exhausted(error) or not alone or problem.batch_size < 2:
                 raise
         # Out of the except clause, where the error's traceback would keep the memory.
-        larger = larger or problem.batch_size
+        tried.append(problem.batch_size)
         problem = replace(problem, batch_size=problem.batch_size // 2)
         say(f"out of memory: continuing with batches of {problem.batch_size} examples.")

@@ -9,7 +9,7 @@ import json
 import logging
 import platform
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -233,7 +233,7 @@ def resume(blank: xr.Dataset, path: Path) -> xr.Dataset:
     return stored
 
 
-def record_smaller_batch(path: Path, blank: xr.Dataset, larger: int) -> None:
+def record_smaller_batch(path: Path, blank: xr.Dataset, tried: Sequence[int]) -> None:
     """Let a result that was begun in larger batches be continued in those of `blank`.
 
     Nothing is changed if the file does not exist, or differs in anything else.
@@ -241,17 +241,18 @@ def record_smaller_batch(path: Path, blank: xr.Dataset, larger: int) -> None:
     Args:
         path: the result file.
         blank: the result with nothing measured.
-        larger: the batch size that the file records.
+        tried: the larger batch sizes of this run, one of which the file records.
     """
     if not path.is_file():
         return
     stored = load(path)
     differing = [name for name, _, _, _ in _differences(stored, blank)]
     provenance = json.loads(stored.attrs["provenance"])
-    if differing != ["batch_size"] or provenance["batch_size"] != larger:
+    if differing != ["batch_size"] or provenance["batch_size"] not in tried:
         return
+    larger = [*provenance.get("larger_batches", []), provenance["batch_size"]]
     provenance["batch_size"] = json.loads(blank.attrs["provenance"])["batch_size"]
-    provenance["larger_batches"] = [*provenance.get("larger_batches", []), larger]
+    provenance["larger_batches"] = larger
     save(stored.assign_attrs(provenance=json.dumps(provenance)), path)
 
 

@@ -23,7 +23,7 @@ def test_a_signal_during_import_ends_in_one_line(name: str) -> None:
     code = "sys.argv = ['-m']; interrupts.quiet_while_importing(); "
     status, said, told = ended(code + f"os.kill(os.getpid(), signal.{name}); print('went on')")
     assert (status, said) == (128 + getattr(signal, name), "")
-    assert told == "Stopped before anything was measured.\n"
+    assert told == "Stopped before anything was begun.\n"
 
 
 def test_a_package_that_is_imported_leaves_the_signals_alone() -> None:

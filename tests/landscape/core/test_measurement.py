@@ -14,6 +14,7 @@ from checkpoints.device import memory_exhausted
 from checkpoints.problem import Problem
 from checkpoints.whole_file import whole
 from landscape.core import store
+from landscape.core.batch_size import prepared
 from landscape.core.measurement import measured
 from landscape.core.spaces import Space
 from landscape.registry import PROBES
@@ -76,6 +77,35 @@ def test_a_file_that_was_begun_in_larger_batches_is_continued(
     assert float(result["loss"][0, 0]) == 7.0
     provenance = json.loads(store.load(path).attrs["provenance"])
     assert (provenance["batch_size"], provenance["larger_batches"]) == (4, [8])
+
+
+def test_memory_that_shrinks_between_two_saves_halves_the_batch_again(
+    problem: Problem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 16 examples the first pass fits 8 and the later ones 4, after cells were saved."""
+    plain, passes = Space.outputs_of, []
+
+    def outputs_of(self: Space, inputs: Any, *others: Any) -> Any:
+        count = len(next(iter(inputs.values())))
+        if count > (8 if len(passes) < 9 else 4):
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        passes.append(count)
+        return plain(self, inputs, *others)
+
+    monkeypatch.setattr(Space, "outputs_of", outputs_of)
+    entry, said = PROBES["surface"], list[str]()
+    spec, path = entry.spec(**SMALL["surface"]), tmp_path / "net.h5"
+    ready = replace(problem, batch_size=16, kernels="native")
+    _, result = measured(entry, ready, spec, path, said.append, save_seconds=0)
+    assert len(said) == 2
+    assert {4, 8} <= set(passes)
+    assert (result["measured"] == 1).all()
+    provenance = json.loads(store.load(path).attrs["provenance"])
+    assert (provenance["batch_size"], provenance["larger_batches"]) == (4, [8])
+    monkeypatch.undo()
+    # The same command again continues in the size that fitted, though it asks for the first one.
+    again = prepared(replace(problem, batch_size=8, kernels="native"), spec.derivatives, path)
+    assert again.batch_size == 4
 
 
 @pytest.mark.parametrize(

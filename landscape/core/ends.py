@@ -45,8 +45,7 @@ def taken(problem: Problem, spec: Mapping[str, Any]) -> tuple[Problem, dict[str,
         given = [given]
     if isinstance(given, Sequence) and not isinstance(given, str):
         drawn = [_tensors("directions", each) for each in given]
-        whole = hashlib.sha256("".join(map(digest, drawn)).encode()).hexdigest()
-        named["directions"] = f"directions {whole[:LENGTH]}"
+        named["directions"] = f"directions {_digest_of_all(drawn)[:LENGTH]}"
         handed[named["directions"]] = drawn
     return replace(problem, handed=handed), named
 
@@ -90,7 +89,11 @@ def stored(space: Space, name: str) -> tuple[list[Tensors], str]:
     for each in drawn:
         directions.check(each, space.origin)
     fitted = [{n: each[n].to(v) for n, v in space.origin.items()} for each in drawn]
-    return fitted, hashlib.sha256("".join(map(digest, drawn)).encode()).hexdigest()
+    return fitted, _digest_of_all(drawn)
+
+
+def _digest_of_all(handed: Sequence[Tensors]) -> str:
+    return hashlib.sha256("".join(map(digest, handed)).encode()).hexdigest()
 
 
 def _tensors(what: str, given: Any) -> Tensors:

@@ -13,10 +13,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from analysis.study import CHECKPOINT, Arm, Endpoint, check_endpoints, check_roles
-from checkpoints import checkpoint
+from checkpoints import network_file
 from checkpoints.options import LARGEST_SEED, as_arguments, built, checked
 from checkpoints.registry import MODELS, check_data_name
 from checkpoints.source import Source
@@ -225,15 +223,10 @@ def _problem(table: Mapping[str, Any], where: str) -> dict[str, Any]:
         if "data" in values:
             check_data_name(values["data"])
         if values.get("model") in MODELS:
-            _try_building(values["model"], values.get("options", {}))
+            network_file.outline(values["model"], values.get("options", {}))
     except ValueError as error:
         raise ValueError(f"[{where}] {as_arguments(str(error))}") from error
     return values
-
-
-def _try_building(model: str, options: Mapping[str, Any]) -> None:
-    with torch.device("meta"):  # which allocates nothing
-        checkpoint.build(model, options)
 
 
 def _probe(label: str, table: Any) -> tuple[str, dict[str, Any]]:
@@ -282,7 +275,7 @@ def _check_arms(arms: tuple[Networks, ...]) -> None:
             )
         if arm.model in MODELS:
             try:
-                _try_building(arm.model, arm.options)
+                network_file.outline(arm.model, arm.options)
             except ValueError as error:
                 raise ValueError(f"{where} {error}") from error
         if arm.checkpoints and (arm.options or arm.reference):

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from landscape.registry import PROBES
 
 OTHERS = {
+    "landscape.diffusion": "Attention on a manifold against its drift-diffusion limit.",
     "landscape.study": "Every probe of a study over every network of it.",
     "analysis.figures": "Draw result files, side by side if there are several.",
     "analysis.report": "The page, tables and figures of a study.",

@@ -11,6 +11,8 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import xarray as xr
+
 from checkpoints import interrupts, kernels, options
 from checkpoints.device import keep_freed_memory, memory_exhausted
 from checkpoints.kernels import Derivatives
@@ -19,7 +21,7 @@ from checkpoints.reader import one_line
 from checkpoints.source import DEFAULT, Source
 from landscape.core import batch_size
 from landscape.core.measurement import measured
-from landscape.core.plan import Probe, Workers
+from landscape.core.plan import Plan, Probe, Workers, run
 from landscape.core.workers import workers_of_this_process
 
 
@@ -125,17 +127,29 @@ def _measure(probe: Probe, chosen: argparse.Namespace) -> int:
         show_progress=sys.stderr.isatty(),
     )
     if first:
-        for line in plan.tell(result) if plan.tell else ():
-            say(line)
-        for path in (out, *plan.extra_files):
-            print(path)
-        if chosen.figure:
-            # The only use of `analysis.figures` in this package: to draw the file just written.
-            from analysis.figures import draw_beside
-
-            for path in draw_beside(out):
-                print(path)
+        _report(plan, result, out, figure=chosen.figure)
     return 0
+
+
+def without_problem(plan: Plan, out: Path, *, figure: bool) -> int:
+    """Run a plan that measures no network, in this process, and report it as a probe is."""
+    result = run(plan, out, show_progress=sys.stderr.isatty())
+    _report(plan, result, out, figure=figure)
+    return 0
+
+
+def _report(plan: Plan, result: xr.Dataset, out: Path, *, figure: bool) -> None:
+    """A few lines about the result on stderr, and the paths of all files on stdout."""
+    for line in plan.tell(result) if plan.tell else ():
+        say(line)
+    for path in (out, *plan.extra_files):
+        print(path)
+    if figure:
+        # The only use of `analysis.figures` in this package: to draw the file just written.
+        from analysis.figures import draw_beside
+
+        for path in draw_beside(out):
+            print(path)
 
 
 def default_name(probe: Probe, source: Source, spec: Any) -> Path:

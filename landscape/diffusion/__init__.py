@@ -1,0 +1,1 @@
+"""Attention as drift-diffusion: operators, their limit, and how fast they get there."""

@@ -46,7 +46,7 @@ class Checkpoint:
         sha256: of that file's bytes.
     """
 
-    state_dict: Mapping[str, Tensor]
+    state_dict: Mapping[str, Tensor] = field(repr=False)
     model: str
     options: Mapping[str, Any] = field(default_factory=dict)
     classes: int = 0
@@ -57,7 +57,7 @@ class Checkpoint:
     recipe: Mapping[str, Any] = field(default_factory=dict)
     seed: int | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
-    history: tuple[Mapping[str, Any], ...] = ()
+    history: tuple[Mapping[str, Any], ...] = field(default=(), repr=False)
     file: str = ""
     sha256: str = ""
 

@@ -170,6 +170,14 @@ class Problem:
     def __len__(self) -> int:
         return len(self.targets)
 
+    def __repr__(self) -> str:
+        """What a notebook shows: the kinds of things, not their numbers."""
+        shapes = ", ".join(f"{name} {tuple(v.shape[1:])}" for name, v in self.inputs.items())
+        return (
+            f"<Problem: {type(self.model).__name__} in {self.dtype}, {len(self)} examples of "
+            f"{shapes}, loss {getattr(self.loss, '__name__', type(self.loss).__name__)}>"
+        )
+
     @classmethod
     def of(
         cls,

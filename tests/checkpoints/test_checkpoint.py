@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from checkpoints import loading, reader
-from checkpoints.checkpoint import Checkpoint, build, find, save
+from checkpoints.checkpoint import Checkpoint, build, find, load, save
 from checkpoints.loading import load, load_end
 from checkpoints.models.resnet import FAMILY, ResNet
 from checkpoints.registry import MODELS
@@ -910,3 +910,10 @@ def test_a_second_network_of_another_architecture_or_normalisation_is_refused(
     torch.save(network(depth=14).state_dict() | {"fc.bias": torch.ones(6)}, tmp_path / "end.pth")
     line = refusal(lambda: load_end(tmp_path / "end.pth", origin, known))
     assert "fc.bias is (6,) in the file and (5,) in the model" in line
+
+
+def test_what_a_notebook_shows_of_a_checkpoint_has_no_weights() -> None:
+    shown = repr(load(find("resnet8.pt")))
+    assert "resnet8" in shown
+    assert "tensor(" not in shown
+    assert len(shown) < 2000

@@ -636,3 +636,10 @@ def test_your_own_network_may_have_a_name_a_device_and_a_precision() -> None:
     measured = landscape.measure("surface", problem, points=3, dimensions=1)
     assert results.name(measured) == "mine"
     assert Problem.of(model, batches).provenance == {}
+
+
+def test_what_a_notebook_shows_of_a_problem_is_a_line(problem: Problem) -> None:
+    line = repr(problem)
+    assert line.startswith("<Problem: ")
+    assert "examples of input (" in line
+    assert len(line) < 200

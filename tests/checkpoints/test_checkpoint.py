@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from checkpoints import loading, reader
-from checkpoints.checkpoint import Checkpoint, build, find, load, save
+from checkpoints.checkpoint import Checkpoint, build, find, save
 from checkpoints.loading import load, load_end
 from checkpoints.models.resnet import FAMILY, ResNet
 from checkpoints.registry import MODELS

@@ -20,6 +20,9 @@ DEFAULT_PRODUCT = "bn_product_mean1"
 ATTENTION_PLACES = {
     "none": "torch.nn:Identity",
     "se": "checkpoints.models.se:SqueezeExcitation",
+    "eca": "checkpoints.models.eca:EfficientChannelAttention",
+    "cbam": "checkpoints.models.cbam:CBAM",
+    "nam": "checkpoints.models.nam:NormalizationAttention",
 }
 ATTENTIONS: dict[str, Callable[[int], nn.Module]] = {
     name: resolve_name(place) for name, place in ATTENTION_PLACES.items()
@@ -92,7 +95,7 @@ class ResNet(nn.Module):
         channels: number of image channels.
         shortcut: if the shape changes, A pads with zeros, B is a 1x1 convolution with BN.
         merge: how branch and shortcut are merged, one of `merge.MERGES`.
-        attention: attention of the branch before the merge, `none` or `se`.
+        attention: attention of the branch before the merge, one of `ATTENTIONS`.
 
     Raises:
         ValueError: an option has a value that is not allowed.
@@ -174,10 +177,11 @@ def options_from(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any] | None
     }
 
 
-def candidates(keys: Iterable[str]) -> list[str]:
-    """The names in `ARCHITECTURES` with as many blocks as there are in a state dict's keys."""
+def candidates(keys: Iterable[str], names: Iterable[str] | None = None) -> list[str]:
+    """The names (by default in `ARCHITECTURES`) with as many blocks as a state dict's keys."""
     blocks = {tuple(key.split(".")[:2]) for key in keys if key.startswith("layer")}
-    return [name for name in ARCHITECTURES if name.endswith(f"net{2 * len(blocks) + 2}")]
+    names = ARCHITECTURES if names is None else names
+    return [name for name in names if name.endswith(f"net{2 * len(blocks) + 2}")]
 
 
 def _named(prefix: str, **options: Any) -> dict[str, Callable[..., nn.Module]]:
@@ -192,8 +196,25 @@ def _named(prefix: str, **options: Any) -> dict[str, Callable[..., nn.Module]]:
     return three | four
 
 
-ARCHITECTURES = (
-    _named("resnet") | _named("fmmnet", merge=DEFAULT_PRODUCT) | _named("se_resnet", attention="se")
-)
+def variants(
+    prefix: str, builder: Callable[..., nn.Module], **options: Any
+) -> dict[str, Callable[..., nn.Module]]:
+    """A builder called as the plain ResNets' is: one for each depth, of the same width.
+
+    Args:
+        prefix: of the names, before `_resnet20`.
+        builder: takes the depth, and the options of `ResNet`.
+        options: further ones of the builder.
+    """
+    plain = cast("dict[str, partial[nn.Module]]", _named("resnet"))
+    return {
+        f"{prefix}_{name}": partial(builder, *each.args, **each.keywords, **options)
+        for name, each in plain.items()
+    }
+
+
+ARCHITECTURES = _named("resnet") | _named("fmmnet", merge=DEFAULT_PRODUCT)
+for _gate in [name for name in ATTENTIONS if name != "none"]:
+    ARCHITECTURES |= variants(_gate, ResNet, attention=_gate)
 
 FAMILY = Family(ARCHITECTURES, canonical_key, options_from, candidates)

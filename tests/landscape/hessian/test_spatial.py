@@ -1,4 +1,4 @@
-"""Second derivatives of spatial attention and of bilinear sampling, in weights and inputs."""
+"""Second derivatives of attention, gates and bilinear sampling, in weights and inputs."""
 
 from __future__ import annotations
 
@@ -12,6 +12,11 @@ from torch.nn import functional
 
 import landscape
 from checkpoints.models.aggregation import ScaledResidual
+from checkpoints.models.cbam import CBAM
+from checkpoints.models.eca import EfficientChannelAttention
+from checkpoints.models.nam import NormalizationAttention
+from checkpoints.models.se import SqueezeExcitation
+from checkpoints.models.sk import SelectiveKernel
 from checkpoints.models.spatial_attention import SpatialAttention
 from checkpoints.models.spatial_convolution import DeformableConvolution, DynamicConvolution
 from checkpoints.problem import Problem
@@ -30,6 +35,11 @@ MECHANISMS: dict[str, Callable[[], nn.Module]] = {
     "added": lambda: SpatialAttention(CHANNELS, heads=2, terms="0101", encoding="added"),
     "deformable": lambda: DeformableConvolution(CHANNELS, CHANNELS),
     "dynamic": lambda: DynamicConvolution(CHANNELS, groups=2),
+    "se": lambda: SqueezeExcitation(CHANNELS),
+    "eca": lambda: EfficientChannelAttention(CHANNELS),
+    "cbam": lambda: CBAM(CHANNELS),
+    "nam": lambda: NormalizationAttention(CHANNELS),
+    "sk": lambda: SelectiveKernel(CHANNELS, CHANNELS),
 }
 ALL = ("1111", "deformable", "dynamic")
 KEPT = ("deformable",)  # tracing takes seconds
@@ -88,10 +98,10 @@ def dense(loss: Callable[[Tensor], Tensor], origin: Tensor) -> Tensor:
         at = at.detach().requires_grad_()
         return torch.autograd.grad(loss(at), at)[0]
 
-    step = 1e-5
+    step = 1e-6  # small enough that no maximum and no ReLU changes sides on the way
     for v in directions(len(origin)):
         difference = (gradient(origin + step * v) - gradient(origin - step * v)) / (2 * step)
-        # 1e-10 of the step squared, 1e-11 of rounding
+        # 1e-12 of the step squared, 1e-10 of rounding
         torch.testing.assert_close(found @ v, difference, rtol=1e-5, atol=1e-7)
     return found
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from checkpoints.models.gate import Gate, squeezed
+from checkpoints.models.gate import Applied, Gate, squeezed
 
 
 class ChannelGate(Gate):
@@ -19,10 +19,11 @@ class ChannelGate(Gate):
     Args:
         channels: C.
         reduction: the hidden layer has C / reduction units, but at least 4.
+        apply: see `Gate`.
     """
 
-    def __init__(self, channels: int, reduction: int = 16) -> None:
-        super().__init__()
+    def __init__(self, channels: int, reduction: int = 16, *, apply: Applied = "multiply") -> None:
+        super().__init__(channels, apply)
         hidden = squeezed(channels, reduction)
         self.squeeze = nn.Linear(channels, hidden)
         self.excite = nn.Linear(hidden, channels)
@@ -41,11 +42,13 @@ class SpatialGate(Gate):
     Parameters: 2 kernel² + 2.
 
     Args:
+        channels: C.
         kernel: side of the convolution.
+        apply: see `Gate`.
     """
 
-    def __init__(self, kernel: int = 7) -> None:
-        super().__init__()
+    def __init__(self, channels: int, kernel: int = 7, *, apply: Applied = "multiply") -> None:
+        super().__init__(channels, apply, weighing=1)
         self.conv = nn.Conv2d(2, 1, kernel, padding=kernel // 2, bias=False)
         self.norm = nn.BatchNorm2d(1)
 
@@ -60,12 +63,13 @@ class CBAM(nn.Module):
 
     Args:
         channels: C.
+        apply: of both gates, see `Gate`.
     """
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, *, apply: Applied = "multiply") -> None:
         super().__init__()
-        self.channel = ChannelGate(channels)
-        self.spatial = SpatialGate()
+        self.channel = ChannelGate(channels, apply=apply)
+        self.spatial = SpatialGate(channels, apply=apply)
 
     def forward(self, features: Tensor) -> Tensor:
         """The same shape as `features`, (N, C, H, W)."""

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from checkpoints.models.gate import Gate
+from checkpoints.models.gate import Applied, Gate
 
 
 class EfficientChannelAttention(Gate):
@@ -19,10 +19,11 @@ class EfficientChannelAttention(Gate):
 
     Args:
         channels: C.
+        apply: see `Gate`.
     """
 
-    def __init__(self, channels: int) -> None:
-        super().__init__()
+    def __init__(self, channels: int, *, apply: Applied = "multiply") -> None:
+        super().__init__(channels, apply)
         kernel = kernel_size(channels)
         self.mix = nn.Conv1d(1, 1, kernel, padding=kernel // 2, bias=False)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from checkpoints.models.gate import Gate
+from checkpoints.models.gate import Applied, Gate
 
 
 class NormalizationAttention(Gate):
@@ -20,10 +20,11 @@ class NormalizationAttention(Gate):
 
     Args:
         channels: C.
+        apply: see `Gate`.
     """
 
-    def __init__(self, channels: int) -> None:
-        super().__init__()
+    def __init__(self, channels: int, *, apply: Applied = "multiply") -> None:
+        super().__init__(channels, apply)
         self.norm = nn.BatchNorm2d(channels)
 
     def weights(self, features: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from checkpoints.models.gate import Gate, squeezed
+from checkpoints.models.gate import Applied, Gate, squeezed
 
 
 class SqueezeExcitation(Gate):
@@ -16,10 +16,11 @@ class SqueezeExcitation(Gate):
     Args:
         channels: C.
         reduction: C is squeezed to C / reduction channels, but at least 4.
+        apply: see `Gate`.
     """
 
-    def __init__(self, channels: int, reduction: int = 16) -> None:
-        super().__init__()
+    def __init__(self, channels: int, reduction: int = 16, *, apply: Applied = "multiply") -> None:
+        super().__init__(channels, apply)
         hidden = squeezed(channels, reduction)
         self.squeeze = nn.Linear(channels, hidden, bias=False)
         self.excite = nn.Linear(hidden, channels, bias=False)

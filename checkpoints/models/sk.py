@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from checkpoints.models import resnet
 from checkpoints.models.family import Family
-from checkpoints.models.gate import Gate
-from checkpoints.models.resnet import Block, ResNet
+from checkpoints.models.gate import Applied, Gate
+from checkpoints.models.resnet import Block, ResNet, initialize
 
 BRANCHES = 2
 
@@ -29,10 +29,18 @@ class Selection(Gate):
         channels: C, of one branch.
         reduction: the hidden layer has d = C / reduction units, but at least `least`.
         least: see `reduction`.
+        apply: see `Gate`. The shares of a channel sum to 1, so `add` adds only that 1.
     """
 
-    def __init__(self, channels: int, reduction: int = 16, least: int = 32) -> None:
-        super().__init__()
+    def __init__(
+        self,
+        channels: int,
+        reduction: int = 16,
+        least: int = 32,
+        *,
+        apply: Applied = "multiply",
+    ) -> None:
+        super().__init__(BRANCHES * channels, apply)
         hidden = max(least, channels // reduction)
         self.squeeze = nn.Linear(channels, hidden, bias=False)
         self.norm = nn.BatchNorm1d(hidden)
@@ -53,18 +61,26 @@ class SelectiveKernel(nn.Module):
         outputs: C, of the result.
         stride: of the convolutions.
         groups: of the convolutions.
+        apply: of the selection, see `Selection`.
     """
 
-    def __init__(self, inputs: int, outputs: int, stride: int = 1, groups: int = 1) -> None:
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        stride: int = 1,
+        groups: int = 1,
+        *,
+        apply: Applied = "multiply",
+    ) -> None:
         super().__init__()
         self.branches = nn.ModuleList()
         for dilation in range(1, BRANCHES + 1):
             conv = nn.Conv2d(
                 inputs, outputs, 3, stride, dilation, dilation=dilation, groups=groups, bias=False
             )
-            nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
             self.branches.append(nn.Sequential(conv, nn.BatchNorm2d(outputs), nn.ReLU()))
-        self.select = Selection(outputs)
+        self.select = Selection(outputs, apply=apply)
 
     def forward(self, features: Tensor) -> Tensor:
         """(N, C, H, W) to (N, C', H / stride, W / stride), not negative."""
@@ -77,7 +93,9 @@ def per_branch(values: Tensor) -> Tensor:
     return values.reshape(len(values), BRANCHES, -1, *values.shape[2:])
 
 
-def sk_resnet(depth: int, *, groups: int = 1, **options: Any) -> nn.Module:
+def sk_resnet(
+    depth: int, *, groups: int = 1, apply: Applied = "multiply", **options: Any
+) -> nn.Module:
     """A ResNet that selects between kernels in the first convolution of every block.
 
     The unit stands instead of that convolution, its batch norm and its ReLU, so that another
@@ -88,6 +106,7 @@ def sk_resnet(depth: int, *, groups: int = 1, **options: Any) -> nn.Module:
         depth: see `ResNet`.
         groups: of the unit's convolutions. With 2 its two branches have as many weights as the one
             convolution that they replace.
+        apply: of the selection, see `Selection`.
         options: of `ResNet`.
 
     Raises:
@@ -102,7 +121,10 @@ def sk_resnet(depth: int, *, groups: int = 1, **options: Any) -> nn.Module:
                     f"sk_resnet: groups={groups}; expected a divisor of {conv.in_channels} "
                     "channels, the width."
                 )
-            unit = SelectiveKernel(conv.in_channels, conv.out_channels, conv.stride[0], groups)
+            unit = SelectiveKernel(
+                conv.in_channels, conv.out_channels, conv.stride[0], groups, apply=apply
+            )
+            initialize(unit)
             block.conv1 = unit  # type: ignore[assignment]
             block.bn1 = nn.Identity()  # type: ignore[assignment]
     return network

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -12,9 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from checkpoints import hooks, loading
+from checkpoints.batch_norm import recompute_statistics
 from checkpoints.checkpoint import build
 from checkpoints.models.cbam import CBAM, ChannelGate, SpatialGate
 from checkpoints.models.eca import EfficientChannelAttention, kernel_size
+from checkpoints.models.gate import Applied
 from checkpoints.models.nam import NormalizationAttention
 from checkpoints.models.resnet import ATTENTIONS, Block
 from checkpoints.models.se import SqueezeExcitation
@@ -118,25 +120,50 @@ def nam(x: Array, w: dict[str, Array]) -> Array:
 
 
 FORMULAS: dict[str, tuple[Any, Any]] = {
-    "se": (lambda: SqueezeExcitation(C), se),
-    "eca": (lambda: EfficientChannelAttention(C), eca),
-    "channel": (lambda: ChannelGate(C), channel),
-    "spatial": (lambda: SpatialGate(), spatial),
-    "nam": (lambda: NormalizationAttention(C), nam),
+    "se": (SqueezeExcitation, se),
+    "eca": (EfficientChannelAttention, eca),
+    "channel": (ChannelGate, channel),
+    "spatial": (SpatialGate, spatial),
+    "nam": (NormalizationAttention, nam),
 }
 
 
+def joined(x: Array, g: Array, w: dict[str, Array]) -> Array:
+    weight = w["joined.weight"][:, :, 0, 0]
+    wide = np.broadcast_to(g, (*g.shape[:2], *x.shape[2:]))
+    mixed = np.einsum("oc,nchw->nohw", weight[:, :C], x)
+    return np.asarray(mixed + np.einsum("oc,nchw->nohw", weight[:, C:], wide))
+
+
+APPLIED: dict[str, Any] = {
+    "multiply": lambda x, g, w: x * g,
+    "add": lambda x, g, w: x + g,
+    "concat": joined,
+    "mean": lambda x, g, w: x * g.mean(axis=(0, 2, 3))[:, None, None],
+}
+
+
+@pytest.mark.parametrize("apply", get_args(Applied))
 @pytest.mark.parametrize("name", FORMULAS)
-def test_a_gate_is_its_formula_and_multiplies_the_features(name: str) -> None:
-    build_it, formula = FORMULAS[name]
-    module, features = uneven(build_it()), rand(3, C, ROWS, COLUMNS)
+def test_a_gate_is_its_formula_and_is_applied_as_it_says(name: str, apply: str) -> None:
+    """By default as a product. A mean is here that of the batch, as in training."""
+    kind, formula = FORMULAS[name]
+    module, features = uneven(kind(C, apply=apply)), rand(3, C, ROWS, COLUMNS)
+    if apply == "mean":
+        module.statistics.train()
+    x, w = features.numpy(), values_of(module)
+    gate = formula(x, w)
+    wide = gate.reshape(*gate.shape, *(1,) * (4 - gate.ndim))
     with hooks.reading(module, ["gate", "before"]) as values:
         found = module(features)
-    gate = formula(features.numpy(), values_of(module))
+    if apply == "mean":
+        gate = np.broadcast_to(wide.mean(axis=(0, 2, 3), keepdims=True), wide.shape)
+        gate = gate.reshape(values["gate"].shape)
     np.testing.assert_allclose(values["gate"].detach(), gate, rtol=1e-12)
     torch.testing.assert_close(values["before"], features, rtol=0, atol=0)
-    wide = gate.reshape(*gate.shape, *(1,) * (4 - gate.ndim))
-    np.testing.assert_allclose(found.detach(), features.numpy() * wide, rtol=1e-12)
+    np.testing.assert_allclose(found.detach(), APPLIED[apply](x, wide, w), rtol=1e-11, atol=1e-14)
+    if apply == "multiply":
+        torch.testing.assert_close(uneven(kind(C))(features), found, rtol=0, atol=0)
 
 
 def test_cbam_gates_the_channels_and_then_the_positions_of_what_is_left() -> None:
@@ -315,3 +342,80 @@ def test_two_groups_give_two_branches_the_weights_of_one_convolution() -> None:
     assert weights == size(nn.Conv2d(8, 16, 3, bias=False))
     with pytest.raises(ValueError, match="groups=3; expected a divisor of 4 channels, the width"):
         network("sk_resnet8", groups=3)
+
+
+@pytest.mark.parametrize("name", FORMULAS)
+def test_a_mean_gate_is_the_same_for_every_image(name: str) -> None:
+    """It runs with momentum 0.1 from 0 in training, and multiplies as it stands in evaluation."""
+    module = uneven(FORMULAS[name][0](C, apply="mean"))
+    statistics: nn.BatchNorm2d = module.statistics
+    statistics.reset_running_stats()
+    features, other = rand(3, C, ROWS, COLUMNS), rand(2, C, ROWS, COLUMNS, seed=4)
+    statistics.train()
+    gate = module.weights(features).detach()
+    module(features)
+    wide = gate if gate.ndim == 4 else gate[:, :, None, None]
+    running = 0.1 * wide.mean(dim=(0, 2, 3))
+    torch.testing.assert_close(statistics.running_mean, running)
+    module.eval()
+    with hooks.reading(module, "gate") as values:
+        found = module(other)
+    assert values["gate"].shape == module.weights(other).shape
+    torch.testing.assert_close(found, other * running[:, None, None])
+    torch.testing.assert_close(module(other[:1]), found[:1], rtol=0, atol=0)
+
+
+def test_recomputed_statistics_are_those_of_the_gate_too() -> None:
+    module = uneven(SqueezeExcitation(C, apply="mean"))
+    features = rand(7, C, ROWS, COLUMNS)
+    gate = module.weights(features).detach()
+    recompute_statistics(module, lambda m, batch: m(batch["input"]), {"input": features})
+    torch.testing.assert_close(module.statistics.running_mean, gate.mean(dim=0))
+
+
+def test_shares_that_are_added_are_one_for_every_channel() -> None:
+    """What the selection adds does not depend on the image, as its shares sum to 1."""
+    unit, features = uneven(SelectiveKernel(4, 6, apply="add")), rand(3, 4, ROWS, COLUMNS)
+    branches = sum(branch(features) for branch in unit.branches)
+    torch.testing.assert_close(unit(features), branches + 1)
+
+
+@pytest.mark.parametrize("name", GATES)
+@pytest.mark.parametrize(
+    ("apply", "more"),
+    [
+        ("multiply", lambda c, w: 0),
+        ("add", lambda c, w: 0),
+        ("concat", lambda c, w: c * (c + w)),
+        ("mean", lambda c, w: 0),
+    ],
+)
+def test_a_control_has_the_parameters_of_its_1x1_convolutions_more(
+    name: str, apply: str, more: Any
+) -> None:
+    with torch.device("meta"):
+        control, gated = (
+            size(build(f"{name}_resnet8", {"width": 16, **options}))
+            for options in ({"apply": apply}, {})
+        )
+    places = {"cbam": [(1, 1), (1, 0)], "sk": [(2, 2)]}.get(name, [(1, 1)])
+    wide = [more(of_map * c, of_gate * c or 1) for c in (16, 32, 64) for of_map, of_gate in places]
+    assert control - gated == sum(wide)
+
+
+@pytest.mark.parametrize("apply", get_args(Applied))
+def test_every_control_trains_every_parameter(apply: str) -> None:
+    model = network("cbam_resnet8", apply=apply)
+    images, labels = rand(6, 1, 8, 8).float().sigmoid(), torch.arange(6)
+    torch.autograd.backward(nn.functional.cross_entropy(model(images), labels))
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+    assert float(model.get_parameter("layer1.0.attention.channel.squeeze.weight").grad.norm()) > 0
+
+
+def test_an_application_that_is_not_known_is_refused() -> None:
+    with pytest.raises(ValueError, match="apply='x'; expected one of multiply, add, concat, mean"):
+        network("se_resnet8", apply="x")
+    with pytest.raises(ValueError, match="apply='add'; expected an attention that is applied so"):
+        network("resnet8", apply="add")

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from checkpoints.models.family import Family
+from checkpoints.models.gate import Applied
 from checkpoints.models.merge import MERGES
 
 # The product that trains best and most stably here; docs/models.md has the measurements.
@@ -20,8 +21,11 @@ DEFAULT_PRODUCT = "bn_product_mean1"
 ATTENTION_PLACES = {
     "none": "torch.nn:Identity",
     "se": "checkpoints.models.se:SqueezeExcitation",
+    "eca": "checkpoints.models.eca:EfficientChannelAttention",
+    "cbam": "checkpoints.models.cbam:CBAM",
+    "nam": "checkpoints.models.nam:NormalizationAttention",
 }
-ATTENTIONS: dict[str, Callable[[int], nn.Module]] = {
+ATTENTIONS: dict[str, Callable[..., nn.Module]] = {
     name: resolve_name(place) for name, place in ATTENTION_PLACES.items()
 }
 
@@ -52,14 +56,21 @@ class Block(nn.Module):
     """Two 3x3 convolutions and a shortcut, merged, then a ReLU."""
 
     def __init__(
-        self, inputs: int, outputs: int, stride: int, shortcut: str, merge: str, attention: str
+        self,
+        inputs: int,
+        outputs: int,
+        stride: int,
+        shortcut: str,
+        merge: str,
+        attention: str,
+        apply: Applied = "multiply",
     ) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(outputs)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(outputs)
-        self.attention = ATTENTIONS[attention](outputs)
+        self.attention = ATTENTIONS[attention](outputs, apply=apply)
         self.downsample: nn.Module = nn.Identity()
         if stride != 1 or inputs != outputs:
             if shortcut == "A":
@@ -92,7 +103,8 @@ class ResNet(nn.Module):
         channels: number of image channels.
         shortcut: if the shape changes, A pads with zeros, B is a 1x1 convolution with BN.
         merge: how branch and shortcut are merged, one of `merge.MERGES`.
-        attention: attention of the branch before the merge, `none` or `se`.
+        attention: attention of the branch before the merge, one of `ATTENTIONS`.
+        apply: how a gate acts on the features, see `Gate`.
 
     Raises:
         ValueError: an option has a value that is not allowed.
@@ -108,6 +120,7 @@ class ResNet(nn.Module):
         shortcut: Literal["A", "B"] = "B",
         merge: str = "add",
         attention: str = "none",
+        apply: Applied = "multiply",
     ) -> None:
         super().__init__()
         if depth not in FOUR_STAGES and (depth < 8 or (depth - 2) % 6):
@@ -121,6 +134,8 @@ class ResNet(nn.Module):
         ):
             if value not in known:
                 raise ValueError(f"ResNet: {option}={value!r}; expected one of {', '.join(known)}.")
+        if attention == "none" and apply != "multiply":
+            raise ValueError(f"ResNet: apply={apply!r}; expected an attention that is applied so.")
         blocks = FOUR_STAGES.get(depth) or ((depth - 2) // 6,) * 3
         self.conv1 = nn.Conv2d(channels, width, 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
@@ -130,16 +145,13 @@ class ResNet(nn.Module):
             outputs = width * 2**stage
             layer = nn.Sequential()
             for index in range(count):
-                layer.append(
-                    Block(planes, outputs, 1 if index else stride, shortcut, merge, attention)
-                )
+                step = 1 if index else stride
+                layer.append(Block(planes, outputs, step, shortcut, merge, attention, apply))
                 planes = outputs
             self.add_module(f"layer{stage + 1}", layer)
         self.stages = len(blocks)
         self.fc = nn.Linear(planes, classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        initialize(self)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (N, classes) of images (N, channels, H, W)."""
@@ -147,6 +159,13 @@ class ResNet(nn.Module):
         for stage in range(self.stages):
             features = self.get_submodule(f"layer{stage + 1}")(features)
         return cast(Tensor, self.fc(features.mean(dim=(2, 3))))
+
+
+def initialize(network: nn.Module) -> None:
+    """Draw the weights of all 2-D convolutions, scaled by their outputs (He et al. 2015)."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
 
 def canonical_key(key: str) -> str:
@@ -174,10 +193,11 @@ def options_from(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any] | None
     }
 
 
-def candidates(keys: Iterable[str]) -> list[str]:
-    """The names in `ARCHITECTURES` with as many blocks as there are in a state dict's keys."""
+def candidates(keys: Iterable[str], names: Iterable[str] | None = None) -> list[str]:
+    """The names (by default in `ARCHITECTURES`) with as many blocks as a state dict's keys."""
     blocks = {tuple(key.split(".")[:2]) for key in keys if key.startswith("layer")}
-    return [name for name in ARCHITECTURES if name.endswith(f"net{2 * len(blocks) + 2}")]
+    names = ARCHITECTURES if names is None else names
+    return [name for name in names if name.endswith(f"net{2 * len(blocks) + 2}")]
 
 
 def _named(prefix: str, **options: Any) -> dict[str, Callable[..., nn.Module]]:
@@ -192,8 +212,25 @@ def _named(prefix: str, **options: Any) -> dict[str, Callable[..., nn.Module]]:
     return three | four
 
 
-ARCHITECTURES = (
-    _named("resnet") | _named("fmmnet", merge=DEFAULT_PRODUCT) | _named("se_resnet", attention="se")
-)
+def variants(
+    prefix: str, builder: Callable[..., nn.Module], **options: Any
+) -> dict[str, Callable[..., nn.Module]]:
+    """A builder called as the plain ResNets' is: one for each depth, of the same width.
+
+    Args:
+        prefix: of the names, before `_resnet20`.
+        builder: takes the depth, and the options of `ResNet`.
+        options: further ones of the builder.
+    """
+    plain = cast("dict[str, partial[nn.Module]]", _named("resnet"))
+    return {
+        f"{prefix}_{name}": partial(builder, *each.args, **each.keywords, **options)
+        for name, each in plain.items()
+    }
+
+
+ARCHITECTURES = _named("resnet") | _named("fmmnet", merge=DEFAULT_PRODUCT)
+for _gate in [name for name in ATTENTIONS if name != "none"]:
+    ARCHITECTURES |= variants(_gate, ResNet, attention=_gate)
 
 FAMILY = Family(ARCHITECTURES, canonical_key, options_from, candidates)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from functools import partial
 from typing import Any, Literal, cast, get_args
 
 from torch import nn
@@ -11,7 +10,7 @@ from torch import nn
 from checkpoints.models import resnet
 from checkpoints.models.aggregation import ScaledResidual
 from checkpoints.models.family import Family
-from checkpoints.models.resnet import ARCHITECTURES, Block, ResNet
+from checkpoints.models.resnet import Block, ResNet
 from checkpoints.models.spatial_attention import Encoding, SpatialAttention
 from checkpoints.models.spatial_convolution import DeformableConvolution, DynamicConvolution
 
@@ -98,21 +97,12 @@ def candidates(keys: Iterable[str]) -> list[str]:
     return []
 
 
-def _named(prefix: str, **options: Any) -> dict[str, Callable[..., nn.Module]]:
-    """One builder for each depth of the plain ResNet, of the same width."""
-    plain = cast("dict[str, partial[nn.Module]]", ARCHITECTURES)
-    builder = cast(Callable[..., nn.Module], spatial_resnet)
-    return {
-        f"{prefix}_{name}": partial(builder, *each.args, **each.keywords, **options)
-        for name, each in plain.items()
-        if name.startswith("resnet")
-    }
-
+_BUILDER = cast(Callable[..., nn.Module], spatial_resnet)
 
 FAMILY = Family(
-    _named("spatial")
-    | _named("deformable", attention="none", deformable=True)
-    | _named("dynamic", attention="dynamic"),
+    resnet.variants("spatial", _BUILDER)
+    | resnet.variants("deformable", _BUILDER, attention="none", deformable=True)
+    | resnet.variants("dynamic", _BUILDER, attention="dynamic"),
     resnet.canonical_key,
     resnet.options_from,
     candidates,

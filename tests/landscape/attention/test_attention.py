@@ -12,8 +12,8 @@ from scipy.spatial.distance import jensenshannon
 from torch import Tensor, nn
 
 import landscape
+from checkpoints.checkpoint import build
 from checkpoints.hooks import Exposed
-from checkpoints.models.resnet import ResNet
 from checkpoints.problem import Problem
 from landscape.attention import agreement, interventions, sites
 from landscape.attention.importance import Importance
@@ -257,16 +257,37 @@ def test_batches_do_not_matter_and_means_are_over_the_examples() -> None:
     np.testing.assert_allclose(whole["kendall_tau_mean_stderr"], taus.std(axis=0, ddof=1) / N**0.5)
 
 
-def test_every_gate_of_the_zoo_is_found() -> None:
+ATTENDING = "layer{}.0.attention"
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "names", "units"),
+    [
+        ("se_resnet8", {}, [ATTENDING], [4]),
+        ("eca_resnet8", {}, [ATTENDING], [4]),
+        ("nam_resnet8", {}, [ATTENDING], [4]),
+        # the units of a spatial gate are patches, at most one for each of the 6 x 6 positions
+        ("cbam_resnet8", {}, [f"{ATTENDING}.channel", f"{ATTENDING}.spatial"], [4, 36]),
+        ("sk_resnet8", {}, ["layer{}.0.conv1.select"], [8]),
+        ("se_resnet8", {"apply": "mean"}, [ATTENDING], [4]),
+        ("resnet8", {"merge": "sigmoid_residual"}, ["layer{}.0.merge"], [4]),
+    ],
+)
+def test_every_gate_of_the_zoo_is_found(
+    model: str, options: dict[str, Any], names: list[str], units: list[int]
+) -> None:
     torch.manual_seed(0)
-    for options, name in (
-        ({"attention": "se"}, "layer1.0.attention"),
-        ({"merge": "sigmoid_residual"}, "layer1.0.merge"),
-    ):
-        network = ResNet(8, width=4, channels=1, classes=CLASSES, **options)  # type: ignore[arg-type]
-        found = sites.found(Inputs(made(network)), (), 7)
-        assert [site.name for site in found][0] == name
-        assert [site.units for site in found] == [4, 8, 16]
+    network = build(model, {"width": 4, "channels": 1, "classes": CLASSES, **options})
+    found = sites.found(Inputs(made(network)), (), 7)
+    assert [site.name for site in found] == [n.format(stage) for stage in (1, 2, 3) for n in names]
+    assert [site.units for site in found][: len(units)] == units
+
+
+@pytest.mark.parametrize("apply", ["add", "concat"])
+def test_what_is_added_or_joined_is_no_gate(apply: str) -> None:
+    options = {"width": 4, "channels": 1, "classes": CLASSES, "apply": apply}
+    with pytest.raises(ValueError, match="multiplies no features by a gate"):
+        sites.found(Inputs(made(build("se_resnet8", options))), (), 7)
 
 
 def test_what_has_no_gate_is_refused_in_a_line() -> None:

@@ -1,4 +1,4 @@
-"""Second derivatives of spatial attention and of bilinear sampling, in weights and inputs."""
+"""Second derivatives of attention, gates and bilinear sampling, in weights and inputs."""
 
 from __future__ import annotations
 
@@ -10,15 +10,17 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
-import landscape
 from checkpoints.models.aggregation import ScaledResidual
+from checkpoints.models.cbam import CBAM
+from checkpoints.models.eca import EfficientChannelAttention
+from checkpoints.models.nam import NormalizationAttention
+from checkpoints.models.se import SqueezeExcitation
+from checkpoints.models.sk import SelectiveKernel
 from checkpoints.models.spatial_attention import SpatialAttention
 from checkpoints.models.spatial_convolution import DeformableConvolution, DynamicConvolution
 from checkpoints.problem import Problem
 from landscape.core.spaces import Inputs, Space, Weights
 from landscape.hessian.operator import Curvature
-from landscape.registry import PROBES
-from tests.test_contracts import SMALL
 
 pytestmark = pytest.mark.second_derivative
 
@@ -30,8 +32,12 @@ MECHANISMS: dict[str, Callable[[], nn.Module]] = {
     "added": lambda: SpatialAttention(CHANNELS, heads=2, terms="0101", encoding="added"),
     "deformable": lambda: DeformableConvolution(CHANNELS, CHANNELS),
     "dynamic": lambda: DynamicConvolution(CHANNELS, groups=2),
+    "se": lambda: SqueezeExcitation(CHANNELS),
+    "eca": lambda: EfficientChannelAttention(CHANNELS),
+    "cbam": lambda: CBAM(CHANNELS),
+    "nam": lambda: NormalizationAttention(CHANNELS),
+    "sk": lambda: SelectiveKernel(CHANNELS, CHANNELS),
 }
-ALL = ("1111", "deformable", "dynamic")
 KEPT = ("deformable",)  # tracing takes seconds
 
 
@@ -49,16 +55,15 @@ class Tiny(nn.Module):
         return self.head(features.square().mean(dim=(2, 3)))
 
 
-def tiny(mechanism: str, examples: int = 3) -> Problem:
+def tiny(mechanism: str) -> Problem:
     generator = torch.Generator().manual_seed(0)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
-        chosen = ALL if mechanism == "all" else (mechanism,)
-        model = Tiny(nn.Sequential(*(MECHANISMS[name]() for name in chosen)))
+        model = Tiny(MECHANISMS[mechanism]())
     for parameter in model.block.parameters():  # nothing stays at its initial zero
         nn.init.normal_(parameter, 0.0, 0.5, generator=generator)
-    images = torch.rand(examples, 1, 4, 4, generator=generator)
-    labels = torch.arange(examples) // 2 % 3
+    images = torch.rand(3, 1, 4, 4, generator=generator)
+    labels = torch.arange(3) // 2
     return Problem.of(model, [(images, labels)], batch_size=2).to("cpu", torch.float64)
 
 
@@ -88,10 +93,10 @@ def dense(loss: Callable[[Tensor], Tensor], origin: Tensor) -> Tensor:
         at = at.detach().requires_grad_()
         return torch.autograd.grad(loss(at), at)[0]
 
-    step = 1e-5
+    step = 1e-6  # small enough that no maximum and no ReLU changes sides on the way
     for v in directions(len(origin)):
         difference = (gradient(origin + step * v) - gradient(origin - step * v)) / (2 * step)
-        # 1e-10 of the step squared, 1e-11 of rounding
+        # 1e-12 of the step squared, 1e-10 of rounding
         torch.testing.assert_close(found @ v, difference, rtol=1e-5, atol=1e-7)
     return found
 
@@ -127,10 +132,3 @@ def test_the_hessian_in_the_inputs_is_the_dense_one(mechanism: str) -> None:
             # the mean over three examples has a third of each one's own Hessian
             wanted = 3 * exact[block, block] @ v
             torch.testing.assert_close(operator.matvec(v), wanted, rtol=1e-9, atol=1e-10)
-
-
-# These networks multiply no features by a gate, which is what the probe attention looks for.
-@pytest.mark.parametrize("probe", sorted(set(PROBES) - {"attention"}))
-def test_every_probe_measures_a_network_of_all_mechanisms(probe: str) -> None:
-    result = landscape.measure(probe, tiny("all", examples=12), **SMALL.get(probe, {}))
-    assert (result["measured"] == 1).all()

@@ -137,6 +137,11 @@ def on_the_grid(result: xr.Dataset, variable: str) -> bool:
     return variable != "measured" and result[variable].dims == result["measured"].dims
 
 
+def summed_up(result: xr.Dataset, variable: str) -> bool:
+    """Whether there is a mean of `variable` over the examples."""
+    return f"{variable}_mean" in result
+
+
 def has_stderr(result: xr.Dataset, variable: str) -> bool:
     """Whether `variable` runs along the grid with a standard error at every point."""
     return (
@@ -200,6 +205,42 @@ def panels(page: Page) -> Figure:
     )
     legend(figure, axes)
     fit_height(figure, axes, down, ratio)
+    return figure
+
+
+def blocks(
+    page: Page,
+    *,
+    ways: Callable[[xr.Dataset, str], Sequence[Callable[..., Any]]],
+    across: dict[int, int],
+    ratio: float,
+) -> Figure:
+    """A block of panels a result: one a variable and way to draw it, each on its own scale.
+
+    Args:
+        page: what to show.
+        ways: (result, variable) -> marks (result, Axes, *, variable), one panel each.
+        across: panels side by side, by columns.
+        ratio: height of a panel over its width.
+    """
+    shown, columns = page.shown, page.columns
+    drawings = [(marks, name) for name in page.variables for marks in ways(shown[0], name)]
+    figure = new_figure(columns, gap=0.04)
+    many = min(across[columns], len(drawings))
+    down = -(-len(drawings) // many)
+    width = style.WIDTHS[columns] / many
+    axes = []
+    for number, (result, name) in enumerate(zip(shown, results.names(shown), strict=True)):
+        for at, (marks, variable) in enumerate(drawings):
+            ax = figure.add_subplot(len(shown) * down, many, number * down * many + at + 1)
+            marks(result, ax, variable=variable)
+            ax.set_xlabel(wrapped(ax.get_xlabel(), 0.8 * width))
+            ax.set_ylabel(wrapped(ax.get_ylabel(), 0.7 * width * ratio))
+            if at == 0:
+                title(ax, name, "", 0.8 * width, lift=0)
+            axes.append(ax)
+    legend(figure, axes)
+    fit_height(figure, axes, len(shown) * down, ratio)
     return figure
 
 

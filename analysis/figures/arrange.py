@@ -22,6 +22,7 @@ from matplotlib.ticker import FuncFormatter
 
 from analysis import results
 from analysis.figures import style
+from analysis.figures.looks import looks
 from analysis.figures.scale import Choice, Scale, finite, shared_scale
 
 # Most panels side by side in one and two columns; labels of 3-D axes need the room.
@@ -244,8 +245,13 @@ def blocks(
     return figure
 
 
-def overlay(page: Page) -> Figure:
-    """All results in the same Axes, one Axes a variable, one above the other."""
+def overlay(page: Page, *, remark: Callable[[xr.Dataset], str] = lambda _: "") -> Figure:
+    """All results in the same Axes, one Axes a variable, one above the other.
+
+    Args:
+        page: what to show.
+        remark: a few words on a result, after its name.
+    """
     shown, variables, columns = page.shown, page.variables, page.columns
     figure = new_figure(columns, gap=0.02)
     axes = [
@@ -253,7 +259,10 @@ def overlay(page: Page) -> Figure:
     ]
     labels = results.names(shown)
     scales = [shared_scale(shown, variable, page.choice, page.ceiling) for variable in variables]
-    counts = [note(result, variables[0], scales[0]) for result in shown]
+    counts = [
+        ", ".join(filter(None, (note(result, variables[0], scales[0]), remark(result))))
+        for result in shown
+    ]
     if len(shown) == 1:
         title(axes[0], labels[0], counts[0], 0.8 * style.WIDTHS[columns], lift=0)
         labels = [""]
@@ -263,8 +272,8 @@ def overlay(page: Page) -> Figure:
             for label, count in zip(labels, counts, strict=True)
         ]
     for variable, scale, ax in zip(variables, scales, axes, strict=True):
-        for result, label in zip(shown, labels, strict=True):
-            page.kind.marks(result, ax, variable=variable, scale=scale, label=label)
+        for result, label, look in zip(shown, labels, looks(shown), strict=True):
+            page.kind.marks(result, ax, variable=variable, scale=scale, label=label, look=look)
     for ax in axes:
         room = 0.9 * _HEIGHT_OVERLAY[columns] * style.WIDTHS[columns]
         ax.set_ylabel(wrapped(ax.get_ylabel(), room))
@@ -333,9 +342,9 @@ def wrapped(text: str, width: float) -> str:
         first, _, rest = text.partition(f"{end} {start}")
         if first and rest:
             return f"{wrapped(first + end, width)}\n{wrapped(start + rest, width)}"
-    whole = re.sub(r" (\S{1,2})$", "\N{NO-BREAK SPACE}\\1", text)  # no symbol alone on a line
-    filled = textwrap.fill(whole, max(8, int(width / _CHARACTER)))
-    return filled.replace("\N{NO-BREAK SPACE}", " ")
+    return _filled(
+        re.sub(r" (\S{1,2})$", "\N{NO-BREAK SPACE}\\1", text), max(8, int(width / _CHARACTER))
+    )
 
 
 def _share_limits(axes: Sequence[Axes]) -> None:
@@ -348,15 +357,18 @@ def _share_limits(axes: Sequence[Axes]) -> None:
 def legend(figure: Figure, axes: Sequence[Axes], first: Sequence[str] = ()) -> None:
     """One legend below for all Axes: the labels in `first`, then the others.
 
-    A label stands there once for each colour of its lines. The legend fits the width of the
+    A label stands there once for each look of its lines. The legend fits the width of the
     figure: what the labels in `first` begin with in common is its title, it has no more columns
     than have room, and labels that are longer still are broken into lines.
     """
     entries: dict[tuple[str, str], Artist] = {}
     for ax in axes:
         for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
-            colour = to_hex(handle.get_color()) if isinstance(handle, Line2D) else ""
-            entries.setdefault((label, colour), handle)
+            look = ""
+            if isinstance(handle, Line2D):
+                face = to_hex(handle.get_markerfacecolor())
+                look = f"{to_hex(handle.get_color())} {handle.get_marker()} {face}"
+            entries.setdefault((label, look), handle)
     if not entries:
         return
     keys = sorted(entries, key=lambda key: key[0] not in first)
@@ -389,8 +401,15 @@ def legend(figure: Figure, axes: Sequence[Axes], first: Sequence[str] = ()) -> N
 
 
 def _filled(text: str, characters: int) -> str:
-    """`text` with its own lines broken where they are longer than so many characters."""
-    return "\n".join(textwrap.fill(line, characters) for line in text.splitlines())
+    """`text` with its own lines broken where they are longer than so many characters.
+
+    An error stays with its value.
+    """
+    bound = text.replace(
+        " \N{PLUS-MINUS SIGN} ", "\N{NO-BREAK SPACE}\N{PLUS-MINUS SIGN}\N{NO-BREAK SPACE}"
+    )
+    filled = "\n".join(textwrap.fill(line, characters) for line in bound.splitlines())
+    return filled.replace("\N{NO-BREAK SPACE}", " ")
 
 
 def fit_height(figure: Figure, axes: Sequence[Axes], down: int, ratio: float) -> None:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from analysis import results
 from analysis.figures.arrange import Kind, Page, fit_height, legend, new_figure
+from analysis.figures.looks import Look, following, looks
 
 _CURVES = 2  # height of the probabilities, in heights of a strip of images
 _GAP = 0.06  # between images, of their width
@@ -47,7 +48,7 @@ def images(result: xr.Dataset, ax: Axes, *, draw: int) -> None:
 
 
 def probabilities(
-    result: xr.Dataset, ax: Axes, *, draw: int, colour: str = "C0", label: str = ""
+    result: xr.Dataset, ax: Axes, *, draw: int, look: Look | None = None, label: str = ""
 ) -> None:
     """Draw the probabilities of both samples' classes, and the largest of all others.
 
@@ -55,18 +56,19 @@ def probabilities(
         result: of `landscape.interpolate`, with a gallery.
         ax: Axes; call again with other results to compare them.
         draw: which path of the gallery.
-        colour: of this result.
+        look: of this result; by default one that no line of `ax` has.
         label: for the legend.
     """
     one = result.isel(pair=int(result["gallery_pair"].values[draw]))
     ends = one["label"].values[:2].astype(int)
     curves = one["probability"].transpose("t", "path_sample").values
-    ax.plot(one["t"], curves[:, 0], color=colour, linestyle="-", label=label)
+    look = look or following(ax)
+    ax.plot(one["t"], curves[:, 0], label=label, **look.line(linestyle="-"))
     if ends[0] != ends[1]:
-        ax.plot(one["t"], curves[:, 1], color=colour, linestyle="--")
+        ax.plot(one["t"], curves[:, 1], **look.line(linestyle="--"))
     others = np.delete(_softmax(one["logits"].transpose("t", "class").values), ends, axis=1)
     if others.shape[1]:
-        ax.plot(one["t"], others.max(axis=1), color=colour, linestyle=":")
+        ax.plot(one["t"], others.max(axis=1), **look.line(linestyle=":"))
     ax.set(xlim=_limits(result), ylim=(-0.05, 1.05), yticks=(0, 1), xticks=(0, 0.5, 1))
 
 
@@ -97,8 +99,8 @@ def gallery(page: Page) -> Figure:
     names = json.loads(first["class"].attrs.get("names", json.dumps(numbered)))
     for draw, strip, curves in zip(paths, axes[::2], axes[1::2], strict=True):
         images(first, strip, draw=draw)
-        for number, (result, label) in enumerate(zip(shown, labels, strict=True)):
-            probabilities(result, curves, draw=draw, colour=f"C{number}", label=label)
+        for result, label, look in zip(shown, labels, looks(shown, dashes=False), strict=True):
+            probabilities(result, curves, draw=draw, look=look, label=label)
         curves.set_ylabel("probability")
         curves.tick_params(labelbottom=draw == paths[-1])
         begin, end = first["label"].values[int(first["gallery_pair"].values[draw]), :2].astype(int)

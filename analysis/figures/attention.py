@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
@@ -94,8 +94,12 @@ def erasure(result: xr.Dataset, ax: Axes, *, variable: str) -> None:
             color=("black", "C0", "0.6")[at],
             label=_ORDERS.get(order, f"by {order}"),
         )
-    ax.set(xlabel="fraction of units erased", ylabel="probability of the decision", ylim=(0, None))
-    ax.set_xlim(0, 1)
+    ax.set(
+        xlabel="fraction of units erased",
+        ylabel="probability of the decision",
+        xlim=(0, 1),
+        ylim=(0, 1.08 * ax.dataLim.ymax),
+    )
 
 
 def by_intervention(result: xr.Dataset, ax: Axes, *, variable: str) -> None:
@@ -114,8 +118,7 @@ def by_intervention(result: xr.Dataset, ax: Axes, *, variable: str) -> None:
         mean, error = (result[f"{variable}_{name}"].values for name in ("mean", "mean_stderr"))
         ax.errorbar(place, mean, 2 * np.nan_to_num(error), fmt="o", color="0.2", markersize=3)
         ax.axhline(mean[0], color="0.7", linewidth=0.6, zorder=0)
-    ax.set_xticks(place, [_spaced(name) for name in names], rotation=60, ha="right")
-    ax.set_xlim(-0.5, len(place) - 0.5)
+    _name_ticks(ax, [_spaced(name) for name in names])
     ax.set_ylabel(_label(result, variable))
 
 
@@ -130,7 +133,15 @@ def _ways(result: xr.Dataset, variable: str) -> list[Callable[..., None]]:
 def _sites(result: xr.Dataset, ax: Axes) -> None:
     names = [str(name) for name in result["site"].values]
     short = [name.removesuffix(".attention").removesuffix(".merge") for name in names]
-    ax.set_xticks(range(len(names)), short, rotation=60, ha="right")
+    _name_ticks(ax, short)
+
+
+def _name_ticks(ax: Axes, names: Sequence[str]) -> None:
+    """Name the places 0, 1, ... along the axis, aslant where there are several."""
+    ax.set_xticks(range(len(names)), names)
+    if len(names) > 1:
+        for label in ax.get_xticklabels():
+            label.set(rotation=60, ha="right", rotation_mode="anchor")
     ax.set_xlim(-0.5, len(names) - 0.5)
 
 

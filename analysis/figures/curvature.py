@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from analysis import results
 from analysis.figures import style
-from analysis.figures.arrange import Kind, Page, fit_height, legend, new_figure, title, wrapped
+from analysis.figures.arrange import Kind, Page, fit_height, legend, new_figure, title
 from analysis.figures.distribution import steps
 from analysis.figures.looks import Look, following, looks
 from analysis.stats.arrays import Floats
@@ -82,7 +82,6 @@ def curvatures(page: Page) -> Figure:
     for draw, ax in zip(marks, axes, strict=True):
         for result, label, look in zip(shown, labels, looks(shown), strict=True):
             draw(result, ax, label=label, look=look)
-        ax.set_xlabel(wrapped(ax.get_xlabel(), 0.7 * style.WIDTHS[columns] / len(marks)))
         ax.tick_params(labelleft=ax is axes[0])
     axes[0].set_ylabel("fraction of examples")
     legend(figure, axes, labels)

@@ -109,7 +109,7 @@ def by_kind(page: Page) -> Figure:
         if upright:
             panels[0].set_title(wrapped(label, panel))
         else:
-            panels[0].set_ylabel(wrapped(label, 0.8 * panel))
+            panels[0].set_ylabel(label)
             for ax in panels[1:]:
                 ax.tick_params(labelleft=False)
     for name, row in zip(named, grid if upright else grid.T, strict=True):

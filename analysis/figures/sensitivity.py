@@ -21,7 +21,6 @@ from analysis.figures.arrange import (
     legend,
     new_figure,
     title,
-    wrapped,
 )
 from analysis.figures.distribution import few_ticks, steps, tick_text
 from analysis.figures.looks import Look, following, looks
@@ -195,13 +194,11 @@ def distributions(page: Page) -> Figure:
     figure = new_figure(columns, gap=0.04)
     down = -(-len(variables) // _PANEL[columns])
     across = -(-len(variables) // down)
-    width = style.WIDTHS[columns] / across
     axes = [figure.add_subplot(down, across, at + 1) for at in range(len(variables))]
     labels = results.names(shown)
     for at, (variable, ax) in enumerate(zip(variables, axes, strict=True)):
         for result, label, look in zip(shown, labels, looks(shown), strict=True):
             distribution(result, ax, variable=variable, label=label, look=look)
-        ax.set_xlabel(wrapped(ax.get_xlabel(), 0.8 * width))
         ax.set_ylabel("fraction of examples" if at % across == 0 else "")
         ax.tick_params(labelleft=at % across == 0)
     legend(figure, axes, labels)
@@ -242,8 +239,8 @@ def radius_curves(page: Page) -> Figure:
                 )
             if columns == 1 or row == 0:
                 title(ax, name, "", 0.8 * width, lift=0)
-            ax.set_xlabel(wrapped(ax.get_xlabel(), 0.7 * width) if row + 1 == len(rows) else "")
-            ax.set_ylabel(wrapped(ax.get_ylabel(), 0.72 * width) if column == 0 else "")
+            ax.set_xlabel(ax.get_xlabel() if row + 1 == len(rows) else "")
+            ax.set_ylabel(ax.get_ylabel() if column == 0 else "")
             ax.tick_params(labelleft=column == 0, labelbottom=row + 1 == len(rows))
     figure.align_ylabels()
     legend(figure, axes, labels)

@@ -121,8 +121,6 @@ def spectra(page: Page) -> Figure:
         rows if len(shown) > 1 else [0], shown, labels, looks(shown, hollow=False), strict=True
     ):
         spectrum(result, ax, linear=linear, row=row, label=label, look=look)
-    ax.set_xlabel(wrapped(ax.get_xlabel(), 0.8 * width))
-    ax.set_ylabel(wrapped(ax.get_ylabel(), 0.6 * _HEIGHT[columns] * width))
     legend(figure, [ax], labels)
     fit_height(figure, [ax], 1, _HEIGHT[columns])
     return figure
@@ -218,7 +216,6 @@ def ranks(page: Page) -> Figure:
         ranked(result, ax, label=label if len(shown) > 1 else "", look=look)
     if len(shown) == 1:
         title(ax, labels[0], "", 0.8 * width, lift=0)
-    ax.set_ylabel(wrapped(ax.get_ylabel(), 0.8 * _HEIGHT[columns] * width))
     legend(figure, [ax], labels)
     fit_height(figure, [ax], 1, _HEIGHT[columns])
     return figure

@@ -10,6 +10,7 @@ from cycler import cycler
 from matplotlib.colors import Colormap
 
 WIDTHS = {1: 3.35, 2: 6.9}  # inches: one and two columns of most journals (85 and 175 mm)
+TALLEST = 9.0  # inches: a page of most journals, less a caption
 COLOURS = "viridis"  # even steps of lightness: reads in grey print and by colour-blind readers
 OVER = "#fff6b8"  # above the scale: lighter than its last colour
 NOT_FINITE = "0.55"

@@ -49,7 +49,7 @@ def by_layer(result: xr.Dataset, ax: Axes, *, variable: str) -> None:
         )
     ax.set_xticks(place, _short([str(name) for name in result["layer"].values]))
     ax.set_xlim(-0.5, len(place) - 0.5)
-    ax.set_ylim(bottom=0)
+    ax.set_ylim(0, 1.08 * ax.dataLim.ymax)
     ax.set(xlabel="layer", ylabel=results.axis_label(result[variable]))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -16,9 +17,10 @@ from analysis.figures.arrange import Page
 from analysis.figures.registry import FIGURES
 from analysis.figures.scale import Choice
 
-__all__ = ["FIGURES", "draw", "draw_beside", "fitting", "save"]
+__all__ = ["FIGURES", "draw", "draw_beside", "fitting", "pages", "save"]
 
 Format = Literal["png", "pdf"]
+_PART = 0.16  # inches that a line on top takes
 MARK = "cnn-landscape"  # in the metadata of every figure
 
 
@@ -31,7 +33,7 @@ def draw(
     columns: int = 1,
     ceiling: float | None = None,
 ) -> Figure:
-    """Draw one result, or several in one figure on one scale.
+    """Draw one result, or several in one figure on one scale: the first page of `pages`.
 
     Surfaces stand side by side with the same limits, heights and colours, so that they can be
     compared by eye; lines share their Axes. The figure belongs to no window and to no global
@@ -49,7 +51,32 @@ def draw(
             logarithmic scale ends at `scale.CEILING_RATIO` times the smallest.
 
     Raises:
-        ValueError: what `fitting` refuses, or no finite value.
+        ValueError: what `fitting` refuses, no finite value, or more networks in one Axes than can
+            be told apart.
+    """
+    return pages(
+        results,
+        kind=kind,
+        variable=variable,
+        scale=scale,
+        columns=columns,
+        ceiling=ceiling,
+    )[0]
+
+
+def pages(
+    results: xr.Dataset | Sequence[xr.Dataset],
+    *,
+    kind: str | None = None,
+    variable: str | None = None,
+    scale: Choice = "auto",
+    columns: int = 1,
+    ceiling: float | None = None,
+) -> list[Figure]:
+    """Draw as `draw` does, in as many figures as it takes for each to fit a page.
+
+    A figure that would be taller than `style.TALLEST` is divided: results that stand below one
+    another, or the paths of a gallery, go to several, which say which part they are.
     """
     given = [results] if isinstance(results, xr.Dataset) else list(results)
     shown = [result_files.checked(result) for result in given]
@@ -59,7 +86,7 @@ def draw(
     variables = chosen.shared(shown) if variable is None else [variable]
     try:
         with style.context():
-            return chosen.arrange(Page(chosen, shown, variables, scale, columns, ceiling))
+            return _divided(Page(chosen, shown, variables, scale, columns, ceiling))
     except KeyError as error:  # what xarray says of a variable or an entry that is not there
         name = str(error.args[0]).splitlines()[0]
         without = [result_files.source(r) for r in shown if name not in r.variables]
@@ -67,6 +94,22 @@ def draw(
             f"{(without or [result_files.source(shown[0])])[0]} holds no {name}, which the figure "
             "needs. Measure it again, or choose another --kind."
         ) from error
+
+
+def _divided(page: Page) -> list[Figure]:
+    figures = [page.kind.arrange(page)]
+    things = page.kind.divided(page)
+    each = things
+    room = style.TALLEST - _PART
+    while each > 1 and (tallest := max(f.get_figheight() for f in figures)) > room:
+        each = max(1, min(each - 1, int(each * room / tallest)))
+        starts = range(0, things, each)
+        figures = [page.kind.arrange(replace(page, part=(at, at + each))) for at in starts]
+    for number, figure in enumerate(figures, start=1) if len(figures) > 1 else ():
+        part = f"part {number} of {len(figures)}"
+        figure.suptitle(part, size=style.NOTE_SIZE, x=1.0, ha="right")
+        figure.set_figheight(figure.get_figheight() + _PART)
+    return figures
 
 
 def fitting(
@@ -180,11 +223,23 @@ def draw_beside(path: str | Path) -> list[Path]:
     """
     path = Path(path)
     result = result_files.load(path)
-    stems = {kind: path.with_name(f"{path.stem}.{kind}") for kind in _kinds(result)}
-    check_replaceable(stems.values())
-    return [
-        written for kind, stem in stems.items() for written in save(draw(result, kind=kind), stem)
-    ]
+    figures = {
+        stem: figure
+        for kind in _kinds(result)
+        for stem, figure in numbered(
+            path.with_name(f"{path.stem}.{kind}"), pages(result, kind=kind)
+        ).items()
+    }
+    check_replaceable(figures)
+    return [written for stem, figure in figures.items() for written in save(figure, stem)]
+
+
+def numbered(stem: Path, figures: Sequence[Figure]) -> dict[Path, Figure]:
+    """Where each figure goes: `stem` where it is alone, else `stem-1`, `stem-2`, ..."""
+    names = (
+        [stem.name] if len(figures) == 1 else [f"{stem.name}-{n + 1}" for n in range(len(figures))]
+    )
+    return {stem.with_name(name): figure for name, figure in zip(names, figures, strict=True)}
 
 
 def check_replaceable(stems: Iterable[Path], formats: Sequence[Format] = ("png", "pdf")) -> None:

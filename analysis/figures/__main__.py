@@ -10,7 +10,7 @@ from pathlib import Path
 import xarray as xr
 
 from analysis import results
-from analysis.figures import FIGURES, check_replaceable, draw, fitting, left_out, save
+from analysis.figures import FIGURES, check_replaceable, fitting, left_out, numbered, pages, save
 
 _LONGEST_NAME = 120
 
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _draw(shown: Sequence[xr.Dataset], kind: str, stem: Path, options: argparse.Namespace) -> None:
     """Draw one kind of figure, and print the paths written."""
     given = options.variable
-    figure = draw(
+    figures = pages(
         shown,
         kind=kind,
         variable=given,
@@ -53,11 +53,12 @@ def _draw(shown: Sequence[xr.Dataset], kind: str, stem: Path, options: argparse.
         ceiling=options.ceiling,
     )
     special = f".{given}" if given and FIGURES[kind].variables != (given,) else ""
-    named = stem.with_name(f"{stem.name}{special}.{kind}")
+    named = numbered(stem.with_name(f"{stem.name}{special}.{kind}"), figures)
     if options.out is None:
-        check_replaceable([named], options.format)
-    for path in save(figure, named, formats=options.format):
-        print(path)
+        check_replaceable(named, options.format)
+    for place, figure in named.items():
+        for path in save(figure, place, formats=options.format):
+            print(path)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -7,7 +7,7 @@ import re
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import xarray as xr
@@ -18,12 +18,16 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
+from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter
 
 from analysis import results
 from analysis.figures import style
+from analysis.figures.grid import limits
+from analysis.figures.looks import looks
 from analysis.figures.scale import Choice, Scale, finite, shared_scale
 
+T = TypeVar("T")
 # Most panels side by side in one and two columns; labels of 3-D axes need the room.
 _PANELS = {None: {1: 2, 2: 4}, "3d": {1: 1, 2: 2}}
 _HEIGHT, _HEIGHT_3D = 0.8, 0.75  # of a panel's width, unless it is drawn to scale
@@ -32,6 +36,8 @@ _TICKS_3D = 6
 _LIFT_3D, _GAP_3D = -11, 0.13  # 3-D Axes are empty at the top and overhang at the bottom
 _TICK = {False: 0.15, True: 0.3}  # inches a tick of an upright and of a lying colour bar takes
 _CHARACTER = 0.055  # inches a character of 8 pt takes
+_UPRIGHT = 1.2  # length of an upright axis label, at most, over that of its axis
+_TIGHTER = (1.0, 0.9, 0.8, 0.7)  # lengths to try for the lines of an axis label, of what it has
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,9 @@ class Kind:
         dimensions: of the grid of these results; None for any.
         arrange: `panels` (side by side, one colour bar) or `overlay` (in the same Axes).
         variables: drawn unless another is asked for.
+        divided: (page) -> how many things, one below the other, can be shared out to pages: by
+            default the results.
+        finish: (Axes, scale) -> None, called once the Axes have their size.
         also: whether it can draw a certain variable of a result besides; None for no other.
         projection: of the Axes; None or "3d".
         needs: variables without which there is nothing to draw.
@@ -61,6 +70,8 @@ class Kind:
     compared: tuple[str, ...] = ()
     settings: tuple[str, ...] = ()
     also: Callable[[xr.Dataset, str], bool] | None = None
+    finish: Callable[[Axes, Scale], None] | None = None
+    divided: Callable[[Page], int] = lambda page: len(page.shown)
 
     def fits(self, result: xr.Dataset) -> bool:
         """Whether this figure can draw `result`."""
@@ -137,6 +148,11 @@ def on_the_grid(result: xr.Dataset, variable: str) -> bool:
     return variable != "measured" and result[variable].dims == result["measured"].dims
 
 
+def summed_up(result: xr.Dataset, variable: str) -> bool:
+    """Whether there is a mean of `variable` over the examples."""
+    return f"{variable}_mean" in result
+
+
 def has_stderr(result: xr.Dataset, variable: str) -> bool:
     """Whether `variable` runs along the grid with a standard error at every point."""
     return (
@@ -154,13 +170,18 @@ class Page:
     choice: Choice
     columns: int
     ceiling: float | None
+    part: tuple[int, int] | None = None  # from, up to: of what the kind divides
+
+    def own(self, things: Sequence[T]) -> Sequence[T]:
+        """Those of `things` that are in this figure, where all would be taller than a page."""
+        return things if self.part is None else things[self.part[0] : self.part[1]]
 
 
 def panels(page: Page) -> Figure:
     """One panel a result, the same limits and colours in all, one colour bar."""
-    kind, shown, columns = page.kind, page.shown, page.columns
+    kind, shown, columns = page.kind, page.own(page.shown), page.columns
     (variable,) = page.variables
-    scale = shared_scale(shown, variable, page.choice, page.ceiling)
+    scale = shared_scale(page.shown, variable, page.choice, page.ceiling)
     figure = new_figure(columns, gap=_GAP_3D if kind.projection else 0.02)
     across = min(len(shown), _PANELS[kind.projection][columns])
     down = -(-len(shown) // across)
@@ -175,14 +196,14 @@ def panels(page: Page) -> Figure:
     flat = kind.projection is None
     below = not flat or (columns == 1 and across > 1)  # where a bar at the side is too dear
     panel = style.WIDTHS[columns] / across
-    for result, name, ax in zip(shown, results.names(shown), axes, strict=True):
+    for result, name, ax in zip(shown, page.own(results.names(page.shown)), axes, strict=True):
         title(ax, name, note(result, variable, scale), 0.8 * panel, lift=0 if flat else _LIFT_3D)
-    _share_limits(axes)
+    _share_limits(axes, page.shown)
     ratio = _HEIGHT_3D
     if flat:
         to_scale = axes[0].get_aspect() == 1
         ratio = np.ptp(axes[0].get_ylim()) / np.ptp(axes[0].get_xlim()) if to_scale else _HEIGHT
-        _label_outer(axes, across, 0.8 * panel, 0.75 * panel * ratio)
+        _label_outer(axes, across)
     length = 0.9 * style.WIDTHS[columns] if below else 0.65 * panel * ratio * down
     ticks = scale.place(scale.levels) if flat else scale.ticks(_TICKS_3D)
     label = scale.label(results.axis_label(shown[0][variable]))
@@ -200,11 +221,56 @@ def panels(page: Page) -> Figure:
     )
     legend(figure, axes)
     fit_height(figure, axes, down, ratio)
+    for ax in axes:
+        ax.apply_aspect()
+        if kind.finish is not None:
+            kind.finish(ax, scale)
     return figure
 
 
-def overlay(page: Page) -> Figure:
-    """All results in the same Axes, one Axes a variable, one above the other."""
+def blocks(
+    page: Page,
+    *,
+    ways: Callable[[xr.Dataset, str], Sequence[Callable[..., Any]]],
+    across: dict[int, int],
+    ratio: float,
+) -> Figure:
+    """A block of panels a result: one a variable and way to draw it, each on its own scale.
+
+    Args:
+        page: what to show.
+        ways: (result, variable) -> marks (result, Axes, *, variable), one panel each.
+        across: panels side by side, by columns.
+        ratio: height of a panel over its width.
+    """
+    shown, columns = page.own(page.shown), page.columns
+    drawings = [(marks, name) for name in page.variables for marks in ways(shown[0], name)]
+    figure = new_figure(columns, gap=0.04)
+    many = min(across[columns], len(drawings))
+    down = -(-len(drawings) // many)
+    width = style.WIDTHS[columns] / many
+    axes = []
+    for number, (result, name) in enumerate(
+        zip(shown, page.own(results.names(page.shown)), strict=True)
+    ):
+        for at, (marks, variable) in enumerate(drawings):
+            ax = figure.add_subplot(len(shown) * down, many, number * down * many + at + 1)
+            marks(result, ax, variable=variable)
+            if at == 0:
+                title(ax, name, "", 0.8 * width, lift=0)
+            axes.append(ax)
+    legend(figure, axes)
+    fit_height(figure, axes, len(shown) * down, ratio)
+    return figure
+
+
+def overlay(page: Page, *, remark: Callable[[xr.Dataset], str] = lambda _: "") -> Figure:
+    """All results in the same Axes, one Axes a variable, one above the other.
+
+    Args:
+        page: what to show.
+        remark: a few words on a result, after its name.
+    """
     shown, variables, columns = page.shown, page.variables, page.columns
     figure = new_figure(columns, gap=0.02)
     axes = [
@@ -212,7 +278,10 @@ def overlay(page: Page) -> Figure:
     ]
     labels = results.names(shown)
     scales = [shared_scale(shown, variable, page.choice, page.ceiling) for variable in variables]
-    counts = [note(result, variables[0], scales[0]) for result in shown]
+    counts = [
+        ", ".join(filter(None, (note(result, variables[0], scales[0]), remark(result))))
+        for result in shown
+    ]
     if len(shown) == 1:
         title(axes[0], labels[0], counts[0], 0.8 * style.WIDTHS[columns], lift=0)
         labels = [""]
@@ -222,16 +291,12 @@ def overlay(page: Page) -> Figure:
             for label, count in zip(labels, counts, strict=True)
         ]
     for variable, scale, ax in zip(variables, scales, axes, strict=True):
-        for result, label in zip(shown, labels, strict=True):
-            page.kind.marks(result, ax, variable=variable, scale=scale, label=label)
-    for ax in axes:
-        room = 0.9 * _HEIGHT_OVERLAY[columns] * style.WIDTHS[columns]
-        ax.set_ylabel(wrapped(ax.get_ylabel(), room))
+        for result, label, look in zip(shown, labels, looks(shown), strict=True):
+            page.kind.marks(result, ax, variable=variable, scale=scale, label=label, look=look)
     for ax in axes[:-1]:
         ax.sharex(axes[-1])
         ax.set_xlabel("")
         ax.tick_params(labelbottom=False)
-    axes[-1].set_xlabel(wrapped(axes[-1].get_xlabel(), 0.8 * style.WIDTHS[columns]))
     figure.align_ylabels()
     legend(figure, axes, labels)
     fit_height(figure, axes, len(axes), _HEIGHT_OVERLAY[columns])
@@ -273,12 +338,12 @@ def title(ax: Axes, name: str, counts: str, width: float, *, lift: float) -> Non
     )
 
 
-def _label_outer(axes: Sequence[Axes], across: int, width: float, height: float) -> None:
-    """Keep only the outer axis labels, broken into lines that fit along a panel."""
+def _label_outer(axes: Sequence[Axes], across: int) -> None:
+    """Keep only the outer axis labels."""
     for position, ax in enumerate(axes):
         left, lowest = position % across == 0, position + across >= len(axes)
-        ax.set_xlabel(wrapped(ax.get_xlabel(), width) if lowest else "")
-        ax.set_ylabel(wrapped(ax.get_ylabel(), height) if left else "")
+        ax.set_xlabel(ax.get_xlabel() if lowest else "")
+        ax.set_ylabel(ax.get_ylabel() if left else "")
         ax.tick_params(labelbottom=lowest, labelleft=left)
 
 
@@ -292,14 +357,17 @@ def wrapped(text: str, width: float) -> str:
         first, _, rest = text.partition(f"{end} {start}")
         if first and rest:
             return f"{wrapped(first + end, width)}\n{wrapped(start + rest, width)}"
-    whole = re.sub(r" (\S{1,2})$", "\N{NO-BREAK SPACE}\\1", text)  # no symbol alone on a line
-    filled = textwrap.fill(whole, max(8, int(width / _CHARACTER)))
-    return filled.replace("\N{NO-BREAK SPACE}", " ")
+    return _filled(
+        re.sub(r" (\S{1,2})$", "\N{NO-BREAK SPACE}\\1", text), max(12, int(width / _CHARACTER))
+    )
 
 
-def _share_limits(axes: Sequence[Axes]) -> None:
-    left, right = zip(*(ax.get_xlim() for ax in axes), strict=True)
-    bottom, top = zip(*(ax.get_ylim() for ax in axes), strict=True)
+def _share_limits(axes: Sequence[Axes], shown: Sequence[xr.Dataset]) -> None:
+    ends = [
+        [limits(result[dim].values.astype(float)) for result in shown]
+        for dim in shown[0]["measured"].dims
+    ]
+    (left, right), (bottom, top) = (zip(*limits_, strict=True) for limits_ in ends)
     for ax in axes:
         ax.set(xlim=(min(left), max(right)), ylim=(min(bottom), max(top)))
 
@@ -307,15 +375,18 @@ def _share_limits(axes: Sequence[Axes]) -> None:
 def legend(figure: Figure, axes: Sequence[Axes], first: Sequence[str] = ()) -> None:
     """One legend below for all Axes: the labels in `first`, then the others.
 
-    A label stands there once for each colour of its lines. The legend fits the width of the
+    A label stands there once for each look of its lines. The legend fits the width of the
     figure: what the labels in `first` begin with in common is its title, it has no more columns
     than have room, and labels that are longer still are broken into lines.
     """
     entries: dict[tuple[str, str], Artist] = {}
     for ax in axes:
         for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
-            colour = to_hex(handle.get_color()) if isinstance(handle, Line2D) else ""
-            entries.setdefault((label, colour), handle)
+            look = ""
+            if isinstance(handle, Line2D):
+                face = to_hex(handle.get_markerfacecolor())
+                look = f"{to_hex(handle.get_color())} {handle.get_marker()} {face}"
+            entries.setdefault((label, look), handle)
     if not entries:
         return
     keys = sorted(entries, key=lambda key: key[0] not in first)
@@ -348,22 +419,49 @@ def legend(figure: Figure, axes: Sequence[Axes], first: Sequence[str] = ()) -> N
 
 
 def _filled(text: str, characters: int) -> str:
-    """`text` with its own lines broken where they are longer than so many characters."""
-    return "\n".join(textwrap.fill(line, characters) for line in text.splitlines())
+    """`text` with its own lines broken where they are longer than so many characters.
+
+    An error stays with its value.
+    """
+    bound = text.replace(
+        " \N{PLUS-MINUS SIGN} ", "\N{NO-BREAK SPACE}\N{PLUS-MINUS SIGN}\N{NO-BREAK SPACE}"
+    )
+    filled = "\n".join(textwrap.fill(line, characters) for line in bound.splitlines())
+    return filled.replace("\N{NO-BREAK SPACE}", " ")
 
 
 def fit_height(figure: Figure, axes: Sequence[Axes], down: int, ratio: float) -> None:
-    """Give every one of `down` rows of Axes `ratio` times its width: no white margins."""
+    """Give every one of `down` rows of Axes `ratio` times its width: no white margins.
+
+    Their labels are broken into lines that fit along them.
+    """
     aspects = [ax.get_aspect() for ax in axes]
+    labels = [(ax, axis.label) for ax in axes if ax.name != "3d" for axis in (ax.xaxis, ax.yaxis)]
+    whole = [" ".join(label.get_text().split()) for _, label in labels]
     for ax in axes:
         ax.set_aspect("auto")  # fill the place, so that the labels stay where they will be
-    for _ in range(4):  # labels and colour bar change a little with the height
+    for _ in range(5):  # labels and colour bar change a little with the height
         figure.draw_without_rendering()
-        box = axes[0].get_position(original=True)
         width, height = figure.get_size_inches()
+        before = [label.get_text() for _, label in labels]
+        for (ax, label), text in zip(labels, whole, strict=True):
+            box = ax.get_position(original=True)
+            upright = label is ax.yaxis.label  # and there is a gap above it
+            length = _UPRIGHT * box.height * height if upright else box.width * width
+            _break(figure, label, text, length)
+        box = axes[0].get_position(original=True)
         change = down * (box.width * width * ratio - box.height * height)
         figure.set_size_inches(width, height + change)
-        if abs(change) < 0.01:
+        if abs(change) < 0.01 and before == [label.get_text() for _, label in labels]:
             break
     for ax, aspect in zip(axes, aspects, strict=True):
         ax.set_aspect(aspect)
+
+
+def _break(figure: Figure, label: Text, text: str, length: float) -> None:
+    """Write `text` as an axis label in lines that are no longer than `length` inches as drawn."""
+    for share in _TIGHTER:
+        label.set_text(wrapped(text, share * length))
+        extent = label.get_window_extent().transformed(figure.dpi_scale_trans.inverted())
+        if max(extent.width, extent.height) <= length:
+            return

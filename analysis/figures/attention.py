@@ -2,56 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from analysis import results
-from analysis.figures import style
-from analysis.figures.arrange import Kind, Page, fit_height, legend, new_figure, title, wrapped
+from analysis.figures.arrange import Kind, blocks, summed_up
 
 _PANEL = {1: 2, 2: 3}  # panels side by side
 _HEIGHT = 0.9  # of a panel's width
-# The attention itself in black, what stands in its place in colours.
-_MARKS = {"own": "o", "permuted": "v", "other_image": "s", "class_mean": "D"}
+_MARKS = ("o", "v", "s", "D")  # the first, the attention itself, in black
+_ORDERS = {
+    "attention": "by attention",
+    "importance": "by importance",
+    "random": "at random",
+}
+_RANKS = {
+    "kendall_tau": "Kendall's \N{GREEK SMALL LETTER TAU}",
+    "spearman": "Spearman's \N{GREEK SMALL LETTER RHO}",
+}
 _INTERVENTIONS = ("intervention_loss", "intervention_accuracy", "intervention_second_difference")
 
 
 def agreement(result: xr.Dataset, ax: Axes, *, variable: str) -> None:
-    """Draw the mean of a rank statistic at every site, of the attention and of its nulls.
+    """Draw the mean of a statistic at every site, of the attention and of its nulls.
 
-    The mean over the examples with two standard errors, of the features after the gate, for the
-    first measure of importance.
+    The mean over the examples with two standard errors; of the features after the gate, and for
+    the first measure of importance, where there are several. What depends on the order in which
+    units are erased is drawn for each order instead.
 
     Args:
-        result: of `attention`, with its part `agreement`.
+        result: of `attention`, with its part `agreement` or `erasure`.
         ax: Axes without projection.
-        variable: such as `kendall_tau`.
+        variable: such as `kendall_tau` or `flip_fraction`.
     """
+    mean, error = (result[f"{variable}_{name}"] for name in ("mean", "mean_stderr"))
+    by = "order" if "order" in mean.dims else "attention_kind"
     kind = str(result["importance_kind"].values[0])
-    row = result.sel(side="after", importance_kind=kind)
+    chosen = {"side": "after", "importance_kind": kind} if by == "attention_kind" else {}
     place = np.arange(result.sizes["site"])
-    for at, which in enumerate(map(str, result["attention_kind"].values)):
-        mean, error = (
-            row[f"{variable}_{name}"].sel(attention_kind=which).values
-            for name in ("mean", "mean_stderr")
-        )
+    names = [str(name) for name in result[by].values]
+    for at, (which, mark) in enumerate(zip(names, _MARKS, strict=False)):
         ax.errorbar(
-            place + (at - 1.5) * 0.12,
-            mean,
-            2 * np.nan_to_num(error),
-            fmt=_MARKS[which],
-            color="black" if which == "own" else f"C{at}",
+            place + (at - (len(names) - 1) / 2) * 0.12,
+            mean.sel(chosen | {by: which}).values,
+            2 * np.nan_to_num(error.sel(chosen | {by: which}).values),
+            fmt=mark,
+            color="black" if at == 0 else f"C{at}",
             markersize=3,
             linewidth=0.8,
-            label=which.replace("_", " "),
+            label=_ORDERS.get(which, _spaced(which)),
         )
     ax.axhline(0, color="0.7", linewidth=0.6, zorder=0)
     _sites(result, ax)
-    ax.set_ylabel(f"{_short(variable)} with {kind.replace('_', ' ')}")
+    ax.set_ylabel(_label(result, variable, f" with {_spaced(kind)}" if chosen else ""))
 
 
 def taus(result: xr.Dataset, ax: Axes, *, variable: str) -> None:
@@ -71,7 +78,7 @@ def taus(result: xr.Dataset, ax: Axes, *, variable: str) -> None:
             color=colour,
             linestyle="-",
         )
-    ax.set(xlabel=_short(variable), ylabel="density over images and sites", xlim=(-1, 1))
+    ax.set(xlabel=_label(result, variable), ylabel="density over images and sites", xlim=(-1, 1))
 
 
 def erasure(result: xr.Dataset, ax: Axes, *, variable: str) -> None:
@@ -85,10 +92,14 @@ def erasure(result: xr.Dataset, ax: Axes, *, variable: str) -> None:
             marker=("o", "^", "x")[at],
             markersize=3,
             color=("black", "C0", "0.6")[at],
-            label=f"by {order}" if order != "random" else "at random",
+            label=_ORDERS.get(order, f"by {order}"),
         )
-    ax.set(xlabel="fraction of units erased", ylabel="probability of the decision", ylim=(0, None))
-    ax.set_xlim(0, 1)
+    ax.set(
+        xlabel="fraction of units erased",
+        ylabel="probability of the decision",
+        xlim=(0, 1),
+        ylim=(0, 1.08 * ax.dataLim.ymax),
+    )
 
 
 def by_intervention(result: xr.Dataset, ax: Axes, *, variable: str) -> None:
@@ -107,71 +118,49 @@ def by_intervention(result: xr.Dataset, ax: Axes, *, variable: str) -> None:
         mean, error = (result[f"{variable}_{name}"].values for name in ("mean", "mean_stderr"))
         ax.errorbar(place, mean, 2 * np.nan_to_num(error), fmt="o", color="0.2", markersize=3)
         ax.axhline(mean[0], color="0.7", linewidth=0.6, zorder=0)
-    ax.set_xticks(place, [name.replace("_", " ") for name in names], rotation=60, ha="right")
-    ax.set_xlim(-0.5, len(place) - 0.5)
-    about = result[variable].attrs
-    words = variable.removeprefix("intervention_").replace("_", " ")
-    ax.set_ylabel(words if about["units"] == "1" else f"{words} ({about['units']})")
+    _name_ticks(ax, [_spaced(name) for name in names])
+    ax.set_ylabel(_label(result, variable))
 
 
-def panels(page: Page) -> Figure:
-    """One panel a variable and way to draw it, one row of panels a result."""
-    drawings = [(marks, variable) for variable in page.variables for marks in _ways(variable)]
-    figure = new_figure(page.columns, gap=0.04)
-    across = min(_PANEL[page.columns], len(drawings))
-    rows = -(-len(drawings) // across)
-    width = style.WIDTHS[page.columns] / across
-    axes = []
-    for number, (result, name) in enumerate(
-        zip(page.shown, results.names(page.shown), strict=True)
-    ):
-        for at, (marks, variable) in enumerate(drawings):
-            place = number * rows * across + at + 1
-            ax = figure.add_subplot(len(page.shown) * rows, across, place)
-            marks(result, ax, variable=variable)
-            ax.set_xlabel(wrapped(ax.get_xlabel(), 0.8 * width))
-            ax.set_ylabel(wrapped(ax.get_ylabel(), 0.7 * width * _HEIGHT))
-            if at == 0:
-                title(ax, name, "", 0.8 * width, lift=0)
-            axes.append(ax)
-    legend(figure, axes)
-    fit_height(figure, axes, len(page.shown) * rows, _HEIGHT)
-    return figure
-
-
-def drawable(result: xr.Dataset, variable: str) -> bool:
-    """Whether `variable` is a statistic of which there is a mean."""
-    return f"{variable}_mean" in result
-
-
-def _ways(variable: str) -> tuple[Callable[..., None], ...]:
-    if variable in _INTERVENTIONS:
-        return (by_intervention,)
-    if variable in ("erased_probability",):
-        return (erasure,)
-    if variable in ("kendall_tau", "spearman"):
-        return (agreement, taus)
-    return (agreement,)
+def _ways(result: xr.Dataset, variable: str) -> list[Callable[..., None]]:
+    if "intervention" in result[variable].dims:
+        return [by_intervention]
+    if "fraction" in result[variable].dims:
+        return [erasure]
+    return [agreement, taus] if variable in _RANKS else [agreement]
 
 
 def _sites(result: xr.Dataset, ax: Axes) -> None:
     names = [str(name) for name in result["site"].values]
     short = [name.removesuffix(".attention").removesuffix(".merge") for name in names]
-    ax.set_xticks(range(len(names)), short, rotation=60, ha="right")
+    _name_ticks(ax, short)
+
+
+def _name_ticks(ax: Axes, names: Sequence[str]) -> None:
+    """Name the places 0, 1, ... along the axis, aslant where there are several."""
+    ax.set_xticks(range(len(names)), names)
+    if len(names) > 1:
+        for label in ax.get_xticklabels():
+            label.set(rotation=60, ha="right", rotation_mode="anchor")
     ax.set_xlim(-0.5, len(names) - 0.5)
 
 
-def _short(variable: str) -> str:
-    return {"kendall_tau": "Kendall's tau", "spearman": "Spearman's rho"}.get(
-        variable, variable.replace("_", " ")
-    )
+def _label(result: xr.Dataset, variable: str, of: str = "") -> str:
+    """A short name of `variable`, and its unit."""
+    short = _RANKS.get(variable) or _spaced(variable.removeprefix("intervention_"))
+    unit = results.units(result[variable])
+    return f"{short}{of}" if unit == "1" else f"{short}{of} ({unit})"
+
+
+def _spaced(name: str) -> str:
+    return name.replace("_", " ")
 
 
 KIND = Kind(
     agreement,
     probe="attention",
     dimensions=1,
-    arrange=panels,
+    arrange=partial(blocks, ways=_ways, across=_PANEL, ratio=_HEIGHT),
     variables=("kendall_tau", "erased_probability", *_INTERVENTIONS),
-    also=drawable,
+    also=summed_up,
 )

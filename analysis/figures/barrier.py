@@ -13,6 +13,7 @@ from matplotlib.transforms import ScaledTranslation
 
 from analysis import results
 from analysis.figures.arrange import Kind, Page, has_stderr, overlay
+from analysis.figures.looks import Look
 from analysis.figures.profile import profile
 from analysis.figures.scale import Scale
 
@@ -20,13 +21,18 @@ _BESIDE = 5.0  # points between arrows at the same place
 
 
 def barrier(
-    result: xr.Dataset, ax: Axes, *, variable: str, scale: Scale, label: str | None = None
+    result: xr.Dataset,
+    ax: Axes,
+    *,
+    variable: str,
+    scale: Scale,
+    label: str | None = None,
+    look: Look | None = None,
 ) -> None:
     """Draw one line between two networks, with one treatment of batch norm's statistics.
 
     The loss has its chord, dotted, from one end to the other, and where it is highest above it an
-    arrow between the two: the barrier, a little to the right of those that are already there. Its
-    height and standard error are in the legend.
+    arrow between the two: the barrier, a little to the right of those that are already there.
 
     Args:
         result: one of `treatments`.
@@ -34,26 +40,34 @@ def barrier(
         variable: `loss` or `accuracy`.
         scale: linear or logarithmic.
         label: for the legend.
+        look: of the line; by default one that no line of `ax` has.
     """
-    line = profile(result, ax, variable=variable, scale=scale, label=label)
-    height, at = float(result["barrier"]), float(result["barrier_at"])
-    if variable != "loss" or not height > 0:
+    line = profile(result, ax, variable=variable, scale=scale, label=label, look=look)
+    size, at = float(result["barrier"]), float(result["barrier_at"])
+    if variable != "loss" or not size > 0:
         return
     colour = line.get_color()
     inside = result["t"].values[(result["t"].values >= 0) & (result["t"].values <= 1)]
     first, last = result["loss"].sel(t=[0.0, 1.0]).values
     base = (1 - at) * first + at * last
     chord = (1 - inside) * first + inside * last  # no straight line on a logarithmic scale
-    stderr = float(result["barrier_stderr"])
-    unit = result["barrier"].attrs.get("units", "nat").replace("1", "")
-    label_of_barrier = f"barrier {height:.3g} \N{PLUS-MINUS SIGN} {stderr:.2g} {unit}".rstrip()
-    ax.plot(inside, chord, color=colour, linestyle=":", linewidth=0.7, label=label_of_barrier)
-    look = {"arrowstyle": "<->", "color": colour, "lw": 0.7, "shrinkA": 0, "shrinkB": 0}
-    here = sum(bool(np.isclose(at, arrow.xy[0])) for arrow in ax.texts if hasattr(arrow, "xy"))
+    ax.plot(inside, chord, color=colour, linestyle=":", linewidth=0.7)
+    ax.plot([], [], color="0.4", linestyle=":", linewidth=0.7, label="straight between the ends")
+    arrow = {"arrowstyle": "<->", "color": colour, "lw": 0.7, "shrinkA": 0, "shrinkB": 0}
+    here = sum(bool(np.isclose(at, text.xy[0])) for text in ax.texts if hasattr(text, "xy"))
     shifted = ax.transData + ScaledTranslation(_BESIDE * here / 72, 0, ax.figure.dpi_scale_trans)
     ax.annotate(
-        "", (at, base), (at, base + height), xycoords=shifted, textcoords=shifted, arrowprops=look
+        "", (at, base), (at, base + size), xycoords=shifted, textcoords=shifted, arrowprops=arrow
     )
+
+
+def height(result: xr.Dataset) -> str:
+    """The barrier of one of `treatments`, and its standard error, in words; empty without one."""
+    value, stderr = float(result["barrier"]), float(result["barrier_stderr"])
+    unit = results.units(result["barrier"]).replace("1", "")
+    if not value > 0:
+        return ""
+    return f"barrier {value:.3g} \N{PLUS-MINUS SIGN} {stderr:.2g} {unit}".rstrip()
 
 
 def treatments(result: xr.Dataset) -> list[xr.Dataset]:
@@ -71,7 +85,7 @@ def treatments(result: xr.Dataset) -> list[xr.Dataset]:
 def on_the_line(page: Page) -> Figure:
     """All lines, and all treatments of batch norm's statistics, in the same Axes."""
     parts = [part for result in page.shown for part in treatments(result)]
-    return overlay(replace(page, shown=parts))
+    return overlay(replace(page, shown=parts), remark=height)
 
 
 KIND = Kind(

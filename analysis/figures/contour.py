@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,15 +10,20 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.collections import PolyCollection
+from matplotlib.contour import ContourSet
+from matplotlib.path import Path
+from matplotlib.text import Text
 
 from analysis import results
 from analysis.figures import style
 from analysis.figures.arrange import Kind, on_the_grid, panels
-from analysis.figures.grid import Grid
+from analysis.figures.grid import Grid, limits
 from analysis.figures.scale import Scale, shared_scale
 from analysis.stats.arrays import Floats
 
 _LABELLED, _TICKS = 2.2, 2.2  # contours with a number on them and ticks, an inch of panel
+_NUMBER = 6.0  # points: size of the numbers on contours
+_CLEAR, _STAR = 4.0, 6.0  # pixels around a number, and around a network
 _LONGEST = 4.0  # sides of a panel drawn to scale: more than this would be a thin strip
 
 
@@ -30,7 +36,8 @@ def contour(
     the logarithm). Nothing is smoothed: values above the scale have a colour of their own, cells
     that touch a value that is not finite, or a point not measured, stay grey or hatched, and the
     note above the panel counts them.
-    Both axes have the same scale where they have the same unit.
+    Both axes have the same scale where they have the same unit. `number` writes values on the
+    contours, once the Axes have their size.
 
     Args:
         result: a surface, on a grid of any shape.
@@ -71,10 +78,65 @@ def contour(
     return drawn
 
 
-def limits(positions: Floats) -> tuple[float, float]:
-    """From the first to the last position; around a single position, one unit."""
-    low, high = float(positions.min()), float(positions.max())
-    return (low, high) if low < high else (low - 0.5, high + 0.5)
+def number(ax: Axes, scale: Scale) -> None:
+    """Write values on contours, where they lie whole inside the Axes and clear of all else.
+
+    A contour without such a place has no number: one that is cut would read as another.
+
+    Args:
+        ax: of `contour`, of the size that it will have.
+        scale: that it was drawn with.
+    """
+    drawn = [
+        lines for lines in ax.collections if isinstance(lines, ContourSet) and not lines.filled
+    ]
+    for lines in drawn:
+        levels = np.asarray(lines.levels, dtype=float)
+        stride = int(np.ceil(len(levels) / max(2.0, _LABELLED * _inches(ax))))
+        stars = [np.asarray(star.get_xydata()) for star in ax.lines]
+        taken = [(ax.transData.transform(star)[0], _STAR) for star in stars]
+        for level, path in list(zip(levels, lines.get_paths(), strict=True))[::stride]:
+            extent = Text(
+                text=scale.text(level), size=_NUMBER, figure=ax.figure
+            ).get_window_extent()
+            place = _clear_place(ax, path, extent.width, extent.height, taken)
+            if place is not None:
+                taken.append((place, extent.width / 2))
+                lines.clabel(
+                    [level],
+                    fontsize=_NUMBER,
+                    fmt=scale.text,
+                    inline_spacing=2,
+                    manual=[tuple(ax.transData.inverted().transform(place))],
+                )
+
+
+def _clear_place(
+    ax: Axes, path: Path, width: float, height: float, taken: Sequence[tuple[Floats, float]]
+) -> Floats | None:
+    """Where a contour is straightest, of the places with room for a number; (2,), in pixels.
+
+    Whatever way the number is turned there, it stays within a circle around the place.
+    """
+    reach = float(np.hypot(width, height)) / 2 + _CLEAR
+    frame, best, bend = ax.get_window_extent(), None, np.inf
+    for piece in path.to_polygons(closed_only=False):
+        points = ax.transData.transform(piece)
+        along = np.concatenate([[0.0], np.hypot(*np.diff(points, axis=0).T).cumsum()])
+        for at in np.arange(width, along[-1] - width, width / 3):
+            here, before, after = (
+                np.array([np.interp(s, along, points[:, axis]) for axis in (0, 1)])
+                for s in (at, at - width / 2, at + width / 2)
+            )
+            bent = float(np.hypot(*(here - (before + after) / 2)))
+            inside = min(*(here - frame.min), *(frame.max - here)) > reach
+            if (
+                bent < bend
+                and inside
+                and all(np.hypot(*(here - other)) > reach + radius for other, radius in taken)
+            ):
+                best, bend = here, bent
+    return best
 
 
 def networks(result: xr.Dataset) -> list[tuple[int, int]]:
@@ -138,11 +200,7 @@ def _contours(ax: Axes, grid: Grid, scale: Scale) -> ScalarMappable:
     inner = inner[(inner > heights.min()) & (inner < heights.max())]
     if inner.size:
         inks = [_ink(level, scale) for level in inner]
-        lines = ax.contour(
-            grid.x, grid.y, heights, inner, colors=inks, linewidths=0.4, linestyles="solid"
-        )
-        stride = int(np.ceil(len(inner) / max(2.0, _LABELLED * _inches(ax))))
-        ax.clabel(lines, inner[::stride].tolist(), fontsize=6, fmt=scale.text, inline_spacing=2)
+        ax.contour(grid.x, grid.y, heights, inner, colors=inks, linewidths=0.4, linestyles="solid")
     return filled
 
 
@@ -162,4 +220,5 @@ KIND = Kind(
     dimensions=2,
     arrange=panels,
     also=on_the_grid,
+    finish=number,
 )

@@ -9,8 +9,9 @@ from matplotlib.figure import Figure
 
 from analysis import results
 from analysis.figures import style
-from analysis.figures.arrange import Kind, Page, fit_height, legend, new_figure, title, wrapped
+from analysis.figures.arrange import Kind, Page, fit_height, legend, new_figure, title
 from analysis.figures.distribution import steps
+from analysis.figures.looks import Look, following, looks
 from analysis.stats.arrays import Floats
 
 _HEIGHT = {1: 0.6, 2: 0.85}  # of a panel's width, for one panel and two
@@ -21,25 +22,33 @@ _NAMES = {
 }
 
 
-def curvature(result: xr.Dataset, ax: Axes, *, label: str | None = None) -> None:
+def curvature(
+    result: xr.Dataset, ax: Axes, *, label: str | None = None, look: Look | None = None
+) -> None:
     """Draw the distribution of the top eigenvalue over the examples; see `distribution.steps`.
 
-    Where a network is not piecewise linear, the
-    same for its Gauss-Newton matrix is dotted next to it.
+    Where a network is not piecewise linear, the same for its Gauss-Newton matrix is dotted next to
+    it, in its colour.
 
     Args:
         result: of `hessian` in the inputs.
         ax: Axes without projection; call again with other results to compare them.
         label: for the legend; by default the result's name.
+        look: of the line; by default one that no line of `ax` has.
     """
-    steps(ax, _sizes(result), label=results.name(result) if label is None else label)
+    look = look or following(ax)
+    name = results.name(result) if label is None else label
+    steps(ax, _sizes(result), label=name, **look.line())
     if _which(result) != "smallest" and _differs(result):
         first = _measured(result, "gauss_newton_eigenvalue")
-        steps(ax, first, color="black", linestyle=":", linewidth=0.8, label="Gauss-Newton")
+        steps(ax, first, **look.line(linestyle=":", linewidth=0.8))
+        ax.plot([], [], color="0.4", linestyle=":", linewidth=0.8, label="Gauss-Newton")
     ax.set_xlabel(f"{_NAMES[_which(result)]} ({results.units(result['eigenvalue'])})")
 
 
-def beyond(result: xr.Dataset, ax: Axes, *, label: str | None = None) -> None:
+def beyond(
+    result: xr.Dataset, ax: Axes, *, label: str | None = None, look: Look | None = None
+) -> None:
     """Draw the distribution of the share of each Hessian that Gauss-Newton does not have.
 
     It is |(H - G) v| / |H v| for one random v an example; rounding alone where the network is
@@ -49,9 +58,11 @@ def beyond(result: xr.Dataset, ax: Axes, *, label: str | None = None) -> None:
         result: of `hessian` in the inputs.
         ax: Axes without projection; call again with other results to compare them.
         label: for the legend; by default the result's name.
+        look: of the line; by default one that no line of `ax` has.
     """
     name = results.name(result) if label is None else label
-    steps(ax, _measured(result, "beyond_gauss_newton"), label=name)
+    look = look or following(ax)
+    steps(ax, _measured(result, "beyond_gauss_newton"), label=name, **look.line())
     ax.set_xlabel(results.axis_label(result["beyond_gauss_newton"]))
 
 
@@ -69,9 +80,8 @@ def curvatures(page: Page) -> Figure:
     else:
         labels = [f"{a} ({b})" if b else a for a, b in zip(labels, counts, strict=True)]
     for draw, ax in zip(marks, axes, strict=True):
-        for result, label in zip(shown, labels, strict=True):
-            draw(result, ax, label=label)
-        ax.set_xlabel(wrapped(ax.get_xlabel(), 0.7 * style.WIDTHS[columns] / len(marks)))
+        for result, label, look in zip(shown, labels, looks(shown), strict=True):
+            draw(result, ax, label=label, look=look)
         ax.tick_params(labelleft=ax is axes[0])
     axes[0].set_ylabel("fraction of examples")
     legend(figure, axes, labels)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from analysis import results
 from analysis.figures.arrange import Kind, Page, fit_height, legend, new_figure
+from analysis.figures.looks import Look, following, looks
 
 _CURVES = 2  # height of the probabilities, in heights of a strip of images
 _GAP = 0.06  # between images, of their width
@@ -47,7 +48,7 @@ def images(result: xr.Dataset, ax: Axes, *, draw: int) -> None:
 
 
 def probabilities(
-    result: xr.Dataset, ax: Axes, *, draw: int, colour: str = "C0", label: str = ""
+    result: xr.Dataset, ax: Axes, *, draw: int, look: Look | None = None, label: str = ""
 ) -> None:
     """Draw the probabilities of both samples' classes, and the largest of all others.
 
@@ -55,23 +56,27 @@ def probabilities(
         result: of `landscape.interpolate`, with a gallery.
         ax: Axes; call again with other results to compare them.
         draw: which path of the gallery.
-        colour: of this result.
+        look: of this result; by default one that no line of `ax` has.
         label: for the legend.
     """
     one = result.isel(pair=int(result["gallery_pair"].values[draw]))
     ends = one["label"].values[:2].astype(int)
     curves = one["probability"].transpose("t", "path_sample").values
-    ax.plot(one["t"], curves[:, 0], color=colour, linestyle="-", label=label)
+    look = look or following(ax)
+    ax.plot(one["t"], curves[:, 0], label=label, **look.line(linestyle="-"))
     if ends[0] != ends[1]:
-        ax.plot(one["t"], curves[:, 1], color=colour, linestyle="--")
+        ax.plot(one["t"], curves[:, 1], **look.line(linestyle="--"))
     others = np.delete(_softmax(one["logits"].transpose("t", "class").values), ends, axis=1)
     if others.shape[1]:
-        ax.plot(one["t"], others.max(axis=1), color=colour, linestyle=":")
+        ax.plot(one["t"], others.max(axis=1), **look.line(linestyle=":"))
     ax.set(xlim=_limits(result), ylim=(-0.05, 1.05), yticks=(0, 1), xticks=(0, 0.5, 1))
 
 
 def gallery(page: Page) -> Figure:
-    """Path below path: its images, and under them the probabilities of every result."""
+    """Path below path: its images, and under them the probabilities of every result.
+
+    In two columns, two paths stand side by side.
+    """
     shown, columns = page.shown, page.columns
     first, *others = shown
     for other in others:
@@ -81,29 +86,30 @@ def gallery(page: Page) -> Figure:
                 f"{files[0]} and {files[1]} show different images. Measure both with the same "
                 "examples and --seed, without --correct-only."
             )
-    paths = [
-        draw
-        for draw in range(first.sizes["gallery"])
-        if all(np.isfinite(result["gallery_pair"].values[draw]) for result in shown)
-    ]
+    paths = page.own(_paths(page))
     if not paths:
         raise ValueError(f"{results.source(first)}: none of the gallery's paths is measured yet.")
     figure = new_figure(columns, gap=0.01)
-    ratios = [1, _CURVES] * len(paths)
-    grid = figure.subplots(len(ratios), 1, squeeze=False, gridspec_kw={"height_ratios": ratios})
-    axes = list(grid[:, 0])
-    labels = results.names(shown)
+    across = min(columns, len(paths))
+    down = -(-len(paths) // across)
+    grid = figure.add_gridspec(2 * down, across, height_ratios=[1, _CURVES] * down)
+    labels, drawn_as = results.names(shown), looks(shown, dashes=False)
     numbered = [f"class {number}" for number in range(first.sizes["class"])]
     names = json.loads(first["class"].attrs.get("names", json.dumps(numbered)))
-    for draw, strip, curves in zip(paths, axes[::2], axes[1::2], strict=True):
+    axes: list[Axes] = []
+    for at, draw in enumerate(paths):
+        row, column = divmod(at, across)
+        strip, curves = (figure.add_subplot(grid[2 * row + part, column]) for part in (0, 1))
+        axes += [strip, curves]
         images(first, strip, draw=draw)
-        for number, (result, label) in enumerate(zip(shown, labels, strict=True)):
-            probabilities(result, curves, draw=draw, colour=f"C{number}", label=label)
-        curves.set_ylabel("probability")
-        curves.tick_params(labelbottom=draw == paths[-1])
+        for result, label, look in zip(shown, labels, drawn_as, strict=True):
+            probabilities(result, curves, draw=draw, look=look, label=label)
+        lowest = at + across >= len(paths)
+        curves.tick_params(labelbottom=lowest, labelleft=column == 0)
+        curves.set_ylabel("probability" if column == 0 else "")
+        curves.set_xlabel("position on the path" if lowest else "")
         begin, end = first["label"].values[int(first["gallery_pair"].values[draw]), :2].astype(int)
         strip.set_title(f"{names[begin]} to {names[end]}", pad=2)
-    axes[-1].set_xlabel("position on the path")
     for line, label in (
         ("-", "first sample's class"),
         ("--", "second sample's class"),
@@ -113,8 +119,17 @@ def gallery(page: Page) -> Figure:
     legend(figure, axes[1::2], labels)
     shape = first.sizes["height"] / first.sizes["width"]
     slots = 1 + 1 / _spacing(first)
-    fit_height(figure, axes, (1 + _CURVES) * len(paths), (1 - _GAP) * shape / slots)
+    fit_height(figure, axes, (1 + _CURVES) * down, (1 - _GAP) * shape / slots)
     return figure
+
+
+def _paths(page: Page) -> list[int]:
+    """The paths of the gallery that all results have measured."""
+    return [
+        draw
+        for draw in range(page.shown[0].sizes["gallery"])
+        if all(np.isfinite(result["gallery_pair"].values[draw]) for result in page.shown)
+    ]
 
 
 def _spacing(result: xr.Dataset) -> float:
@@ -146,4 +161,5 @@ KIND = Kind(
     arrange=gallery,
     needs=("image",),
     variables=("probability",),
+    divided=lambda page: len(_paths(page)),
 )

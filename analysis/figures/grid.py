@@ -86,6 +86,12 @@ class Grid:
         return self.known & ~touched
 
 
+def limits(positions: Floats) -> tuple[float, float]:
+    """From the first to the last position; around a single position, one unit."""
+    low, high = float(positions.min()), float(positions.max())
+    return (low, high) if low < high else (low - 0.5, high + 0.5)
+
+
 def _shifted(points: NDArray[np.generic], row: int, column: int) -> NDArray[np.generic]:
     """(Y - 1, X - 1, ...) view of the chosen corner of every cell."""
     rows, columns = points.shape[:2]

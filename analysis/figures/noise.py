@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from analysis import results
 from analysis.figures.arrange import Kind, Page, overlay
+from analysis.figures.looks import Look, following
 from analysis.figures.profile import profile
 from analysis.figures.scale import Scale
 from analysis.stats.density import mean_and_stderr
@@ -20,7 +21,13 @@ _WITHOUT = {"noise_loss": "loss", "noise_accuracy": "correct"}  # the same at th
 
 
 def noise(
-    result: xr.Dataset, ax: Axes, *, variable: str, scale: Scale, label: str | None = None
+    result: xr.Dataset,
+    ax: Axes,
+    *,
+    variable: str,
+    scale: Scale,
+    label: str | None = None,
+    look: Look | None = None,
 ) -> None:
     """Draw the loss or accuracy under Gaussian noise over its standard deviation.
 
@@ -33,9 +40,11 @@ def noise(
         variable: `noise_loss` or `noise_accuracy`.
         scale: linear or logarithmic.
         label: for the legend.
+        look: of the line; by default one that no line of `ax` has.
     """
-    line = profile(result, ax, variable=variable, scale=scale, label=label)
-    line.set(marker="o", markersize=2.5)  # few, and what was measured
+    look = look or following(ax)
+    line = profile(result, ax, variable=variable, scale=scale, label=label, look=look)
+    line.set(**look.dots(linestyle=look.dash, markevery=None))  # few, and what was measured
     ax.margins(x=0.03)
 
 

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from analysis import results
 from analysis.figures import style
 from analysis.figures.arrange import Kind, Page, common, fit_height, legend, new_figure, wrapped
+from analysis.figures.looks import Look, following, looks
 from analysis.figures.scale import LOG_RATIO, Choice
 
 QUANTILES = (0.25, 0.5, 0.75)
@@ -33,7 +34,13 @@ def on_paths(result: xr.Dataset, variable: str) -> bool:
 
 
 def along(
-    result: xr.Dataset, ax: Axes, *, kind: str, variable: str, colour: str, label: str = ""
+    result: xr.Dataset,
+    ax: Axes,
+    *,
+    kind: str,
+    variable: str,
+    look: Look | None = None,
+    label: str = "",
 ) -> None:
     """Draw the median over the paths of one kind, and a band of the middle half of them.
 
@@ -46,12 +53,13 @@ def along(
         ax: Axes; call again with other results to compare them.
         kind: one of `kinds(result)`.
         variable: with dims (pair, t), or `probability`.
-        colour: of this result.
+        look: of this result, its band included; by default one that no line of `ax` has.
         label: for the legend.
     """
     chosen = (result["kind"].values == kind) & (result["measured"].values == 1)
     if not chosen.any():
         return
+    look = look or following(ax)
     values = result[variable].isel(pair=np.flatnonzero(chosen)).transpose("pair", "t", ...).values
     ends = _SAMPLES[: 2 if kind in ("cross_class", "random") else 1]
     values = values[..., : len(ends)] if values.ndim == 3 else values[..., None]
@@ -60,8 +68,9 @@ def along(
     for rank, (line, _) in enumerate(ends[: values.shape[2]] if known.any() else ()):
         curve = values[known, :, rank]
         low, middle, high = np.quantile(curve, QUANTILES, axis=0, method="inverted_cdf")
-        ax.fill_between(result["t"], low, high, color=colour, alpha=0.2, lw=0)
-        ax.plot(result["t"], middle, color=colour, linestyle=line, label=label)
+        if look.band:
+            ax.fill_between(result["t"], low, high, color=look.colour, alpha=0.2, lw=0)
+        ax.plot(result["t"], middle, label=label, **look.line(linestyle=line))
         label = "_"  # one entry a result
     if lost:
         ax.annotate(
@@ -72,7 +81,7 @@ def along(
             textcoords="offset points",
             ha="right",
             va="top",
-            color=colour,
+            color=look.colour,
             size=style.NOTE_SIZE,
         )
 
@@ -85,12 +94,12 @@ def by_kind(page: Page) -> Figure:
     down, across = (len(named), len(variables)) if upright else (len(variables), len(named))
     figure = new_figure(columns, gap=0.03)
     grid = figure.subplots(down, across, squeeze=False, sharex=True)
-    labels = results.names(shown)
+    labels, drawn_as = results.names(shown), looks(shown, dashes=False)
     panel = 0.9 * style.WIDTHS[columns] / across
     for variable, panels in zip(variables, grid.T if upright else grid, strict=True):
         for name, ax in zip(named, panels, strict=True):
-            for number, (result, label) in enumerate(zip(shown, labels, strict=True)):
-                along(result, ax, kind=name, variable=variable, colour=f"C{number}", label=label)
+            for result, label, look in zip(shown, labels, drawn_as, strict=True):
+                along(result, ax, kind=name, variable=variable, look=look, label=label)
             ax.margins(x=0)
             ax.locator_params(nbins=4, steps=[1, 2, 5, 10])
         label = LABELS.get(variable) or results.axis_label(shown[0][variable])
@@ -100,7 +109,7 @@ def by_kind(page: Page) -> Figure:
         if upright:
             panels[0].set_title(wrapped(label, panel))
         else:
-            panels[0].set_ylabel(wrapped(label, 0.8 * panel))
+            panels[0].set_ylabel(label)
             for ax in panels[1:]:
                 ax.tick_params(labelleft=False)
     for name, row in zip(named, grid if upright else grid.T, strict=True):
@@ -110,7 +119,7 @@ def by_kind(page: Page) -> Figure:
         ax.set_xlabel("position on the path")
     axes = list(grid.flat)
     ends = any("path_sample" in shown[0][variable].dims for variable in variables)
-    _explain(axes[0], named if ends else [])
+    _explain(axes[0], named if ends else [], bands=drawn_as[0].band)
     legend(figure, axes, labels)
     figure.align_ylabels()
     fit_height(figure, axes, down, _HEIGHTS[across])
@@ -141,12 +150,13 @@ def _share_scale(panels: Sequence[Axes], choice: Choice, ceiling: float | None) 
     return ", log scale" if log else ""
 
 
-def _explain(ax: Axes, common: Sequence[str]) -> None:
+def _explain(ax: Axes, common: Sequence[str], *, bands: bool) -> None:
     """Legend entries, in grey, of what is drawn alike for every result."""
     if {"cross_class", "random"} & set(common):
         for line, label in _SAMPLES:
             ax.plot([], [], color="0.4", linestyle=line, label=label)
-    ax.fill_between([], [], color="0.4", alpha=0.3, lw=0, label="middle half")
+    if bands:
+        ax.fill_between([], [], color="0.4", alpha=0.3, lw=0, label="middle half")
 
 
 KIND = Kind(

@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
-from matplotlib.colors import to_hex
 from matplotlib.lines import Line2D
 
 from analysis import results
 from analysis.figures import style
 from analysis.figures.arrange import Kind, has_stderr, overlay
 from analysis.figures.contour import network_label, networks
+from analysis.figures.looks import Look, following
 from analysis.figures.scale import Scale, shared_scale
 
 _QUANTILES = (0.1, 0.5, 0.9)
@@ -25,6 +25,7 @@ def profile(
     variable: str = "loss",
     scale: Scale | None = None,
     label: str | None = None,
+    look: Look | None = None,
 ) -> Line2D:
     """Draw one result as a line, a band of one standard error around it.
 
@@ -39,6 +40,7 @@ def profile(
         variable: `loss` or `accuracy`.
         scale: linear or logarithmic; by default what suits this result alone.
         label: for the legend; by default the result's name.
+        look: of the line; by default one that no line of `ax` has. It may leave out the bands.
 
     Returns:
         The line.
@@ -54,15 +56,18 @@ def profile(
     values = np.where(known, values, np.nan)
     padded = np.concatenate([[False], known, [False]])
     lone = known & ~padded[:-2] & ~padded[2:]
-    (line,) = ax.plot(x, values, label=results.name(result) if label is None else label)
-    colour = to_hex(line.get_color())
-    ax.plot(x[lone], values[lone], "o", markersize=2.5, color=colour)
+    look = look or following(ax)
+    name = results.name(result) if label is None else label
+    (line,) = ax.plot(x, values, label=name, **look.line())
+    colour = look.colour
+    ax.plot(x[lone], values[lone], **look.dots())
     extent = ax.dataLim.frozen()
-    ax.fill_between(x, values - stderr, values + stderr, color=colour, alpha=0.3, lw=0)
-    ax.fill_between([], [], color="0.6", lw=0, label=style.ONE_ERROR)
+    if look.band:
+        ax.fill_between(x, values - stderr, values + stderr, color=colour, alpha=0.3, lw=0)
+        ax.fill_between([], [], color="0.6", lw=0, label=style.ONE_ERROR)
     if scale.log:  # a mean that one huge loss carries has an error bar down to almost zero
         ax.dataLim.set(extent)
-    if f"example_{variable}" in ordered:
+    if look.band and f"example_{variable}" in ordered:
         _examples(ordered, ax, variable, colour)
     astray = x[measured & ~known]
     if astray.size:

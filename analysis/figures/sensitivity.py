@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
-from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
@@ -22,9 +21,9 @@ from analysis.figures.arrange import (
     legend,
     new_figure,
     title,
-    wrapped,
 )
 from analysis.figures.distribution import few_ticks, steps, tick_text
+from analysis.figures.looks import Look, following, looks
 from analysis.figures.scale import CEILING_RATIO
 from analysis.stats.arrays import Floats
 
@@ -38,9 +37,17 @@ _LINEAR = 100  # a typical value over the size up to which an axis of both signs
 _ACCURACY, _SIGNED = "moved_accuracy", "curvature"  # variables that are no sizes
 
 
-def distribution(result: xr.Dataset, ax: Axes, *, variable: str, label: str | None = None) -> None:
+def distribution(
+    result: xr.Dataset,
+    ax: Axes,
+    *,
+    variable: str,
+    label: str | None = None,
+    look: Look | None = None,
+) -> None:
     """Draw the empirical distribution function of one value per example, and its median.
 
+    A line that carries marks has none for its median.
     See `analysis.figures.distribution.steps` for what has no place on the log axis.
 
     Args:
@@ -48,12 +55,14 @@ def distribution(result: xr.Dataset, ax: Axes, *, variable: str, label: str | No
         ax: Axes without projection; call again with other results to compare them.
         variable: such as `gradient_l2`, not negative.
         label: for the legend; by default the result's name.
+        look: of the line; by default one that no line of `ax` has.
     """
     values = result[variable].values[result["measured"].values == 1].astype(float)
-    line = steps(ax, values, label=results.name(result) if label is None else label)
-    if (np.isfinite(values) & (values > 0)).any():
+    look = look or following(ax)
+    steps(ax, values, label=results.name(result) if label is None else label, **look.line())
+    if not look.marked and (np.isfinite(values) & (values > 0)).any():
         middle = np.sort(values)[(len(values) + 1) // 2 - 1]  # NaN last
-        ax.plot(middle, 0.5, "o", markersize=3, color=line.get_color())
+        ax.plot(middle, 0.5, **look.dots(markersize=3))
     ax.set_xlabel(results.axis_label(result[variable]))
 
 
@@ -76,6 +85,7 @@ def radius_curve(
     variable: str,
     kind: str,
     label: str | None = None,
+    look: Look | None = None,
     among: Sequence[xr.Dataset] = (),
     ceiling: float | None = None,
 ) -> None:
@@ -92,20 +102,23 @@ def radius_curve(
         variable: such as `second_difference`.
         kind: of direction, such as `random`.
         label: for the legend; by default the result's name.
+        look: of the line; by default one that no line of `ax` has. It may leave out the band.
         among: results whose heights it shares; by default this one alone.
         ceiling: where the heights end at most; by default where `CEILING_RATIO` has it.
     """
     ordered = result.sortby("radius").sel(direction_kind=kind)
     x = ordered["radius"].values
     low, middle, high = _band(ordered, variable)
-    (line,) = ax.plot(x, middle, label=results.name(result) if label is None else label)
-    colour = to_hex(line.get_color())
-    ax.fill_between(x, low, high, color=colour, alpha=0.15, lw=0)
-    ax.plot(x, np.stack([low, high], axis=1), color=colour, linestyle="-", linewidth=0.3)
-    note = (
-        style.ONE_ERROR if variable == _ACCURACY else "10\N{EN DASH}90 % of examples and directions"
-    )
-    ax.fill_between([], [], fc="0.88", ec="0.4", lw=0.3, label=note)
+    look = look or following(ax)
+    name = results.name(result) if label is None else label
+    ax.plot(x, middle, label=name, **look.line())
+    colour = look.colour
+    if look.band:
+        ax.fill_between(x, low, high, color=colour, alpha=0.15, lw=0)
+        ax.plot(x, np.stack([low, high], axis=1), color=colour, linestyle="-", linewidth=0.3)
+        middle_80 = "10\N{EN DASH}90 % of examples and directions"
+        note = style.ONE_ERROR if variable == _ACCURACY else middle_80
+        ax.fill_between([], [], fc="0.88", ec="0.4", lw=0.3, label=note)
     astray = x[middle == _ABOVE]
     if astray.size:
         cross: dict[str, Any] = {"marker": "x", "markersize": 3, "linestyle": ""}
@@ -119,7 +132,7 @@ def radius_curve(
             ax.plot([], [], color="0.4", linestyle=":", linewidth=0.7, label="rounding error")
     ax.set(
         xscale="log",
-        xlabel="radius / neighbour distance",
+        xlabel="radius (neighbour distances)",
         ylabel=results.axis_label(result[variable]),
     )
     few_ticks(ax.xaxis, *ax.get_xlim())
@@ -181,13 +194,11 @@ def distributions(page: Page) -> Figure:
     figure = new_figure(columns, gap=0.04)
     down = -(-len(variables) // _PANEL[columns])
     across = -(-len(variables) // down)
-    width = style.WIDTHS[columns] / across
     axes = [figure.add_subplot(down, across, at + 1) for at in range(len(variables))]
     labels = results.names(shown)
     for at, (variable, ax) in enumerate(zip(variables, axes, strict=True)):
-        for result, label in zip(shown, labels, strict=True):
-            distribution(result, ax, variable=variable, label=label)
-        ax.set_xlabel(wrapped(ax.get_xlabel(), 0.8 * width))
+        for result, label, look in zip(shown, labels, looks(shown), strict=True):
+            distribution(result, ax, variable=variable, label=label, look=look)
         ax.set_ylabel("fraction of examples" if at % across == 0 else "")
         ax.tick_params(labelleft=at % across == 0)
     legend(figure, axes, labels)
@@ -215,20 +226,21 @@ def radius_curves(page: Page) -> Figure:
             place = row * across + column + 1
             ax = figure.add_subplot(len(rows), across, place)
             axes.append(ax)
-            for result, label in zip(shown, labels, strict=True):
+            for result, label, look in zip(shown, labels, looks(shown), strict=True):
                 radius_curve(
                     result,
                     ax,
                     variable=variable,
                     kind=name,
                     label=label,
+                    look=look,
                     among=shown,
                     ceiling=ceiling,
                 )
             if columns == 1 or row == 0:
                 title(ax, name, "", 0.8 * width, lift=0)
-            ax.set_xlabel(wrapped(ax.get_xlabel(), 0.7 * width) if row + 1 == len(rows) else "")
-            ax.set_ylabel(wrapped(ax.get_ylabel(), 0.72 * width) if column == 0 else "")
+            ax.set_xlabel(ax.get_xlabel() if row + 1 == len(rows) else "")
+            ax.set_ylabel(ax.get_ylabel() if column == 0 else "")
             ax.tick_params(labelleft=column == 0, labelbottom=row + 1 == len(rows))
     figure.align_ylabels()
     legend(figure, axes, labels)

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
-from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
@@ -17,6 +16,7 @@ from analysis import results
 from analysis.figures import style
 from analysis.figures.arrange import Kind, Page, fit_height, legend, new_figure, title, wrapped
 from analysis.figures.distribution import tick_text
+from analysis.figures.looks import Look, following, looks
 from analysis.stats.arrays import Floats
 from analysis.stats.density import (
     WIDTH,
@@ -35,10 +35,9 @@ MATRICES = {
 _HEIGHT = {1: 0.62, 2: 0.4}  # of the width
 _POINTS = 1500  # of a curve
 _FLOOR = 0.03  # of the height of a single eigenvalue: where the axis of a density begins
-_ROW = 0.06  # of the height: a row of marks
+_ROW, _ROWS = 0.06, 5  # of the height: a row of marks; more rows than so many stand closer
 _MARGIN = 4 * WIDTH  # decades beyond the outermost eigenvalue
 _TICK = 0.25  # inches a tick of the axis of eigenvalues takes
-_MARKS = "osDv^<"  # one a network
 _DOT = 3.0  # points
 
 
@@ -47,8 +46,9 @@ def spectrum(
     ax: Axes,
     *,
     linear: float | None = None,
-    row: int = 0,
+    row: float = 0,
     label: str | None = None,
+    look: Look | None = None,
 ) -> None:
     """Draw the spectral density of one result, and its top eigenvalues.
 
@@ -62,8 +62,9 @@ def spectrum(
         ax: Axes without projection; call again with other results to compare them.
         linear: half the width of the part of the axis around zero that is about linear; by default
             what this result resolves there.
-        row: of the marks, 0 the lowest: one a result.
+        row: of the marks, from 1, the lowest, where there are several results; 0 for one alone.
         label: for the legend; by default the result's name.
+        look: of the line; by default one that no line of `ax` has. It may leave out the band.
 
     Raises:
         ValueError: no random vector has been measured.
@@ -76,18 +77,18 @@ def spectrum(
     count = _parameters(result)
     curves = count * density(nodes, weights, at, linear=linear)
     x = values_at(at, linear)
-    (line,) = ax.plot(
-        x, curves.mean(axis=0), label=results.name(result) if label is None else label
-    )
-    colour = to_hex(line.get_color())
-    if len(curves) > 1:
+    look = look or following(ax)
+    ax.plot(x, curves.mean(axis=0), **look.line())
+    colour = look.colour
+    if len(curves) > 1 and look.band:
         ax.fill_between(x, curves.min(axis=0), curves.max(axis=0), color=colour, alpha=0.25, lw=0)
         ax.fill_between([], [], color="0.75", lw=0, label="range over the random vectors")
     values, converged = _eigenvalues(result)
-    heights = np.full(values.size, _ROW * (row + 1))
-    mark = _MARKS[row % len(_MARKS)]
-    for dots in _dots(ax, values, heights, converged, mark, colour):
+    heights = np.full(values.size, _ROW * (row or 1))
+    for dots in _dots(ax, values, heights, converged, look):
         dots.set_transform(ax.get_xaxis_transform())
+    name = results.name(result) if label is None else label
+    ax.plot([], [], label=name, **look.line(**look.dots(linestyle=look.dash) if row else {}))
     if values.size:
         ax.plot([], [], "o", color="0.4", linestyle="", markersize=_DOT, label="top eigenvalues")
     single = 1 / (WIDTH * np.sqrt(2 * np.pi))
@@ -115,10 +116,11 @@ def spectra(page: Page) -> Figure:
         labels = ["mean over the random vectors"]
     else:
         labels = [f"{label}: {text}" for label, text in zip(labels, notes, strict=True)]
-    for row, (result, label) in enumerate(zip(shown, labels, strict=True)):
-        spectrum(result, ax, linear=linear, row=row, label=label)
-    ax.set_xlabel(wrapped(ax.get_xlabel(), 0.8 * width))
-    ax.set_ylabel(wrapped(ax.get_ylabel(), 0.6 * _HEIGHT[columns] * width))
+    rows = min(1.0, _ROWS / len(shown)) * np.arange(1, len(shown) + 1)
+    for row, result, label, look in zip(
+        rows if len(shown) > 1 else [0], shown, labels, looks(shown, hollow=False), strict=True
+    ):
+        spectrum(result, ax, linear=linear, row=row, label=label, look=look)
     legend(figure, [ax], labels)
     fit_height(figure, [ax], 1, _HEIGHT[columns])
     return figure
@@ -160,7 +162,9 @@ def resolution(shown: Sequence[xr.Dataset]) -> float:
     return float(f"{coarsest:.0e}") or 1.0
 
 
-def ranked(result: xr.Dataset, ax: Axes, *, mark: str = "o", label: str | None = None) -> None:
+def ranked(
+    result: xr.Dataset, ax: Axes, *, label: str | None = None, look: Look | None = None
+) -> None:
     """Draw the size of the top eigenvalues by rank, from every end that was asked for.
 
     Negative ones have a dashed line of their own. A value that has not converged is hollow, and
@@ -169,11 +173,12 @@ def ranked(result: xr.Dataset, ax: Axes, *, mark: str = "o", label: str | None =
     Args:
         result: of `hessian` in the weights, with its part `eigenpairs`.
         ax: Axes without projection; call again with other results to compare them.
-        mark: of an eigenvalue.
         label: for the legend; by default the result's name.
+        look: of lines and marks; by default one that no line of `ax` has.
     """
     name = results.name(result) if label is None else label
-    colour = None
+    look = look or following(ax)
+    colour = look.colour
     for end in result["end"].values:
         rows = result.sel(end=end)
         values, converged = rows["eigenvalue"].values, rows["converged"].values == 1
@@ -183,15 +188,14 @@ def ranked(result: xr.Dataset, ax: Axes, *, mark: str = "o", label: str | None =
             if not shown.any():
                 continue
             x, y = rank[shown], np.abs(values[shown])
-            (line,) = ax.plot(x, y, linestyle=style_of, color=colour, linewidth=0.8)
-            colour = to_hex(line.get_color())
+            ax.plot(x, y, linestyle=style_of, color=colour, linewidth=0.8)
             errors = y * rows["residual"].values[shown]
             ax.vlines(x, y - errors, y + errors, color=colour, linewidth=0.7)
-            _dots(ax, x, y, converged[shown], mark, colour)
+            _dots(ax, x, y, converged[shown], look)
             said = "positive" if sign > 0 else "negative"
             ax.plot([], [], color="0.4", linestyle=style_of, linewidth=0.8, label=said)
-    if name and colour is not None:
-        ax.plot([], [], mark, linestyle="", markersize=_DOT, color=colour, label=name)
+    if name:
+        ax.plot([], [], label=name, **look.dots(markersize=_DOT))
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set(
         yscale="log",
@@ -206,32 +210,23 @@ def ranks(page: Page) -> Figure:
     figure = new_figure(columns, gap=0.02)
     ax = figure.add_subplot()
     width, labels = style.WIDTHS[columns], results.names(shown)
-    for at, (result, label) in enumerate(zip(shown, labels, strict=True)):
-        ranked(result, ax, mark=_MARKS[at % len(_MARKS)], label=label if len(shown) > 1 else "")
+    for result, label, look in zip(
+        shown, labels, looks(shown, dashes=False, hollow=False), strict=True
+    ):
+        ranked(result, ax, label=label if len(shown) > 1 else "", look=look)
     if len(shown) == 1:
         title(ax, labels[0], "", 0.8 * width, lift=0)
-    ax.set_ylabel(wrapped(ax.get_ylabel(), 0.8 * _HEIGHT[columns] * width))
     legend(figure, [ax], labels)
     fit_height(figure, [ax], 1, _HEIGHT[columns])
     return figure
 
 
-def _dots(
-    ax: Axes, x: Floats, y: Floats, converged: NDArray[np.bool_], mark: str, colour: str
-) -> list[Line2D]:
+def _dots(ax: Axes, x: Floats, y: Floats, converged: NDArray[np.bool_], look: Look) -> list[Line2D]:
     """Filled marks, hollow where not converged."""
     drawn = []
-    for which, face in ((converged, colour), (~converged, "white")):
+    for which, face in ((converged, look.colour), (~converged, "white")):
         drawn += ax.plot(
-            x[which],
-            y[which],
-            mark,
-            linestyle="",
-            color=colour,
-            markerfacecolor=face,
-            markersize=_DOT,
-            markeredgewidth=0.6,
-            zorder=3,
+            x[which], y[which], zorder=3, **look.dots(markersize=_DOT, markerfacecolor=face)
         )
     if not converged.all():
         ax.plot(

@@ -10,6 +10,7 @@ from cycler import cycler
 from matplotlib.colors import Colormap
 
 WIDTHS = {1: 3.35, 2: 6.9}  # inches: one and two columns of most journals (85 and 175 mm)
+TALLEST = 9.0  # inches: a page of most journals, less a caption
 COLOURS = "viridis"  # even steps of lightness: reads in grey print and by colour-blind readers
 OVER = "#fff6b8"  # above the scale: lighter than its last colour
 NOT_FINITE = "0.55"
@@ -17,11 +18,18 @@ NOT_MEASURED = "0.92"
 TEXT_SIZE, NOTE_SIZE = 8.0, 7.0  # points
 ONE_ERROR = "\N{PLUS-MINUS SIGN} 1 standard error"  # of a band, in legends
 
-# Okabe and Ito's palette; the line style tells the lines apart once more, for grey print.
-_LINES = cycler(
-    color=["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00"],
-    linestyle=["-", "--", "-.", (0, (1, 1)), (0, (5, 1, 1, 1, 1, 1)), (0, (3, 1))],
-)
+# Okabe and Ito's palette; the line style tells the lines apart once more, for grey print. Dots are
+# left to what accompanies a network's line: chords, medians, rounding errors.
+LINES: list[tuple[str, Any]] = [
+    ("#0072B2", "-"),
+    ("#D55E00", "--"),
+    ("#009E73", "-."),
+    ("#CC79A7", (0, (8, 1.5))),
+    ("#000000", (0, (5, 1, 1, 1, 1, 1))),
+    ("#E69F00", (0, (2, 1))),
+]
+MARKS = "osDv^<P*"
+_CYCLE = cycler(color=[c for c, _ in LINES], linestyle=[dash for _, dash in LINES])
 
 _SETTINGS: dict[Any, Any] = {
     "font.family": "DejaVu Sans",  # comes with matplotlib, so every machine draws the same
@@ -35,7 +43,7 @@ _SETTINGS: dict[Any, Any] = {
     "legend.handlelength": 1.8,
     "legend.columnspacing": 1.2,
     "axes.linewidth": 0.6,
-    "axes.prop_cycle": _LINES,
+    "axes.prop_cycle": _CYCLE,
     "xtick.major.width": 0.6,
     "ytick.major.width": 0.6,
     "xtick.major.size": 2.5,

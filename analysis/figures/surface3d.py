@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 from matplotlib.cm import ScalarMappable
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FixedLocator, MaxNLocator
 from mpl_toolkits.mplot3d.art3d import (  # type: ignore[import-untyped, unused-ignore]
     Poly3DCollection,
 )
@@ -16,10 +16,12 @@ from mpl_toolkits.mplot3d.art3d import (  # type: ignore[import-untyped, unused-
 from analysis import results
 from analysis.figures import style
 from analysis.figures.arrange import Kind, on_the_grid, panels
-from analysis.figures.contour import gap_marks, limits, network_label, networks
-from analysis.figures.grid import Grid
+from analysis.figures.contour import gap_marks, network_label, networks
+from analysis.figures.grid import Grid, limits
 from analysis.figures.scale import Scale, shared_scale
+from analysis.stats.arrays import Floats
 
+_CORNER = 0.08  # of an axis, at its ends, without ticks
 _LINE = 26  # characters of an axis label that fit along an edge
 
 
@@ -92,8 +94,8 @@ def surface3d(
     )
     ax.set_zticks(scale.ticks(6))
     ax.zaxis.set_major_formatter(scale.text)
-    for axis in (ax.xaxis, ax.yaxis):
-        axis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10], prune="both"))
+    for axis, (low, high) in ((ax.xaxis, xlim), (ax.yaxis, ylim)):
+        axis.set_major_locator(FixedLocator(ticks(low, high).tolist()))
     for axis in (ax.xaxis, ax.yaxis, ax.zaxis):
         axis.set_tick_params(pad=-3)
         axis.labelpad = 0
@@ -101,6 +103,18 @@ def surface3d(
     ax.set_box_aspect((4, 4, 3), zoom=1.0)
     ax.view_init(elev=30, azim=-60)
     return surface
+
+
+def ticks(low: float, high: float) -> Floats:
+    """Two to five round numbers within an axis, none at its ends, where axes meet."""
+    margin = _CORNER * (high - low)
+    for most in range(4, 12):
+        locator = MaxNLocator(most, steps=[1, 2, 2.5, 5, 10])
+        tried = np.asarray(locator.tick_values(low, high), dtype=float)
+        found = tried[(tried > low + margin) & (tried < high - margin)]
+        if len(found) > 1:
+            break
+    return found
 
 
 KIND = Kind(

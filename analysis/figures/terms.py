@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from analysis import results
-from analysis.figures import style
-from analysis.figures.arrange import Kind, Page, fit_height, legend, new_figure, title, wrapped
+from analysis.figures.arrange import Kind, blocks, summed_up
 
 _HEIGHT = 0.5  # of a panel's width
 _PANEL = {1: 1, 2: 2}  # panels side by side
@@ -49,7 +49,7 @@ def by_layer(result: xr.Dataset, ax: Axes, *, variable: str) -> None:
         )
     ax.set_xticks(place, _short([str(name) for name in result["layer"].values]))
     ax.set_xlim(-0.5, len(place) - 0.5)
-    ax.set_ylim(bottom=0)
+    ax.set_ylim(0, 1.08 * ax.dataLim.ymax)
     ax.set(xlabel="layer", ylabel=results.axis_label(result[variable]))
 
 
@@ -71,32 +71,8 @@ def by_setting(result: xr.Dataset, ax: Axes, *, variable: str) -> None:
     ax.set(xlabel=label, ylabel=results.axis_label(result[variable]))
 
 
-def drawable(result: xr.Dataset, variable: str) -> bool:
-    """Whether `variable` was summed up for every layer or setting."""
-    return f"{variable}_mean" in result
-
-
-def panels(page: Page) -> Figure:
-    """One panel a variable, one row of panels a result."""
-    shown, variables, columns = page.shown, page.variables, page.columns
-    figure = new_figure(columns, gap=0.04)
-    across = min(_PANEL[columns], len(variables))
-    rows = -(-len(variables) // across)
-    width = style.WIDTHS[columns] / across
-    axes = []
-    for number, (result, name) in enumerate(zip(shown, results.names(shown), strict=True)):
-        for at, variable in enumerate(variables):
-            ax = figure.add_subplot(len(shown) * rows, across, number * rows * across + at + 1)
-            marks = by_setting if "setting" in result[variable].dims else by_layer
-            marks(result, ax, variable=variable)
-            ax.set_xlabel(wrapped(ax.get_xlabel(), 0.8 * width))
-            ax.set_ylabel(wrapped(ax.get_ylabel(), 0.7 * width * _HEIGHT))
-            if at == 0:
-                title(ax, name, "", 0.8 * width, lift=0)
-            axes.append(ax)
-    legend(figure, axes)
-    fit_height(figure, axes, len(shown) * rows, _HEIGHT)
-    return figure
+def _ways(result: xr.Dataset, variable: str) -> list[Callable[..., None]]:
+    return [by_setting if "setting" in result[variable].dims else by_layer]
 
 
 def _short(layers: list[str]) -> list[str]:
@@ -110,7 +86,7 @@ KIND = Kind(
     by_layer,
     probe="terms",
     dimensions=1,
-    arrange=panels,
+    arrange=partial(blocks, ways=_ways, across=_PANEL, ratio=_HEIGHT),
     variables=("variance_share", "removal_divergence", "setting_loss", "setting_accuracy"),
-    also=drawable,
+    also=summed_up,
 )

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import xarray as xr
+from matplotlib.figure import Figure
 
 Surface = Callable[..., xr.Dataset]
 
@@ -69,3 +70,9 @@ def bowl() -> xr.Dataset:
         alpha=np.linspace(-1, 1, 7),
         beta=np.linspace(-0.5, 0.5, 5),
     )
+
+
+@pytest.fixture
+def not_laid_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures that are made and not laid out, which takes most of the time."""
+    monkeypatch.setattr(Figure, "draw_without_rendering", lambda self: None)

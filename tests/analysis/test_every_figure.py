@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import pytest
 import xarray as xr
-from matplotlib.figure import Figure
 
 from analysis.figures import FIGURES, draw, fitting, left_out
 from analysis.figures.__main__ import main
@@ -14,12 +13,6 @@ from landscape.core import store
 from tests.analysis.every_figure import RESULTS, parts, renamed
 
 ONE_LINE = 260  # characters, with the names of two files
-
-
-@pytest.fixture
-def not_laid_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Figures that are made and not laid out, which takes most of the time."""
-    monkeypatch.setattr(Figure, "draw_without_rendering", lambda self: None)
 
 
 def drawn_or_refused(shown: Sequence[xr.Dataset], kind: str) -> str:

@@ -80,7 +80,7 @@ def on_a_line(statistics: tuple[str, ...] = ("interpolated", "recomputed")) -> x
             "accuracy": (dims, 1 / loss, {"long_name": "accuracy", "units": "1"}),
             "accuracy_stderr": (dims, np.full(loss.shape, 0.01)),
             "example_loss": ((*dims, "example"), loss[..., None] * np.ones(3)),
-            "barrier": ("batch_norm_statistics", heights),
+            "barrier": ("batch_norm_statistics", heights, {"units": "nat"}),
             "barrier_stderr": ("batch_norm_statistics", np.full(len(heights), 0.125)),
             "barrier_at": ("batch_norm_statistics", np.where(heights > 0, 0.5, 0.0)),
             "measured": ("t", np.ones(5, "u1")),
@@ -106,7 +106,7 @@ def test_each_result_has_the_figures_of_its_kind() -> None:
 @pytest.mark.parametrize("kind", KINDS.split())
 def test_curves_are_the_median_and_the_middle_half_of_the_paths(kind: str) -> None:
     result, ax = between(), Figure().add_subplot()
-    along(result, ax, kind=kind, variable="probability", colour="C0", label="net")
+    along(result, ax, kind=kind, variable="probability", label="net")
     chosen = result["kind"].values == kind
     wanted = np.sort(result["probability"].values[chosen], axis=0)
     # Of five values the third, and the second and the fourth.
@@ -127,12 +127,12 @@ def test_a_path_that_diverges_keeps_its_place_and_one_not_measured_is_left_out()
     result["jacobian_norm"].values[0] = np.nan
     result["measured"].values[0] = 0
     ax = Figure().add_subplot()
-    along(result, ax, kind="same_class", variable="jacobian_norm", colour="C0")
+    along(result, ax, kind="same_class", variable="jacobian_norm")
     wanted = np.sort(result["jacobian_norm"].values[1:5], axis=0)[1]  # the lower median of four
     np.testing.assert_array_equal(ax.lines[0].get_ydata(), wanted)
     assert not ax.texts
     result["jacobian_norm"].values[3, 4] = np.nan
-    along(result, ax, kind="same_class", variable="jacobian_norm", colour="C1")
+    along(result, ax, kind="same_class", variable="jacobian_norm")
     wanted = np.sort(result["jacobian_norm"].values[[1, 2, 4]], axis=0)[1]
     np.testing.assert_array_equal(ax.lines[1].get_ydata(), wanted)
     assert [text.get_text() for text in ax.texts] == ["1 of 4 not finite"]
@@ -219,8 +219,9 @@ def test_a_barrier_is_an_arrow_from_the_chord_to_the_line() -> None:
     assert arrow.xy == (0.5, 1.5)
     assert not any(getattr(text, "arrow_patch", None) for text in accuracy.texts)
     assert figure.legends[0].get_title().get_text() == "a → b"
-    assert legend(figure)[:2] == ["statistics interpolated", "statistics recomputed"]
-    assert "barrier 2 ± 0.12 nat" in legend(figure)
+    first, second = legend(figure)[:2]
+    assert first == "statistics interpolated (barrier 2 ± 0.12 nat)"
+    assert second == "statistics recomputed"
 
 
 def test_barriers_at_the_same_place_stand_side_by_side() -> None:
@@ -231,7 +232,7 @@ def test_barriers_at_the_same_place_stand_side_by_side() -> None:
     left, right = (arrow.arrow_patch.get_window_extent() for arrow in (one, other))
     assert left.x1 < (right.x0 + right.x1) / 2
     assert left.y0 == right.y0
-    assert legend(figure).count("barrier 2 ± 0.12 nat") == 2
+    assert sum("barrier 2 ± 0.12 nat" in " ".join(label.split()) for label in legend(figure)) == 2
 
 
 def test_what_lies_above_the_scale_takes_no_height_from_the_rest() -> None:

@@ -175,7 +175,7 @@ def test_results_in_one_spectrum_share_its_axis():
     assert ax.xaxis.get_transform().linear_width == 20
     assert first.get_color() != second.get_color()
     marks = [line for line in ax.lines if line.get_marker() != "None" and len(line.get_xdata())]
-    rows = [line.get_ydata()[0] for line in marks if line.get_color() == second.get_color().lower()]
+    rows = [line.get_ydata()[0] for line in marks if line.get_color() == second.get_color()]
     assert set(rows) == {0.12}, "a row of marks for each result"
     labels = _legend(draw(results, kind="spectrum"))
     assert labels[0].startswith("resnet18: trace")

@@ -84,6 +84,36 @@ def test_random_flips_beyond_twenty_pairs_agree_with_the_normal_limit_and_never_
     assert float(sign_flip(np.ones(40))) == 1 / 100_001
 
 
+def test_every_choice_is_counted_up_to_a_limit_and_drawn_beyond(monkeypatch):
+    differences = np.array([1.0, 2, 3, 4, 5])
+    monkeypatch.setattr("analysis.stats.sign_flip.EXACT", 5)
+    assert float(sign_flip(differences)) == 2 / 32
+    monkeypatch.setattr("analysis.stats.sign_flip.EXACT", 4)
+    monkeypatch.setattr("analysis.stats.sign_flip.DRAWS", 3000)
+    drawn = [float(sign_flip(differences, seed=seed)) for seed in (0, 1)]
+    assert float(sign_flip(differences)) == drawn[0] != drawn[1]
+    for p in drawn:  # a share of 1 / 16 of 3000 draws has a standard error of 0.0044
+        assert (p * 3001) % 1 == pytest.approx(0, abs=1e-9)
+        assert abs(p - 2 / 32) < 4 * 0.0044
+    both = [float(equivalence(differences - 3, 2.0, seed=seed)) for seed in (0, 1)]
+    assert float(equivalence(differences - 3, 2.0)) == both[0] != both[1]
+    alone = [sign_flip(differences - 1, "greater"), sign_flip(differences - 5, "less")]
+    assert both[0] == max(map(float, alone))
+
+
+def test_rows_of_differences_are_tested_each_on_its_own():
+    rows = [
+        [0.1, 0.2, -0.3, 0.4],  # with a tie through rounding
+        [1e12, -3e12, 2e12, 5e12],  # whose rounding is larger than the row above
+        [np.inf, -1.0, 2.0, 3.0],  # signed ranks
+        [0.5, -3.0, 2.9, 0.7],  # where ranks would say something else
+    ]
+    together = sign_flip(np.array(rows))
+    assert together.tolist() == [float(sign_flip(np.array(row))) for row in rows]
+    assert together[2] == by_hand(np.array([4.0, -1, 2, 3]))
+    assert together[3] == by_hand(np.array(rows[3])) != by_hand(np.array([1.0, -4, 3, 2]))
+
+
 def test_infinite_differences_are_tested_by_signed_ranks():
     finite = np.array([0.3, -0.1, 0.7, 0.2, 0.5, 0.9, 1.1, 5.0])
     expected = stats.wilcoxon(finite, method="exact").pvalue
@@ -139,6 +169,44 @@ def test_permutation_of_halves_has_five_percent_false_positives():
     draws = np.random.default_rng(5).standard_t(2, (1500, 8))
     p = np.array([permutation(row[:4], row[4:]) for row in draws])
     assert within((p <= 0.05).mean(), 2 / 70, 1500)  # only the two extreme divisions are below 0.05
+
+
+def test_permutation_counts_ties_at_any_scale():
+    generator = np.random.default_rng(6)
+    for _ in range(20):
+        first, second = (generator.integers(0, 4, size=4).astype(float) for _ in range(2))
+        exact = permutation(first, second)  # of whole numbers nothing is rounded
+        for scale in (0.1, 0.1e-9, 0.1e9):
+            assert permutation(first * scale, second * scale) == exact
+    assert permutation(np.zeros(3), np.zeros(4)) == 1.0
+
+
+def test_permutation_counts_every_division_up_to_a_limit_and_draws_beyond(monkeypatch):
+    first, second = np.arange(4.0), np.arange(4.0) + 10
+    monkeypatch.setattr("analysis.stats.permutation.EXACT", 70)  # 8 numbers, 4 of them
+    assert permutation(first, second) == 2 / 70
+    monkeypatch.setattr("analysis.stats.permutation.EXACT", 69)
+    monkeypatch.setattr("analysis.stats.permutation.DRAWS", 2000)
+    drawn = permutation(first, second)
+    assert drawn == permutation(first, second, seed=0) != permutation(first, second, seed=1)
+    # of 2000 draws 57 are expected to reach that far, with a standard deviation of 7.5
+    reached = drawn * 2001 - 1
+    assert reached == pytest.approx(round(reached), abs=1e-9)
+    assert abs(reached - 2000 * 2 / 70) < 4 * 7.5
+    far = permutation(np.arange(12.0), np.arange(12.0) + 1000)
+    assert far == 1 / 2001  # the data are one of the divisions: p is never zero
+    apart = divisions(np.concatenate([first, second]), 3)
+    # the mean over divisions of a difference of means is zero
+    assert abs(apart.mean()) < 4 * apart.std() / 2000**0.5
+
+
+def test_unpaired_interval_of_three_numbers_is_finite_and_of_two_unknown():
+    assert np.isnan(unpaired_interval(np.array([1.0]), np.array([2.0]))).all()
+    first, second = np.array([1.0, 3.0]), np.array([5.0])
+    low, high = unpaired_interval(first, second)
+    # variance 2 of one degree of freedom, times 1/2 + 1
+    reach = stats.t.ppf(0.975, 1) * 3**0.5
+    assert (low, high) == pytest.approx((-3 - reach, -3 + reach))
 
 
 def test_unpaired_interval_is_students():

@@ -323,7 +323,7 @@ def test_interval_refuses_arms_of_different_samples():
 
 
 @pytest.mark.parametrize("pairs", [8, 10, 12])
-@pytest.mark.parametrize("alpha", [0.05, 0.0125])
+@pytest.mark.parametrize("alpha", [0.05, 0.05 / 3, 0.0125])
 def test_stated_power_is_the_simulated_one(pairs, alpha):
     generator = np.random.default_rng(11)
     for effect in (0.8, 1.2, 1.8):
@@ -332,12 +332,72 @@ def test_stated_power_is_the_simulated_one(pairs, alpha):
         assert abs(found - power(effect, 1.0, pairs, alpha=alpha)) < 0.07
 
 
+@pytest.mark.parametrize(("pairs", "alpha", "level"), [(8, 0.05, 6 / 128), (12, 0.0125, 25 / 2048)])
+def test_stated_power_is_that_of_students_t_at_the_largest_level_attained(pairs, alpha, level):
+    draws = np.random.default_rng(15).normal(0, 2, (20_000, pairs))
+    over_samples = np.random.default_rng(16).normal(0, 1, 20_000)
+    for floor in (0.0, 1.0):
+        errors = draws.mean(axis=1) + floor * over_samples
+        critical = stats.t.isf(level / 2, pairs - 1)
+        stderr = draws.std(axis=1, ddof=1) / pairs**0.5
+        for effect in (-1.6, 1.6):
+            # The floor widens numerator and denominator alike, as the interval's variance does.
+            widened = stderr * (1 + floor * pairs / 4) ** 0.5
+            found = np.sign(effect) * (effect + errors) > critical * widened
+            stated = float(power(effect, 2.0, pairs, alpha=alpha, floor=floor))
+            assert within(found.mean(), stated, 20_000)
+
+
+def test_a_difference_far_beyond_the_spread_is_found_where_any_can_be():
+    assert power(50.0, 0.1, [5, 6, 8, 1000], alpha=0.05).tolist() == [0, 1, 1, 1]
+    assert power(50.0, 0.1, [7, 8], alpha=0.0125).tolist() == [0, 1]
+
+
+def test_power_of_the_fewest_pairs_is_that_of_equal_signs():
+    # one choice of signs in 32 either way: normal differences of mean 1 are positive in 84 %
+    stated = float(power(1.0, 1.0, 6, alpha=0.05))
+    assert stated == pytest.approx(stats.norm.cdf(1) ** 6 + stats.norm.cdf(-1) ** 6)
+
+
+def test_no_more_than_a_thousand_pairs_are_asked_for():
+    needed = pairs_needed(0.1, 1.0, margin=0.01, alpha=0.05)
+    # the normal limit: (1.96 + 0.84)² / 0.1² = 785, and two for the estimated spread
+    assert needed == pytest.approx(787, abs=3)
+    assert pairs_needed(0.088, 1.0, margin=0.01, alpha=0.05) is None  # 1014
+    assert pairs_needed(0.0895, 1.0, margin=0.01, alpha=0.05) == pytest.approx(982, abs=3)
+
+
 def test_stated_power_of_the_equivalence_test_is_the_simulated_one():
     generator = np.random.default_rng(12)
     for spread in (0.05, 0.08):
         found = (equivalence(generator.normal(0, spread, (1500, 10)), 0.1) <= 0.0125).mean()
         told = equivalence_power(0, spread, 10, margin=0.1, alpha=0.0125)
         assert abs(found - told) < 0.1  # a normal approximation
+
+
+@pytest.mark.parametrize("floor", [0.0, 0.0015])
+def test_stated_power_of_the_equivalence_test_is_students_for_many_pairs(floor):
+    pairs, alpha, margin = 100, 0.05, 0.15
+    draws = np.random.default_rng(17).normal(0, 0.5, (10_000, pairs))
+    errors = draws.mean(axis=1) + floor**0.5 * np.random.default_rng(18).normal(size=10_000)
+    stderr = (draws.var(axis=1, ddof=1) / pairs * (1 + floor * pairs / 0.25)) ** 0.5
+    reach = stats.t.isf(alpha, pairs - 1) * stderr
+    for effect in (0.0, 0.04, -0.04):
+        shown = (effect + errors + reach < margin) & (effect + errors - reach > -margin)
+        stated = equivalence_power(effect, 0.5, pairs, margin=margin, alpha=alpha, floor=floor)
+        # the simulation's own 4 standard errors, and 1 % for the normal approximation
+        assert abs(shown.mean() - stated) < 4 * (0.25 / 10_000) ** 0.5 + 0.01
+    assert equivalence_power(0.16, 0.5, pairs, margin=margin, alpha=alpha, floor=floor) < alpha
+
+
+def test_equivalence_takes_as_many_pairs_as_equal_signs_do_one_sided():
+    # 1 / 2**4 is more than 0.05; of effects without spread nothing else stands in the way
+    nothing = equivalence_power(0.0, 1e-6, [4, 5, 2000], margin=0.1, alpha=0.05)
+    assert nothing.tolist() == [0, 1, 1]
+    # at 7 pairs one choice of signs is allowed, the level 1 / 128: Student's t with 6 degrees
+    stated = float(equivalence_power(0.0, 0.1, 7, margin=0.3, alpha=0.0125))
+    critical = stats.t.isf(1 / 128, 6)
+    assert stated == pytest.approx(2 * stats.norm.cdf(3 * 7**0.5 - critical) - 1)
 
 
 def test_pairs_needed_decide_with_the_wanted_probability():

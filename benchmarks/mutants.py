@@ -31,8 +31,8 @@ import pytest
 TAKEN_FOR = """Lt:LtE,Gt LtE:Lt,GtE Gt:GtE,Lt GtE:Gt,LtE Eq:NotEq NotEq:Eq Is:IsNot IsNot:Is
     In:NotIn NotIn:In Add:Sub Sub:Add Mult:Div Div:Mult FloorDiv:Mult Mod:Mult Pow:Mult And:Or
     BitAnd:BitOr BitOr:BitAnd USub:UAdd Or:And min:max max:min any:all all:any minimum:maximum
-    maximum:minimum floor:ceil ceil:floor sum:mean mean:sum std:var sf:cdf cdf:sf isf:ppf ppf:isf isnan:isinf
-    isfinite:isnan log:log1p exp:expm1 zeros:ones zeros_like:ones_like"""
+    maximum:minimum floor:ceil ceil:floor sum:mean mean:sum std:var sf:cdf cdf:sf isf:ppf
+    ppf:isf isnan:isinf isfinite:isnan log:log1p exp:expm1 zeros:ones zeros_like:ones_like"""
 SWAPS = dict(pair.split(":") for pair in TAKEN_FOR.split())
 IMPORTED = "torch scipy.stats xarray h5netcdf matplotlib.pyplot hypothesis.extra.numpy"
 OPTIONS = ["-x", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning"]

@@ -359,12 +359,16 @@ def test_power_of_the_fewest_pairs_is_that_of_equal_signs():
     assert stated == pytest.approx(stats.norm.cdf(1) ** 6 + stats.norm.cdf(-1) ** 6)
 
 
-def test_no_more_than_a_thousand_pairs_are_asked_for():
+def test_no_more_than_a_thousand_pairs_are_asked_for(monkeypatch):
     needed = pairs_needed(0.1, 1.0, margin=0.01, alpha=0.05)
     # the normal limit: (1.96 + 0.84)² / 0.1² = 785, and two for the estimated spread
     assert needed == pytest.approx(787, abs=3)
     assert pairs_needed(0.088, 1.0, margin=0.01, alpha=0.05) is None  # 1014
     assert pairs_needed(0.0895, 1.0, margin=0.01, alpha=0.05) == pytest.approx(982, abs=3)
+    monkeypatch.setattr("analysis.stats.power.MOST", needed)
+    assert pairs_needed(0.1, 1.0, margin=0.01, alpha=0.05) == needed
+    monkeypatch.setattr("analysis.stats.power.MOST", needed - 1)
+    assert pairs_needed(0.1, 1.0, margin=0.01, alpha=0.05) is None
 
 
 def test_stated_power_of_the_equivalence_test_is_the_simulated_one():

@@ -2,12 +2,10 @@
 
     python -m benchmarks.mutants analysis/stats/sign_flip.py tests/analysis/test_stats.py
 
-Of many faults a sample is drawn, the same every time. mutmut and cosmic-ray start Python for each,
-seconds with torch, or copy the repository; here each has a fork of a process that has torch. No
+Of many faults a sample is drawn, always the same. mutmut and cosmic-ray start Python for each,
+seconds with torch, or copy the repository; here each has a fork of a process that has torch, and no
 file changes. Faults in what a test starts as a program of its own are not seen there.
 """
-
-from __future__ import annotations
 
 import argparse
 import ast
@@ -20,28 +18,26 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
 from functools import partial
 from importlib.machinery import SourceFileLoader
+from itertools import accumulate
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 TAKEN_FOR = """Lt:LtE,Gt LtE:Lt,GtE Gt:GtE,Lt GtE:Gt,LtE Eq:NotEq NotEq:Eq Is:IsNot IsNot:Is
     In:NotIn NotIn:In Add:Sub Sub:Add Mult:Div Div:Mult FloorDiv:Mult Mod:Mult Pow:Mult And:Or
     BitAnd:BitOr BitOr:BitAnd USub:UAdd Or:And min:max max:min any:all all:any minimum:maximum
-    maximum:minimum floor:ceil ceil:floor sum:mean mean:sum std:var sf:cdf cdf:sf isf:ppf
-    ppf:isf isnan:isinf isfinite:isnan log:log1p exp:expm1 zeros:ones zeros_like:ones_like"""
+    maximum:minimum floor:ceil ceil:floor sum:mean mean:sum std:var sf:cdf cdf:sf isf:ppf ppf:isf
+    isnan:isinf isfinite:isnan log:log1p exp:expm1 zeros:ones zeros_like:ones_like"""
 SWAPS = dict(pair.split(":") for pair in TAKEN_FOR.split())
+DROPPED = (ast.Raise, ast.AugAssign, ast.Continue, ast.Break)
 IMPORTED = "torch scipy.stats xarray h5netcdf matplotlib.pyplot hypothesis.extra.numpy"
 OPTIONS = ["-x", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
-DROPPED = (ast.Raise, ast.AugAssign, ast.Continue, ast.Break)
-Fault = tuple[Any, str, Callable[[], None]]  # the statement, what is changed, and what changes it
 
 
-def changes(node: Any, words: list[str]) -> Iterator[tuple[str, Any]]:
-    """Field and new value."""
+def changes(node, words):
+    """Field and new value, each a fault of one syntax node."""
     for field in ("op", "ops", "id", "attr"):
         first, *rest = old if isinstance(old := getattr(node, field, None), list) else [old]
         name = first if isinstance(first, str) else type(first).__name__
@@ -55,24 +51,26 @@ def changes(node: Any, words: list[str]) -> Iterator[tuple[str, Any]]:
         yield "value", words[words.index(value) - 1]
     if isinstance(node, ast.If | ast.IfExp | ast.While):
         yield "test", ast.UnaryOp(ast.Not(), node.test)
-    if isinstance(node, ast.comprehension) and node.ifs:
-        yield "ifs", []
-    for one in getattr(node, "keywords", []):
-        yield "keywords", [other for other in node.keywords if other is not one]
+    for field in ("keywords", "ifs"):
+        for one in getattr(node, field, []):
+            yield field, [other for other in getattr(node, field) if other is not one]
 
 
-def faults(node: Any, within: Any, words: list[str]) -> Iterator[Fault]:
-    """Each that may be planted, in the order of the file."""
+def faults(node, within, words):
+    """Statement, what is changed in it, and a call that changes it; in the order of the file."""
     for field, new in changes(node, words):
         before, old = ast.unparse(node).split("\n")[0], getattr(node, field)
         setattr(node, field, new)
-        what = f"{before} → " + ast.unparse(ast.fix_missing_locations(node)).split("\n")[0]
+        after = ast.unparse(ast.fix_missing_locations(node)).split("\n")[0]
         setattr(node, field, old)
-        yield within, what, partial(setattr, node, field, new)
+        yield within, f"{before} → {after}", partial(setattr, node, field, new)
     for field, value in ast.iter_fields(node):
         for at, one in enumerate(block := value if isinstance(value, list) else [value]):
-            called = isinstance(one, ast.Expr) and isinstance(one.value, ast.Call)
-            if called or isinstance(one, DROPPED):
+            if (
+                isinstance(one, DROPPED)
+                or isinstance(one, ast.Expr)
+                and type(one.value) is ast.Call
+            ):
                 put = partial(block.__setitem__, at, ast.copy_location(ast.Pass(), one))
                 yield one, f"without {ast.unparse(one)}", put
             text = isinstance(one, ast.JoinedStr | ast.Raise) or field in ("annotation", "returns")
@@ -80,53 +78,45 @@ def faults(node: Any, within: Any, words: list[str]) -> Iterator[Fault]:
                 yield from faults(one, one if isinstance(one, ast.stmt) else within, words)
 
 
-class Tests:
+class _Tests:
     """A pytest plugin: runs the tests of `order`, or all and notes which reach which line."""
 
-    def __init__(self, path: str, order: list[str] | None) -> None:
+    def __init__(self, path, order):
         self.path, self.order, self.now = path, order, "import"
-        self.reached: dict[str, set[int]] = {self.now: set()}
-        self.seconds: dict[str, float] = {}
+        self.reached, self.seconds = {self.now: set()}, {}
 
-    def trace(self, frame: Any, *_: Any) -> Any:
-        """Note the line."""
+    def trace(self, frame, *_):
         if frame.f_code.co_filename == self.path:
             self.reached[self.now].add(frame.f_lineno)
             return self.trace
         return None
 
-    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        """Leave those of `order`."""
+    def pytest_collection_modifyitems(self, items):
         if self.order is not None:
             named = {item.nodeid: item for item in items}
             items[:] = [named[name] for name in self.order]
 
-    def pytest_runtest_logstart(self, nodeid: str) -> None:
-        """The test is the one that lines are noted for."""
-        self.now, self.reached[nodeid] = nodeid, set()
-        self.seconds[nodeid] = -time.perf_counter()
+    def pytest_runtest_logstart(self, nodeid):
+        self.now, self.reached[nodeid], self.seconds[nodeid] = nodeid, set(), -time.perf_counter()
 
-    def pytest_runtest_logfinish(self, nodeid: str) -> None:
-        """Note its seconds."""
+    def pytest_runtest_logfinish(self, nodeid):
         self.seconds[nodeid] += time.perf_counter()
 
 
-def run(tests: Tests, files: list[str], tree: ast.Module, limit: float) -> tuple[int, Any]:
-    """Pytest's exit status in a fork where `tree` stands for the module; lines reached, seconds."""
+def run(tests, files, tree, limit):
+    """Pytest's status in a fork where `tree` stands for the module; seconds, lines reached."""
     with tempfile.TemporaryFile() as noted:
         if not (child := os.fork()):
-            os.setpgrp()
             signal.alarm(int(limit))
-            code, read = compile(tree, tests.path, "exec"), SourceFileLoader.get_code
-            SourceFileLoader.get_code = lambda module, name: (  # type: ignore[method-assign]
-                code if module.path == tests.path else read(module, name)
+            code, plain = compile(tree, tests.path, "exec"), SourceFileLoader.get_code
+            SourceFileLoader.get_code = lambda module, name: (
+                code if module.path == tests.path else plain(module, name)
             )
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             os.dup2(1, 2)
-            if tests.order is None:
-                sys.settrace(tests.trace)
+            sys.settrace(tests.trace if tests.order is None else None)
             status = pytest.main([*OPTIONS, *files], [tests])
-            pickle.dump((tests.reached, tests.seconds), noted)
+            noted.write(pickle.dumps((tests.seconds, tests.reached)))
             noted.flush()
             os._exit(status)
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
@@ -134,37 +124,36 @@ def run(tests: Tests, files: list[str], tree: ast.Module, limit: float) -> tuple
         return status, None if status else pickle.load(noted)
 
 
-def main() -> None:  # noqa: D103
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+def main():
+    """Print the faults that are left, and how many there are."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("module", type=Path)
-    parser.add_argument("tests", nargs="+", help="files, or other arguments of pytest")
+    parser.add_argument("tests", nargs="+", help="their files")
     parser.add_argument("--most", type=int, default=60, help="faults")
+    parser.add_argument("--seconds", type=float, default=30, help="of tests a fault")
     args = parser.parse_args()
     for name in IMPORTED.split():
         importlib.import_module(name)
-
-    def planted(tree: ast.Module) -> list[Fault]:
-        texts = [str(node.value) for node in ast.walk(tree) if isinstance(node, ast.Constant)]
-        words = sorted({text for text in texts if re.fullmatch("[a-z_]+", text)})
-        return list(faults(tree, None, words))
-
     path, source = str(args.module.resolve()), args.module.read_text()
-    status, noted = run(Tests(path, None), args.tests, ast.parse(source), 550)
+    texts = [str(node.value) for node in ast.walk(ast.parse(source)) if hasattr(node, "value")]
+    words = sorted({text for text in texts if re.fullmatch("[a-z_]+", text)})
+    status, noted = run(_Tests(path, None), args.tests, ast.parse(source), 550)
     if status:
         sys.exit(f"{args.module}: the tests end with status {status} without a fault.")
-    reached, seconds = noted
-    count, left = len(planted(ast.parse(source))), 0
+    seconds, reached = noted
+    count, left = len(list(faults(ast.parse(source), None, words))), 0
     drawn = sorted(random.Random(0).sample(range(count), min(count, args.most)))
     for number in drawn:
         tree = ast.parse(source)
-        where, what, plant = planted(tree)[number]
+        where, what, plant = list(faults(tree, None, words))[number]
         plant()
         inner = getattr(where, "body", None)
         lines = set(range(where.lineno, inner[0].lineno if inner else where.end_lineno + 1))
         names = [name for name in seconds if lines & (reached[name] | reached["import"])]
-        order = sorted(names, key=seconds.__getitem__)
-        limit = 20 + 3 * sum(map(seconds.__getitem__, order))
-        if not order or not run(Tests(path, order), args.tests, tree, limit)[0]:
+        order = sorted(names, key=seconds.__getitem__)  # the fastest first
+        within = [sum_ <= args.seconds for sum_ in accumulate(map(seconds.__getitem__, order))]
+        order = order[: sum(within)]
+        if not order or not run(_Tests(path, order), args.tests, tree, 20 + 5 * args.seconds)[0]:
             left += 1
             print(f"{args.module}:{where.lineno}: {what} ({len(order)} tests)", flush=True)
     print(f"{args.module}: {count} faults, {len(drawn)} tried, {left} left", flush=True)

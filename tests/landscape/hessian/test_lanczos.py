@@ -146,6 +146,26 @@ def test_a_matrix_of_low_rank_exhausts_its_krylov_space_without_harm() -> None:
         assert found.converged.all()
 
 
+def test_a_basis_stays_orthogonal_in_the_one_block_whose_krylov_space_is_exhausted() -> None:
+    low_rank = torch.zeros(1, 60, dtype=WIDE)
+    low_rank[:, :3] = torch.tensor([5.0, 3.0, 1.0])
+    dense = matrix(torch.cat([low_rank, spectrum(), 0 * low_rank]))
+    basis = lanczos.Basis(start(3, 60), 20, torch.Generator().manual_seed(2))
+    for _ in range(20):
+        basis.extend(product(dense))
+    vectors = basis.vectors[:, :20]
+    # rounding, of which twice orthogonalised vectors have some epsilons
+    torch.testing.assert_close(
+        vectors @ vectors.mT, torch.eye(20, dtype=WIDE).expand(3, -1, -1), rtol=0, atol=1e-13
+    )
+    torch.testing.assert_close(basis.matrix, vectors @ dense @ vectors.mT, rtol=0, atol=1e-11)
+    torch.testing.assert_close(basis.images, vectors @ dense, rtol=0, atol=1e-12)
+    # three eigenvalues and zero exhaust their space with the fourth product, zeros with the first
+    assert basis.longest.tolist() == [4, 0, 1]
+    assert basis.length[1] == 20
+    assert basis.remainder[2] == 0 < basis.remainder[1]
+
+
 def repeated() -> Tensor:
     """Two spectra of low rank, each with eigenvalues of two or three vectors."""
     eigenvalues = torch.zeros(2, 80, dtype=WIDE)

@@ -166,6 +166,17 @@ def test_a_basis_stays_orthogonal_in_the_one_block_whose_krylov_space_is_exhaust
     assert basis.remainder[2] == 0 < basis.remainder[1]
 
 
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_a_block_whose_space_is_exhausted_does_not_wait_for_that_of_others(count: int) -> None:
+    low_rank = torch.zeros(1, 60, dtype=WIDE)
+    low_rank[:, :3] = torch.tensor([5.0, 3.0, 1.0])
+    options = {"tol": 1e-9, "max_products": 60}
+    alone = [solve(one, count, **options).products for one in (low_rank, spectrum())]
+    together = solve(torch.cat([low_rank, spectrum()]), count, **options)
+    # another start vector in the second block, and a few products for its own accuracy
+    assert max(alone) <= together.products <= max(alone) + 3
+
+
 def repeated() -> Tensor:
     """Two spectra of low rank, each with eigenvalues of two or three vectors."""
     eigenvalues = torch.zeros(2, 80, dtype=WIDE)

@@ -122,6 +122,14 @@ def test_a_hundred_float32_steps_bring_no_ghosts() -> None:
     torch.testing.assert_close(weights.sum(), torch.tensor(1.0, dtype=WIDE), rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize("tol", [1e-2, 1e-5])
+@pytest.mark.parametrize("count", [1, 3, 5])
+def test_no_product_is_made_after_all_residuals_are_small_enough(count: int, tol: float) -> None:
+    found = solve(spectrum(), count, tol=tol)
+    assert found.converged.all()
+    assert not solve(spectrum(), count, tol=tol, max_products=found.products - 1).converged.all()
+
+
 def test_restarts_reach_what_one_basis_cannot() -> None:
     eigenvalues = torch.linspace(1, 2, 400, dtype=WIDE)[None]
     found = solve(eigenvalues, 2, tol=1e-6, max_products=2000)
@@ -219,6 +227,23 @@ def test_looking_again_finds_every_vector_of_an_eigenvalue(
     )
 
 
+@pytest.mark.parametrize(
+    ("which", "expected"),
+    [("largest", [5.0, 5.0, 5.0, 3.0]), ("smallest", [-6.0, -6.0, -2.0, -2.0])],
+)
+def test_looking_again_finds_every_vector_at_its_own_end(
+    which: lanczos.Which, expected: list[float]
+) -> None:
+    known = torch.tensor([5.0, 5.0, 5.0, 3.0, -6.0, -6.0, -2.0, -2.0])
+    eigenvalues = torch.cat([known, 0.5 * torch.linspace(-1, 1, 72)])[None].double()
+    dense, generator = product(matrix(eigenvalues)), torch.Generator().manual_seed(2)
+    options = {"which": which, "tol": 1e-3, "max_products": 300, "generator": generator}
+    first = lanczos.eigenpairs(dense, start(1, 80), 4, **options)
+    found = lanczos.multiples(dense, first, **options)
+    assert found.values[0].tolist() == pytest.approx(expected, rel=1e-4)
+    assert found.converged.all()
+
+
 @pytest.mark.parametrize("which", ["magnitude", "largest", "smallest"])
 @pytest.mark.parametrize("count", [1, 5, 10, 11, 12])
 @pytest.mark.parametrize("values", ["line", "negative", "rank one", "zero"])
@@ -274,6 +299,18 @@ def test_float32_goes_on_until_rounding_lets_the_residual_fall_no_further() -> N
     assert stuck.products < 80, "more products would not help"
     # the best that float32 has: its epsilon times the largest eigenvalue, within a factor of ten
     assert (stuck.residuals * stuck.values < 10 * 1.2e-7 * 3000).all()
+
+
+def test_so_many_products_follow_the_best_residual_and_no_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    known, products = torch.tensor([3000.0, 100.0, 10.0, 6.0, 4.0]), []
+    for patience in (1, 3, 10):
+        monkeypatch.setattr(lanczos, "PATIENCE", patience)
+        eigenvalues = torch.cat([known, torch.linspace(-1, 1, 195)])[None]
+        stuck = solve(eigenvalues, 4, dtype=torch.float32, tol=1e-7, max_products=150)
+        products.append(stuck.products - patience)
+    assert products[0] == products[1] == products[2]
 
 
 def test_an_eigenvalue_of_zero_is_left_alone_when_only_rounding_is_missing() -> None:

@@ -22,10 +22,8 @@ def holm(p: Floats) -> Floats:
 
     Source: Holm 1979, Scand. J. Stat. 6, 65-70.
     """
-    values = np.asarray(p, dtype=float)
-    filled = np.where(np.isnan(values), 1.0, values)
-    order = np.argsort(filled, kind="stable")
-    steps = filled[order] * np.arange(len(filled), 0, -1)
-    adjusted = np.empty_like(filled)
+    order = np.argsort(p)  # NaN comes last, where it is one more test for all others
+    steps = p[order] * np.arange(len(p), 0, -1)
+    adjusted = np.empty_like(p)
     adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1.0)
-    return np.where(np.isnan(values), np.nan, adjusted)
+    return adjusted

@@ -43,12 +43,9 @@ def power(
     with np.errstate(invalid="ignore", over="ignore"):
         distance = abs(effect) / np.sqrt(spread**2 / n + floor)
         critical = stats.t.isf(attained / 2, n - 1)
-        # The noncentral t's own series fails far out, where the normal distribution serves.
-        smooth = np.where(
-            distance < 30,
-            stats.nct.sf(critical, n - 1, np.minimum(distance, 30)),
-            stats.norm.cdf(distance - critical),
-        )
+        # The noncentral t's own series fails far out, where every effect is found.
+        near = stats.nct.sf(critical, n - 1, np.minimum(distance, 30))
+        smooth = np.where(distance < 30, near, 1.0)
         same = stats.norm.cdf(effect / spread) ** n + stats.norm.cdf(-effect / spread) ** n
     found = np.where(attained * choices < 1.5, np.minimum(same, smooth), smooth)
     return np.asarray(np.where(attained > 0, found, 0.0))

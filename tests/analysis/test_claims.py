@@ -740,6 +740,12 @@ def test_untrained_networks_are_found_by_their_whole_name(tmp_path):
         (-0.15, -0.02, 0.5, 0.01, "contradicted"),
         (-0.02, 0.15, 0.5, 0.01, "undecided"),
         (0.02, 0.15, 0.5, 0.06, "undecided"),
+        (-0.05, 0.05, 0.05, 0.5, "no relevant difference"),  # at its level, that is
+        (0.02, 0.15, 0.5, 0.05, "supported"),
+        (0.0, 0.15, 0.5, 0.01, "undecided"),  # onto zero is not beyond it
+        (-0.15, 0.0, 0.5, 0.01, "undecided"),
+        (-0.1, 0.05, 0.01, 0.5, "undecided"),
+        (0.02, 0.05, 0.01, 0.01, "no relevant difference"),  # found, and too small to matter
     ],
 )
 def test_a_verdict_needs_its_test_and_its_interval(low, high, p_equivalence, p, word):

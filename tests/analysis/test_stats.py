@@ -84,6 +84,36 @@ def test_random_flips_beyond_twenty_pairs_agree_with_the_normal_limit_and_never_
     assert float(sign_flip(np.ones(40))) == 1 / 100_001
 
 
+def test_every_choice_is_counted_up_to_a_limit_and_drawn_beyond(monkeypatch):
+    differences = np.array([1.0, 2, 3, 4, 5])
+    monkeypatch.setattr("analysis.stats.sign_flip.EXACT", 5)
+    assert float(sign_flip(differences)) == 2 / 32
+    monkeypatch.setattr("analysis.stats.sign_flip.EXACT", 4)
+    monkeypatch.setattr("analysis.stats.sign_flip.DRAWS", 3000)
+    drawn = [float(sign_flip(differences, seed=seed)) for seed in (0, 1)]
+    assert float(sign_flip(differences)) == drawn[0] != drawn[1]
+    for p in drawn:  # a share of 1 / 16 of 3000 draws has a standard error of 0.0044
+        assert (p * 3001) % 1 == pytest.approx(0, abs=1e-9)
+        assert abs(p - 2 / 32) < 4 * 0.0044
+    both = [float(equivalence(differences - 3, 2.0, seed=seed)) for seed in (0, 1)]
+    assert float(equivalence(differences - 3, 2.0)) == both[0] != both[1]
+    alone = [sign_flip(differences - 1, "greater"), sign_flip(differences - 5, "less")]
+    assert both[0] == max(map(float, alone))
+
+
+def test_rows_of_differences_are_tested_each_on_its_own():
+    rows = [
+        [0.1, 0.2, -0.3, 0.4],  # with a tie through rounding
+        [1e12, -3e12, 2e12, 5e12],  # whose rounding is larger than the row above
+        [np.inf, -1.0, 2.0, 3.0],  # signed ranks
+        [0.5, -3.0, 2.9, 0.7],  # where ranks would say something else
+    ]
+    together = sign_flip(np.array(rows))
+    assert together.tolist() == [float(sign_flip(np.array(row))) for row in rows]
+    assert together[2] == by_hand(np.array([4.0, -1, 2, 3]))
+    assert together[3] == by_hand(np.array(rows[3])) != by_hand(np.array([1.0, -4, 3, 2]))
+
+
 def test_infinite_differences_are_tested_by_signed_ranks():
     finite = np.array([0.3, -0.1, 0.7, 0.2, 0.5, 0.9, 1.1, 5.0])
     expected = stats.wilcoxon(finite, method="exact").pvalue
@@ -139,6 +169,44 @@ def test_permutation_of_halves_has_five_percent_false_positives():
     draws = np.random.default_rng(5).standard_t(2, (1500, 8))
     p = np.array([permutation(row[:4], row[4:]) for row in draws])
     assert within((p <= 0.05).mean(), 2 / 70, 1500)  # only the two extreme divisions are below 0.05
+
+
+def test_permutation_counts_ties_at_any_scale():
+    generator = np.random.default_rng(6)
+    for _ in range(20):
+        first, second = (generator.integers(0, 4, size=4).astype(float) for _ in range(2))
+        exact = permutation(first, second)  # of whole numbers nothing is rounded
+        for scale in (0.1, 0.1e-9, 0.1e9):
+            assert permutation(first * scale, second * scale) == exact
+    assert permutation(np.zeros(3), np.zeros(4)) == 1.0
+
+
+def test_permutation_counts_every_division_up_to_a_limit_and_draws_beyond(monkeypatch):
+    first, second = np.arange(4.0), np.arange(4.0) + 10
+    monkeypatch.setattr("analysis.stats.permutation.EXACT", 70)  # 8 numbers, 4 of them
+    assert permutation(first, second) == 2 / 70
+    monkeypatch.setattr("analysis.stats.permutation.EXACT", 69)
+    monkeypatch.setattr("analysis.stats.permutation.DRAWS", 2000)
+    drawn = permutation(first, second)
+    assert drawn == permutation(first, second, seed=0) != permutation(first, second, seed=1)
+    # of 2000 draws 57 are expected to reach that far, with a standard deviation of 7.5
+    reached = drawn * 2001 - 1
+    assert reached == pytest.approx(round(reached), abs=1e-9)
+    assert abs(reached - 2000 * 2 / 70) < 4 * 7.5
+    far = permutation(np.arange(12.0), np.arange(12.0) + 1000)
+    assert far == 1 / 2001  # the data are one of the divisions: p is never zero
+    apart = divisions(np.concatenate([first, second]), 3)
+    # the mean over divisions of a difference of means is zero
+    assert abs(apart.mean()) < 4 * apart.std() / 2000**0.5
+
+
+def test_unpaired_interval_of_three_numbers_is_finite_and_of_two_unknown():
+    assert np.isnan(unpaired_interval(np.array([1.0]), np.array([2.0]))).all()
+    first, second = np.array([1.0, 3.0]), np.array([5.0])
+    low, high = unpaired_interval(first, second)
+    # variance 2 of one degree of freedom, times 1/2 + 1
+    reach = stats.t.ppf(0.975, 1) * 3**0.5
+    assert (low, high) == pytest.approx((-3 - reach, -3 + reach))
 
 
 def test_unpaired_interval_is_students():
@@ -255,7 +323,7 @@ def test_interval_refuses_arms_of_different_samples():
 
 
 @pytest.mark.parametrize("pairs", [8, 10, 12])
-@pytest.mark.parametrize("alpha", [0.05, 0.0125])
+@pytest.mark.parametrize("alpha", [0.05, 0.05 / 3, 0.0125])
 def test_stated_power_is_the_simulated_one(pairs, alpha):
     generator = np.random.default_rng(11)
     for effect in (0.8, 1.2, 1.8):
@@ -264,12 +332,76 @@ def test_stated_power_is_the_simulated_one(pairs, alpha):
         assert abs(found - power(effect, 1.0, pairs, alpha=alpha)) < 0.07
 
 
+@pytest.mark.parametrize(("pairs", "alpha", "level"), [(8, 0.05, 6 / 128), (12, 0.0125, 25 / 2048)])
+def test_stated_power_is_that_of_students_t_at_the_largest_level_attained(pairs, alpha, level):
+    draws = np.random.default_rng(15).normal(0, 2, (20_000, pairs))
+    over_samples = np.random.default_rng(16).normal(0, 1, 20_000)
+    for floor in (0.0, 1.0):
+        errors = draws.mean(axis=1) + floor * over_samples
+        critical = stats.t.isf(level / 2, pairs - 1)
+        stderr = draws.std(axis=1, ddof=1) / pairs**0.5
+        for effect in (-1.6, 1.6):
+            # The floor widens numerator and denominator alike, as the interval's variance does.
+            widened = stderr * (1 + floor * pairs / 4) ** 0.5
+            found = np.sign(effect) * (effect + errors) > critical * widened
+            stated = float(power(effect, 2.0, pairs, alpha=alpha, floor=floor))
+            assert within(found.mean(), stated, 20_000)
+
+
+def test_a_difference_far_beyond_the_spread_is_found_where_any_can_be():
+    assert power(50.0, 0.1, [5, 6, 8, 1000], alpha=0.05).tolist() == [0, 1, 1, 1]
+    assert power(50.0, 0.1, [7, 8], alpha=0.0125).tolist() == [0, 1]
+
+
+def test_power_of_the_fewest_pairs_is_that_of_equal_signs():
+    # one choice of signs in 32 either way: normal differences of mean 1 are positive in 84 %
+    stated = float(power(1.0, 1.0, 6, alpha=0.05))
+    assert stated == pytest.approx(stats.norm.cdf(1) ** 6 + stats.norm.cdf(-1) ** 6)
+
+
+def test_no_more_than_a_thousand_pairs_are_asked_for(monkeypatch):
+    needed = pairs_needed(0.1, 1.0, margin=0.01, alpha=0.05)
+    # the normal limit: (1.96 + 0.84)² / 0.1² = 785, and two for the estimated spread
+    assert needed == pytest.approx(787, abs=3)
+    assert pairs_needed(0.088, 1.0, margin=0.01, alpha=0.05) is None  # 1014
+    assert pairs_needed(0.0895, 1.0, margin=0.01, alpha=0.05) == pytest.approx(982, abs=3)
+    monkeypatch.setattr("analysis.stats.power.MOST", needed)
+    assert pairs_needed(0.1, 1.0, margin=0.01, alpha=0.05) == needed
+    monkeypatch.setattr("analysis.stats.power.MOST", needed - 1)
+    assert pairs_needed(0.1, 1.0, margin=0.01, alpha=0.05) is None
+
+
 def test_stated_power_of_the_equivalence_test_is_the_simulated_one():
     generator = np.random.default_rng(12)
     for spread in (0.05, 0.08):
         found = (equivalence(generator.normal(0, spread, (1500, 10)), 0.1) <= 0.0125).mean()
         told = equivalence_power(0, spread, 10, margin=0.1, alpha=0.0125)
         assert abs(found - told) < 0.1  # a normal approximation
+
+
+@pytest.mark.parametrize("floor", [0.0, 0.0015])
+def test_stated_power_of_the_equivalence_test_is_students_for_many_pairs(floor):
+    pairs, alpha, margin = 100, 0.05, 0.15
+    draws = np.random.default_rng(17).normal(0, 0.5, (10_000, pairs))
+    errors = draws.mean(axis=1) + floor**0.5 * np.random.default_rng(18).normal(size=10_000)
+    stderr = (draws.var(axis=1, ddof=1) / pairs * (1 + floor * pairs / 0.25)) ** 0.5
+    reach = stats.t.isf(alpha, pairs - 1) * stderr
+    for effect in (0.0, 0.04, -0.04):
+        shown = (effect + errors + reach < margin) & (effect + errors - reach > -margin)
+        stated = equivalence_power(effect, 0.5, pairs, margin=margin, alpha=alpha, floor=floor)
+        # the simulation's own 4 standard errors, and 1 % for the normal approximation
+        assert abs(shown.mean() - stated) < 4 * (0.25 / 10_000) ** 0.5 + 0.01
+    assert equivalence_power(0.16, 0.5, pairs, margin=margin, alpha=alpha, floor=floor) < alpha
+
+
+def test_equivalence_takes_as_many_pairs_as_equal_signs_do_one_sided():
+    # 1 / 2**4 is more than 0.05; of effects without spread nothing else stands in the way
+    nothing = equivalence_power(0.0, 1e-6, [4, 5, 2000], margin=0.1, alpha=0.05)
+    assert nothing.tolist() == [0, 1, 1]
+    # at 7 pairs one choice of signs is allowed, the level 1 / 128: Student's t with 6 degrees
+    stated = float(equivalence_power(0.0, 0.1, 7, margin=0.3, alpha=0.0125))
+    critical = stats.t.isf(1 / 128, 6)
+    assert stated == pytest.approx(2 * stats.norm.cdf(3 * 7**0.5 - critical) - 1)
 
 
 def test_pairs_needed_decide_with_the_wanted_probability():
@@ -343,3 +475,67 @@ def test_the_variance_over_seeds_is_that_of_a_mean_of_pairs():
     assert found.variance[0] == pytest.approx(np.var([1, 2, 4, 9], ddof=1) / 4)
     half = stats.t.ppf(0.975, 3) * found.variance[0] ** 0.5
     assert (found.low, found.high) == pytest.approx((4 - half, 4 + half))
+
+
+def test_the_interval_has_satterthwaites_degrees_of_freedom():
+    arms = crossed(np.random.default_rng(19), 5, 4, 0.2, 0.3, 0.4, 0.1)
+    for level in (0.95, 0.8):
+        found = interval(*arms, average_by="log_mean", compare_by="log_ratio", level=level)
+        seeds, samples = found.variance
+        assert seeds > 0 < samples
+        degrees = (seeds + samples) ** 2 / (seeds**2 / 4 + samples**2 / 3)
+        reach = stats.t.ppf((1 + level) / 2, degrees) * (seeds + samples) ** 0.5
+        expected = (found.effect - reach, found.effect + reach)
+        assert (found.low, found.high) == pytest.approx(expected)
+
+
+def test_draws_of_samples_follow_their_seed_and_number_and_not_the_memory_at_hand(monkeypatch):
+    arms = crossed(np.random.default_rng(20), 3, 10, 0.1, 0.1, 0.3, 0.3)
+
+    def variance(**changes: Any) -> float:
+        return interval(*arms, average_by="mean", compare_by="difference", **changes).variance[1]
+
+    usual = variance()
+    assert usual == variance(seed=0, draws=1000, level=0.5)
+    assert len({usual, variance(seed=1), variance(draws=999), variance(draws=1001)}) == 4
+    monkeypatch.setattr("analysis.stats.bootstrap._AT_ONCE", 7 * 30)  # 1000 is no multiple of 7
+    assert variance() == pytest.approx(usual, rel=1e-12)
+    monkeypatch.setattr("analysis.stats.bootstrap._AT_ONCE", 1)
+    assert variance() == pytest.approx(usual, rel=1e-12)
+
+
+def test_a_single_pair_has_an_effect_and_no_interval_and_equal_pairs_one_of_no_width():
+    alone = interval(
+        np.full((1, 3), 2.0), np.ones((1, 3)), average_by="mean", compare_by="difference"
+    )
+    assert alone.effect == 1 and alone.seeds.tolist() == [1]
+    assert np.isnan([alone.low, alone.high, alone.variance[0]]).all()
+    equal = interval(
+        np.full((4, 3), 2.0), np.ones((4, 3)), average_by="mean", compare_by="difference"
+    )
+    assert (equal.low, equal.effect, equal.high, equal.variance) == (1, 1, 1, (0, 0))
+
+
+def test_an_average_that_other_samples_would_make_infinite_has_the_sign_tests_interval():
+    treatment, baseline = np.tile([0.0, 0.0, 3.0], (7, 1)), np.ones((7, 3))
+    treatment[:, 2] += np.arange(7)
+    found = interval(treatment, baseline, average_by="mean", compare_by="log_ratio")
+    assert (found.low, found.high) == pytest.approx((0, np.log(3)))
+    assert found.effect == pytest.approx(np.log(treatment.mean(axis=1)).mean())
+    assert np.isnan(found.variance).all()
+
+
+def test_order_interval_keeps_its_level_and_knows_nothing_of_nan():
+    for level in (0.5, 0.9, 0.99):
+        for pairs in (8, 15, 30):
+            low, high = order_interval(np.arange(float(pairs)), level)
+            outside = stats.binom.cdf(low, pairs, 0.5)  # fewer than that lie below the median
+            assert high == pairs - 1 - low
+            assert 2 * outside <= 1 - level < 2 * stats.binom.cdf(low + 1, pairs, 0.5)
+    assert np.isnan(order_interval(np.array([0.0, 1, 2, 3, 4, 5, np.nan]))).all()
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (3, 0), (3,), (2, 3, 4)])
+def test_interval_refuses_what_is_no_table_of_pairs_and_samples(shape):
+    with pytest.raises(ValueError, match="expected .pairs, samples."):
+        interval(np.ones(shape), np.ones(shape), average_by="mean", compare_by="difference")

@@ -122,6 +122,14 @@ def test_a_hundred_float32_steps_bring_no_ghosts() -> None:
     torch.testing.assert_close(weights.sum(), torch.tensor(1.0, dtype=WIDE), rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize("tol", [1e-2, 1e-5])
+@pytest.mark.parametrize("count", [1, 3, 5])
+def test_no_product_is_made_after_all_residuals_are_small_enough(count: int, tol: float) -> None:
+    found = solve(spectrum(), count, tol=tol)
+    assert found.converged.all()
+    assert not solve(spectrum(), count, tol=tol, max_products=found.products - 1).converged.all()
+
+
 def test_restarts_reach_what_one_basis_cannot() -> None:
     eigenvalues = torch.linspace(1, 2, 400, dtype=WIDE)[None]
     found = solve(eigenvalues, 2, tol=1e-6, max_products=2000)
@@ -144,6 +152,37 @@ def test_a_matrix_of_low_rank_exhausts_its_krylov_space_without_harm() -> None:
         found = solve(eigenvalues, count, tol=1e-8, max_products=60)
         torch.testing.assert_close(found.values, eigenvalues[:, :count], rtol=1e-8, atol=0)
         assert found.converged.all()
+
+
+def test_a_basis_stays_orthogonal_in_the_one_block_whose_krylov_space_is_exhausted() -> None:
+    low_rank = torch.zeros(1, 60, dtype=WIDE)
+    low_rank[:, :3] = torch.tensor([5.0, 3.0, 1.0])
+    dense = matrix(torch.cat([low_rank, spectrum(), 0 * low_rank]))
+    basis = lanczos.Basis(start(3, 60), 20, torch.Generator().manual_seed(2))
+    for _ in range(20):
+        basis.extend(product(dense))
+    vectors = basis.vectors[:, :20]
+    # rounding, of which twice orthogonalised vectors have some epsilons
+    torch.testing.assert_close(
+        vectors @ vectors.mT, torch.eye(20, dtype=WIDE).expand(3, -1, -1), rtol=0, atol=1e-13
+    )
+    torch.testing.assert_close(basis.matrix, vectors @ dense @ vectors.mT, rtol=0, atol=1e-11)
+    torch.testing.assert_close(basis.images, vectors @ dense, rtol=0, atol=1e-12)
+    # three eigenvalues and zero exhaust their space with the fourth product, zeros with the first
+    assert basis.longest.tolist() == [4, 0, 1]
+    assert basis.length[1] == 20
+    assert basis.remainder[2] == 0 < basis.remainder[1]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_a_block_whose_space_is_exhausted_does_not_wait_for_that_of_others(count: int) -> None:
+    low_rank = torch.zeros(1, 60, dtype=WIDE)
+    low_rank[:, :3] = torch.tensor([5.0, 3.0, 1.0])
+    options = {"tol": 1e-9, "max_products": 60}
+    alone = [solve(one, count, **options).products for one in (low_rank, spectrum())]
+    together = solve(torch.cat([low_rank, spectrum()]), count, **options)
+    # another start vector in the second block, and a few products for its own accuracy
+    assert max(alone) <= together.products <= max(alone) + 3
 
 
 def repeated() -> Tensor:
@@ -186,6 +225,25 @@ def test_looking_again_finds_every_vector_of_an_eigenvalue(
     torch.testing.assert_close(
         gram, torch.eye(count, dtype=WIDE).expand(2, -1, -1), rtol=0, atol=2e-3
     )
+
+
+@pytest.mark.parametrize(
+    ("which", "expected"),
+    [("largest", [[5.0, 5.0], [4.0, 2.0]]), ("smallest", [[-6.0, -6.0], [-7.0, -3.0]])],
+)
+def test_looking_again_finds_every_vector_at_its_own_end_in_the_one_block_that_has_more(
+    which: lanczos.Which, expected: list[list[float]]
+) -> None:
+    known = torch.tensor([[5.0, 5, 5, 3, -6, -6, -2, -1], [4.0, 2, 1.5, 1, -7, -3, -2, -1]])
+    bulk = 0.5 * torch.linspace(-1, 1, 72).expand(2, -1)
+    dense = product(matrix(torch.cat([known, bulk], dim=1).double()))
+    generator = torch.Generator().manual_seed(2)
+    options = {"which": which, "tol": 1e-3, "max_products": 300, "generator": generator}
+    first = lanczos.eigenpairs(dense, start(2, 80), 2, **options)
+    assert first.values[0, 1].abs() < 4, "one start vector finds one of them"
+    found = lanczos.multiples(dense, first, **options)
+    torch.testing.assert_close(found.values, torch.tensor(expected, dtype=WIDE), rtol=1e-4, atol=0)
+    assert found.converged.all()
 
 
 @pytest.mark.parametrize("which", ["magnitude", "largest", "smallest"])
@@ -243,6 +301,18 @@ def test_float32_goes_on_until_rounding_lets_the_residual_fall_no_further() -> N
     assert stuck.products < 80, "more products would not help"
     # the best that float32 has: its epsilon times the largest eigenvalue, within a factor of ten
     assert (stuck.residuals * stuck.values < 10 * 1.2e-7 * 3000).all()
+
+
+def test_so_many_products_follow_the_best_residual_and_no_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    known, products = torch.tensor([3000.0, 100.0, 10.0, 6.0, 4.0]), []
+    for patience in (1, 3, 10):
+        monkeypatch.setattr(lanczos, "PATIENCE", patience)
+        eigenvalues = torch.cat([known, torch.linspace(-1, 1, 195)])[None]
+        stuck = solve(eigenvalues, 4, dtype=torch.float32, tol=1e-7, max_products=150)
+        products.append(stuck.products - patience)
+    assert products[0] == products[1] == products[2]
 
 
 def test_an_eigenvalue_of_zero_is_left_alone_when_only_rounding_is_missing() -> None:

@@ -97,12 +97,14 @@ def pages(
 
 
 def _divided(page: Page) -> list[Figure]:
+    """The figure, or as many parts of it as it takes, none taller than a page."""
     figures = [page.kind.arrange(page)]
-    things = page.kind.divided(page)
-    each = things
+    each, across = page.kind.divided(page)
+    things = each
     room = style.TALLEST - _PART
     while each > 1 and (tallest := max(f.get_figheight() for f in figures)) > room:
         each = max(1, min(each - 1, int(each * room / tallest)))
+        each -= each % across if each > across else 0
         starts = range(0, things, each)
         figures = [page.kind.arrange(replace(page, part=(at, at + each))) for at in starts]
     for number, figure in enumerate(figures, start=1) if len(figures) > 1 else ():

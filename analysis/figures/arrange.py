@@ -36,6 +36,7 @@ _TICKS_3D = 6
 _LIFT_3D, _GAP_3D = -11, 0.13  # 3-D Axes are empty at the top and overhang at the bottom
 _TICK = {False: 0.15, True: 0.3}  # inches a tick of an upright and of a lying colour bar takes
 _CHARACTER = 0.055  # inches a character of 8 pt takes
+_ROOM = 0.8  # inches between two rows, at most
 _UPRIGHT = 1.2  # length of an upright axis label, at most, over that of its axis
 _TIGHTER = (1.0, 0.9, 0.8, 0.7)  # lengths to try for the lines of an axis label, of what it has
 
@@ -50,8 +51,8 @@ class Kind:
         dimensions: of the grid of these results; None for any.
         arrange: `panels` (side by side, one colour bar) or `overlay` (in the same Axes).
         variables: drawn unless another is asked for.
-        divided: (page) -> how many things, one below the other, can be shared out to pages: by
-            default the results.
+        divided: (page) -> how many things can be shared out to pages, and how many of them stand
+            side by side; by default the results, one below the other.
         finish: (Axes, scale) -> None, called once the Axes have their size.
         also: whether it can draw a certain variable of a result besides; None for no other.
         projection: of the Axes; None or "3d".
@@ -71,7 +72,7 @@ class Kind:
     settings: tuple[str, ...] = ()
     also: Callable[[xr.Dataset, str], bool] | None = None
     finish: Callable[[Axes, Scale], None] | None = None
-    divided: Callable[[Page], int] = lambda page: len(page.shown)
+    divided: Callable[[Page], tuple[int, int]] = lambda page: (len(page.shown), 1)
 
     def fits(self, result: xr.Dataset) -> bool:
         """Whether this figure can draw `result`."""
@@ -183,7 +184,7 @@ def panels(page: Page) -> Figure:
     (variable,) = page.variables
     scale = shared_scale(page.shown, variable, page.choice, page.ceiling)
     figure = new_figure(columns, gap=_GAP_3D if kind.projection else 0.02)
-    across = min(len(shown), _PANELS[kind.projection][columns])
+    across = side_by_side(page)[1]
     down = -(-len(shown) // across)
     axes = [
         figure.add_subplot(down, across, position + 1, projection=kind.projection)
@@ -226,6 +227,12 @@ def panels(page: Page) -> Figure:
         if kind.finish is not None:
             kind.finish(ax, scale)
     return figure
+
+
+def side_by_side(page: Page) -> tuple[int, int]:
+    """How many `panels` there are, and how many of them stand next to each other."""
+    own = len(page.own(page.shown))
+    return own, min(own, _PANELS[page.kind.projection][page.columns])
 
 
 def blocks(
@@ -440,6 +447,7 @@ def fit_height(figure: Figure, axes: Sequence[Axes], down: int, ratio: float) ->
     whole = [" ".join(label.get_text().split()) for _, label in labels]
     for ax in axes:
         ax.set_aspect("auto")  # fill the place, so that the labels stay where they will be
+    figure.set_figheight(max(figure.get_figheight(), _first_height(figure, axes[0], down, ratio)))
     for _ in range(5):  # labels and colour bar change a little with the height
         figure.draw_without_rendering()
         width, height = figure.get_size_inches()
@@ -456,6 +464,13 @@ def fit_height(figure: Figure, axes: Sequence[Axes], down: int, ratio: float) ->
             break
     for ax, aspect in zip(axes, aspects, strict=True):
         ax.set_aspect(aspect)
+
+
+def _first_height(figure: Figure, ax: Axes, down: int, ratio: float) -> float:
+    """Inches in which all rows have room, so that there is a layout to begin with."""
+    place = ax.get_gridspec()
+    rows, across = (place.nrows, place.ncols) if place is not None else (down, 1)
+    return down * ratio * figure.get_figwidth() / across + rows * _ROOM
 
 
 def _break(figure: Figure, label: Text, text: str, length: float) -> None:

@@ -16,7 +16,7 @@ from matplotlib.text import Text
 
 from analysis import results
 from analysis.figures import style
-from analysis.figures.arrange import Kind, on_the_grid, panels
+from analysis.figures.arrange import Kind, on_the_grid, panels, side_by_side
 from analysis.figures.grid import Grid, limits
 from analysis.figures.scale import Scale, shared_scale
 from analysis.stats.arrays import Floats
@@ -220,5 +220,6 @@ KIND = Kind(
     dimensions=2,
     arrange=panels,
     also=on_the_grid,
+    divided=side_by_side,
     finish=number,
 )

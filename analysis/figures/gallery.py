@@ -161,5 +161,5 @@ KIND = Kind(
     arrange=gallery,
     needs=("image",),
     variables=("probability",),
-    divided=lambda page: len(_paths(page)),
+    divided=lambda page: (len(_paths(page)), page.columns),
 )

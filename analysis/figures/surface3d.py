@@ -15,7 +15,7 @@ from mpl_toolkits.mplot3d.art3d import (  # type: ignore[import-untyped, unused-
 
 from analysis import results
 from analysis.figures import style
-from analysis.figures.arrange import Kind, on_the_grid, panels
+from analysis.figures.arrange import Kind, on_the_grid, panels, side_by_side
 from analysis.figures.contour import gap_marks, network_label, networks
 from analysis.figures.grid import Grid, limits
 from analysis.figures.scale import Scale, shared_scale
@@ -124,4 +124,5 @@ KIND = Kind(
     arrange=panels,
     projection="3d",
     also=on_the_grid,
+    divided=side_by_side,
 )

@@ -87,6 +87,80 @@ def test_orthogonalised_directions_stay_orthogonal_when_they_are_scaled(how: str
         )
 
 
+@pytest.mark.parametrize("how", ["filter", "layer", "unit", "none"])
+def test_each_part_that_is_scaled_alone_is_orthogonal_alone_and_loses_nothing_else(
+    how: str,
+) -> None:
+    first, drawn = tensors(1), tensors(2)
+    first["conv"][1] = 0
+    drawn["conv"][2] = 1e-4 * drawn["conv"][2] + first["conv"][2]  # nearly parallel
+    second = directions.orthogonalize(drawn, first, how)
+    assert dot(first, second) == pytest.approx(0, abs=1e-12)
+    for name in ("conv", "fc"):
+        product = (first[name] * second[name]).flatten(1).sum(1)
+        gone, parts = (drawn[name] - second[name]).flatten(1), first[name].flatten(1)
+        if how in ("filter", "unit"):
+            assert product.abs().max() < 1e-13
+            # what is taken away is a multiple of the same filter
+            cosine = (gone * parts).sum(1).abs() / (gone.norm(dim=1) * parts.norm(dim=1))
+            assert cosine[parts.any(1)].tolist() == pytest.approx([1.0] * int(parts.any(1).sum()))
+            assert second[name].flatten(1).norm(dim=1).min() > 0
+        else:
+            assert product.abs().max() > 0.01
+            assert (abs(product.sum()) < 1e-12) == (how == "layer")
+    if how == "filter":
+        assert torch.equal(second["conv"][1], drawn["conv"][1])  # nothing to be orthogonal to
+
+
+def test_nothing_is_orthogonal_to_a_direction_of_zeros_but_all() -> None:
+    zero, drawn = {name: torch.zeros(shape) for name, shape in SHAPES.items()}, tensors(2)
+    for how in ("filter", "layer", "unit", "none"):
+        rest = directions.orthogonalize(drawn, zero, how)
+        assert all(torch.equal(rest[name], drawn[name]) for name in ("conv", "stem", "fc")), how
+
+
+@pytest.mark.parametrize("how", ["filter", "layer", "unit"])
+def test_a_scaled_direction_points_the_same_way_and_tensors_of_fewer_axes_do_not_move(
+    how: str,
+) -> None:
+    origin, drawn = tensors(0), tensors(1)
+    origin |= {"scalar": torch.ones(()).double(), "table": torch.ones(2, 3).double()}
+    drawn |= {"scalar": torch.ones(()).double(), "table": torch.full((2, 3), 7.0).double()}
+    scaled = directions.normalize(drawn, origin, how)
+    assert not scaled["scalar"] and not scaled["bias"].any()
+    for name in ("conv", "stem", "fc", "table"):
+        ratio = (scaled[name] / drawn[name]).flatten(1)
+        assert (ratio > 0).all()
+        torch.testing.assert_close(ratio, ratio[:, :1].expand_as(ratio))
+    # one norm for a layer, one for each filter
+    assert (len((scaled["fc"] / drawn["fc"]).round(decimals=9).unique()) == 1) == (how == "layer")
+
+
+def test_layers_are_chosen_by_patterns_in_the_order_of_the_network() -> None:
+    names = ["conv.weight", "conv.bias", "fc.weight", "fc.bias"]
+    assert directions.matching(names, []) == names
+    assert directions.matching(names, ["fc.*", "*.weight"]) == [names[0], names[2], names[3]]
+    with pytest.raises(
+        ValueError, match=r"--layers FC\.\*: no parameter matches.* 4: .*fc\.bias\.$"
+    ):
+        directions.matching(names, ["fc.*", "FC.*"])
+    with pytest.raises(ValueError, match=r"There are 8: 0, 1, 2, 3, 4, 5, …\.$"):
+        directions.matching([str(number) for number in range(8)], ["x"])
+    with pytest.raises(ValueError, match=r"There are 6: 0, 1, 2, 3, 4, 5\.$"):
+        directions.matching([str(number) for number in range(6)], ["x"])
+
+
+def test_names_that_only_one_side_has_are_told_apart() -> None:
+    short = {name: value for name, value in tensors(1).items() if name != "fc"}
+    for call in (directions.difference, lambda a, b: directions.normalize(a, b, "unit")):
+        with pytest.raises(ValueError, match="fc is only in the origin"):
+            call(short, tensors(0))
+        with pytest.raises(ValueError, match="fc is only in the direction"):
+            call(tensors(0), short)
+    with pytest.raises(ValueError, match="fc is only in the origin"):
+        directions.orthogonalize(short, tensors(0), "filter")
+
+
 def test_one_seed_is_one_direction_in_every_precision() -> None:
     wide = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in SHAPES.items()}
     narrow = {name: value.float() for name, value in wide.items()}

@@ -202,3 +202,24 @@ def test_only_a_larger_batch_is_made_smaller(tmp_path: Path) -> None:
     assert (provenance["batch_size"], provenance["larger_batches"]) == (50, [100])
     assert store.recorded(file, "batch_size") == 50
     assert store.recorded(file, "nothing") is store.recorded(tmp_path / "b.h5", "device") is None
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({name: None} for name in ("probe", "spec", "provenance", "schema_version")),
+        {"spec": "no JSON"},
+        {"spec": "[1]"},
+        {"provenance": "1"},
+        {"schema_version": "2"},
+    ],
+    ids=str,
+)
+def test_a_file_without_what_describes_a_result_is_none(
+    changes: dict[str, Any], tmp_path: Path
+) -> None:
+    file, other = tmp_path / "a.h5", result()
+    other.attrs |= changes
+    other.attrs = {name: value for name, value in other.attrs.items() if value is not None}
+    store.save(other, file)
+    assert "is not a result of this toolkit" in refusal(result(), file)

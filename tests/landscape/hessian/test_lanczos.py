@@ -433,3 +433,44 @@ def test_the_same_generator_gives_the_same_result() -> None:
     a, b = (solve(spectrum(), 3, tol=1e-5) for _ in range(2))
     assert torch.equal(a.vectors, b.vectors)
     assert torch.equal(a.residuals, b.residuals)
+
+
+@pytest.mark.parametrize("products", [6, 7, 8, 20])
+def test_a_trace_makes_the_products_it_was_given_and_is_exact_where_a_third_spans_the_range(
+    products: int,
+) -> None:
+    values = torch.zeros(1, 50, dtype=WIDE)
+    values[0, :2] = torch.tensor([5.0, -3.0])
+    dense, calls = product(matrix(values)), []
+
+    def counted(vectors: Tensor) -> Tensor:
+        calls.append(len(vectors))
+        return dense(vectors)
+
+    found = trace.traces(counted, start(1, 50), products, torch.Generator().manual_seed(0))
+    assert calls == [1] * products
+    assert found.trace == pytest.approx(2, rel=1e-9)
+    assert found.squared_norm == pytest.approx(34, rel=1e-9)
+    assert max(found.trace_stderr, found.squared_norm_stderr) < 1e-9
+
+
+def test_a_trace_of_fewer_than_six_products_is_refused() -> None:
+    with pytest.raises(ValueError, match="trace: 5 products; expected at least 6"):
+        trace.traces(product(torch.eye(9)), start(1, 9), 5, torch.Generator())
+
+
+def test_quadrature_makes_a_product_a_step_up_to_the_rows() -> None:
+    eigenvalues, calls = torch.tensor([[3.0, -2.0, 1.0, 0.5]], dtype=WIDE), []
+
+    def counted(vectors: Tensor) -> Tensor:
+        calls.append(1)
+        return product(matrix(eigenvalues))(vectors)
+
+    for steps in (1, 4):
+        nodes, weights = quadrature.quadrature(counted, start(1, 4), steps, torch.Generator())
+        assert nodes.shape == weights.shape == (1, steps)
+    assert len(calls) == 5
+    torch.testing.assert_close(nodes, eigenvalues.sort().values, rtol=1e-9, atol=0)
+    for steps in (0, 5):
+        with pytest.raises(ValueError, match=f"steps={steps}; expected 1 to 4"):
+            quadrature.quadrature(counted, start(1, 4), steps, torch.Generator())

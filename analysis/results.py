@@ -101,11 +101,14 @@ def provenance(result: xr.Dataset) -> dict[str, Any]:
 def name(result: xr.Dataset) -> str:
     """A short label for legends: the stem of the checkpoint's file, else the model's name.
 
+    Where no network was measured it is the manifold's.
+
     A line or plane towards a second checkpoint is named after both: `a → b`.
     """
     checkpoint = provenance(result).get("checkpoint") or {}
     file, model = checkpoint.get("file"), checkpoint.get("model")
-    label = Path(file).stem if file else str(model or "unnamed network")
+    unnamed = spec(result).get("manifold") or "unnamed network"
+    label = Path(file).stem if file else str(model or unnamed)
     other = spec(result).get("to")
     return _plain(f"{label} → {Path(other).stem}" if other else label)
 

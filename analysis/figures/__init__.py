@@ -153,7 +153,7 @@ def fitting(
     if not kinds:
         raise ValueError(
             f"{result_files.source(first)} is {_described(first)}, and no figure is for that. "
-            f"There are {', '.join(FIGURES)}, in analysis/figures/registry.py."
+            f"{_of_probe(first)}"
         )
     if kind is not None and kind not in kinds:
         lines = [line for line in left_out(results) if line.startswith(f"{kind} ")]
@@ -170,6 +170,16 @@ def fitting(
                 f"could draw. Ask for {', '.join(there)}."
             )
     return kinds
+
+
+def _of_probe(result: xr.Dataset) -> str:
+    """The figures of a result's probe, and what each of them draws, in a few words."""
+    probe = result.attrs["probe"]
+    kinds = {name: kind for name, kind in FIGURES.items() if kind.probe == probe}
+    if not kinds:
+        return "See docs/figures.md for those that there are."
+    needs = [f"{n} of {', '.join(k.needs)}" if k.needs else n for n, k in kinds.items()]
+    return f"Figures of {probe}: {'; '.join(needs)}."
 
 
 def left_out(results: Sequence[xr.Dataset]) -> list[str]:

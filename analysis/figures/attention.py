@@ -132,7 +132,7 @@ def _ways(result: xr.Dataset, variable: str) -> list[Callable[..., None]]:
 
 def _sites(result: xr.Dataset, ax: Axes) -> None:
     names = [str(name) for name in result["site"].values]
-    short = [name.removesuffix(".attention").removesuffix(".merge") for name in names]
+    short = [name.replace(".attention", "").removesuffix(".merge") for name in names]
     _name_ticks(ax, short)
 
 

@@ -22,6 +22,8 @@ PLACES = {
     "curvature": "analysis.figures.curvature:KIND",
     "contributions": "analysis.figures.terms:KIND",
     "attention": "analysis.figures.attention:KIND",
+    "maps": "analysis.figures.maps:KIND",
+    "convergence": "analysis.figures.diffusion:KIND",
 }
 
 FIGURES: dict[str, Kind] = {name: resolve_name(place) for name, place in PLACES.items()}

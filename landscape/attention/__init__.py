@@ -66,7 +66,8 @@ def attention(problem: Problem, spec: Spec) -> Plan:
         probe="attention",
         spec=spec,
         provenance=problem.fingerprints(),
-        coords={n: each for n, each in coords.items() if used.issuperset(each.dims or (n,))},
+        coords={n: each for n, each in coords.items() if used.issuperset(each.dims or (n,))}
+        | _gallery(problem, spec, places),
         variables=variables,
         walk=("example",),
         measure=probe.measure,
@@ -137,6 +138,23 @@ def _coords(problem: Problem, spec: Spec, places: list[sites.Site]) -> dict[str,
         "order": Coordinate(ERASED, "by what falling order units are erased"),
         "fraction": Coordinate(spec.fractions, "fraction of the units that is erased"),
         "intervention": Coordinate(interventions.NAMES, "what replaces the gates"),
+    }
+
+
+def _gallery(problem: Problem, spec: Spec, places: list[sites.Site]) -> dict[str, Coordinate]:
+    """The first images, where gates with a value per position can be drawn over them."""
+    images = next(iter(problem.inputs.values()))
+    drawable = len(problem.inputs) == 1 and images.ndim == 4 and images.shape[1] in (1, 3)
+    count = min(spec.gallery, len(images))
+    if not (drawable and count and any(site.side for site in places)):
+        return {}
+    dims = ("gallery", "channel", "height", "width")
+    shown = images[:count].double().cpu().numpy()
+    axes = {name: numbered(n, name) for name, n in zip(dims[1:], shown.shape[1:], strict=True)}
+    return {
+        "gallery": numbered(count, "image in the gallery"),
+        **axes,
+        "image": Coordinate(shown, "pixel value", dims=dims),
     }
 
 

@@ -42,6 +42,9 @@ class Spec:
         above=0,
         most=1,
     )
+    gallery: int = option(
+        6, "images that are stored with the result, for the figure of spatial gates", least=0
+    )
     radius: float = option(
         0.4,
         "distance of the second difference under interventions, L2, pixel range 1",

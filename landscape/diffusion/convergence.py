@@ -87,16 +87,16 @@ def _variables() -> dict[str, Variable]:
     both = ("epsilon", "count", "self_token")
     variables = {
         "limit": Variable(("query",), "drift-diffusion of H"),
-        "quadrature": Variable(("epsilon", "query"), "generator of attention at N = infinity"),
+        "quadrature": Variable(("epsilon", "query"), "generator of attention at N = ∞"),
         "edges": Variable(("epsilon", "query"), "leading term of the edges"),
         "mean": Variable((*both, "query"), "mean generator over sets of points"),
         "variance": Variable((*both, "batch"), "variance of the generator, mean over queries"),
         "neighbors": Variable(("epsilon", "count"), "keys within reach: sum of exp(-f / 2ε)"),
         "deviation": Variable(both, "standard deviation of the generator"),
         "error": Variable(both, "root mean square error of the generator"),
-        "bias": Variable(("epsilon",), "largest bias, of the limit with the drift twice"),
-        "bias_drift_once": Variable(("epsilon",), "largest bias, of a limit with the drift once"),
-        "bias_no_drift": Variable(("epsilon",), "largest bias, of a limit without drift"),
+        "bias": Variable(("epsilon",), "largest bias at N = ∞"),
+        "bias_drift_once": Variable(("epsilon",), "largest bias of a limit with the drift once"),
+        "bias_no_drift": Variable(("epsilon",), "largest bias of a limit without drift"),
         "best_epsilon": Variable(("count", "self_token"), "bandwidth of the smallest error"),
     }
     variables |= {

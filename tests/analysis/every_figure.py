@@ -9,6 +9,9 @@ import numpy as np
 import xarray as xr
 
 from analysis.figures import FIGURES
+from landscape.core.plan import run
+from landscape.diffusion.convergence import convergence
+from landscape.diffusion.spec import Spec
 from tests.analysis.conftest import _surface
 from tests.analysis.test_paths_figure import between, on_a_line
 from tests.analysis.test_sensitivity_figure import sensitivity
@@ -93,6 +96,35 @@ def attention() -> xr.Dataset:
     return xr.Dataset(data, coords, _attributes("attention"))
 
 
+def gated() -> xr.Dataset:
+    """As `landscape.attention` stores it, of two spatial gates and one of channels."""
+    side, channels = 3, 4
+    sites = ["layer1.0.attention.channel", "layer1.0.attention.spatial", "layer2.0.attention"]
+    units = [channels, side**2, side**2]
+    about = {"long_name": "attention", "units": "1"}
+    weights = np.linspace(0.1, 0.9, 2 * sum(units)).reshape(2, -1)
+    data = {"measured": ("example", np.ones(2, "u1"))}
+    pixels = np.linspace(0, 1, 2 * 7 * 5).reshape(2, 1, 7, 5)
+    coords = {
+        "site": sites,
+        "patches": ("site", [0, side, side]),
+        "unit": np.arange(sum(units)),
+        "unit_site": ("unit", np.repeat(np.array(sites, object), units)),
+        "image": (("gallery", "channel", "height", "width"), pixels),
+        "example": [0, 1],
+    }
+    for name, size in zip(("gallery", "channel", "height", "width"), pixels.shape, strict=True):
+        coords[name] = np.arange(size)
+    data["attention"] = (("example", "unit"), weights, about)
+    return xr.Dataset(data, coords, _attributes("attention"))
+
+
+def converging() -> xr.Dataset:
+    """As `landscape.diffusion` stores it, measured."""
+    spec = Spec(epsilons=(0.2, 0.1, 0.05), counts=(30, 60), repeats=20, queries=3)
+    return run(convergence(spec))
+
+
 def curved() -> xr.Dataset:
     """Curvature in the inputs of a network that is not piecewise linear."""
     return inputs_result([3.0, -1, 2], [2.0, 1, 1], jacobian=False)
@@ -113,6 +145,8 @@ RESULTS: dict[str, Callable[[], xr.Dataset]] = {
     "curvature": curved,
     "contributions": terms,
     "attention": attention,
+    "maps": gated,
+    "convergence": converging,
 }
 assert set(RESULTS) == set(FIGURES), "a figure without a result to test it with"
 

@@ -18,7 +18,8 @@ from tests.analysis.every_figure import RESULTS, line, renamed
 OVERLAID = [
     kind
     for kind in RESULTS
-    if kind not in ("contour", "surface3d", "contributions", "attention", "gallery")
+    if RESULTS[kind]().attrs["probe"] not in ("attention", "diffusion", "terms")
+    and kind not in ("contour", "surface3d", "gallery")
 ]
 
 

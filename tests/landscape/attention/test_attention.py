@@ -91,6 +91,16 @@ def test_all_importances_agree_where_the_score_is_linear_in_the_map(spatial: boo
     np.testing.assert_allclose(result["attention"], site.attention(gate), rtol=1e-12)
 
 
+@pytest.mark.parametrize("spatial", [False, True])
+def test_images_are_stored_where_a_gate_can_be_drawn_over_them(spatial: bool) -> None:
+    problem = made(spatial=spatial)
+    result = measured(problem, parts="erasure", fractions=(0.5,), gallery=3)
+    assert ("image" in result) is spatial
+    if spatial:
+        np.testing.assert_array_equal(result["image"], problem.inputs["input"][:3])
+        assert "image" not in measured(problem, parts="erasure", fractions=(0.5,), gallery=0)
+
+
 def test_the_patches_of_a_map_are_its_parts() -> None:
     site = sites.Site("a", "a.gate", "a.before", "a", units=4, side=2)
     features = torch.arange(2 * 3 * 5 * 4, dtype=torch.float64).view(2, 3, 5, 4)

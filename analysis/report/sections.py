@@ -12,7 +12,7 @@ from typing import Any
 import xarray as xr
 
 from analysis import claims, results
-from analysis.claims import CLAIMS, Evaluation, Verdict
+from analysis.claims import Evaluation, Verdict
 from analysis.figures import save
 from analysis.report import render
 from analysis.report.blocks import Block, Details, Figures, Heading, Items, Listing, Section, Text
@@ -122,7 +122,7 @@ def report(path: Path) -> Report:
         sections.append(_missing(gaps))
     labels = folder.probes
     for claim in dict.fromkeys(endpoint.claim for endpoint in evaluation.endpoints):
-        section = Section(claim, CLAIMS.get(claim, claim))
+        section = Section(claim, folder.study.claims[claim])
         own = [e.probe for e in evaluation.endpoints if e.claim == claim]
         _claim(section, evaluation, claim)
         for label in [label for label in dict.fromkeys(own) if label in labels]:
@@ -148,7 +148,7 @@ def _verdicts(folder: Folder, evaluation: Evaluation) -> Section:
     for v in evaluation.primary():
         effect = interval(v, compares[v.endpoint])
         ps = map(p_value, (v.p_holm, v.p))
-        name = CLAIMS.get(v.claim, v.claim)
+        name = folder.study.claims[v.claim]
         rows.append([name, v.verdict, effect, *ps, str(v.seeds), v.endpoint])
     (treatment,), (baseline,) = (folder.study.arms_of(r) for r in ("treatment", "baseline"))
     caption = f"What the seeds say of each claim: {treatment.name} against {baseline.name}"

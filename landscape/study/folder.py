@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,6 +73,10 @@ class Run:
             for arm in self.study.arms
             for seed in arm.seeds
         ]
+
+    def asked(self, network: Network, labels: Sequence[str]) -> list[str]:
+        """Those of some probes that are measured on a network."""
+        return [label for label in self.study.labels(network.arm) if label in labels]
 
     def _file(self, arm: Networks, seed: int) -> str:
         if arm.checkpoints:
@@ -203,7 +207,7 @@ class Manifest:
 
     def _all(self) -> Iterator[tuple[Network, str]]:
         for network in self.task.networks():
-            yield from ((network, label) for label in self.task.study.probes)
+            yield from ((network, label) for label in self.task.study.labels(network.arm))
 
     def _finished(self, path: Path) -> bool:
         """`finished`, cached until the file changes."""

@@ -485,7 +485,7 @@ def test_comments_may_change(whole: Path, file: Path, tmp_path: Path) -> None:
         ("margin = 0.1", "", "[endpoints 1] margin is missing; expected a number."),
         ("level = 1", "", "[endpoints 2] level goes with average = 'fraction_below'"),
         ("alpha = 0 }", "alpha = [0] }", "[endpoints 2] select = {'alpha': [0]}; expected a table"),
-        ('predicts = "lower"', 'predicts = "less"', "expected 'lower' or 'higher'."),
+        ('predicts = "lower"', 'predicts = "less"', "'lower', 'higher', 'above', "),
     ],
 )
 def test_a_mistake_in_a_study_file_is_reported_in_a_line(
@@ -560,7 +560,8 @@ def test_a_study_that_is_not_there_is_reported_with_those_that_are(
     assert main(["absent"]) == 1
     said = capsys.readouterr().err
     assert said == (
-        "absent: no such file, nor a study that ships (there are: cifar10, demo, fashion-mnist).\n"
+        "absent: no such file, nor a study that ships (there are: cifar10, demo, fashion-mnist, "
+        "spatial-attention).\n"
     )
 
 

@@ -105,11 +105,11 @@ def combined(arms: Sequence[Floats], weights: Sequence[float], how: Compare) -> 
         how: `log_ratio` or `difference`.
     """
     with np.errstate(divide="ignore", invalid="ignore"):
-        values = np.asarray(arms, dtype=float)
-        values = np.log(values) if how == "log_ratio" else values
-        total = weights[0] * values[0]
-        for weight, value in zip(weights[1:], values[1:], strict=True):
-            total = total + weight * value
+        values = [np.asarray(arm, dtype=float) for arm in arms]
+        parts = [np.log(value) for value in values] if how == "log_ratio" else values
+        total = weights[0] * parts[0]
+        for weight, part in zip(weights[1:], parts[1:], strict=True):
+            total = total + weight * part
         return np.asarray(total)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from analysis import samples
 from analysis.contrasts import Weights, words
+from analysis.factors import Factorial, factorials
 from analysis.samples import Samples
 from analysis.stats.arrays import Floats
 from analysis.stats.bootstrap import AVERAGES, average, compare, interval
@@ -128,6 +129,7 @@ class Evaluation:
         verdicts: for each endpoint the treatment's row first, then the others.
         seedwise: for each endpoint and arm, a number a seed.
         missing: every result that is not there, once.
+        factorials: of a study with a design, main effects and interactions.
     """
 
     title: str
@@ -135,6 +137,7 @@ class Evaluation:
     verdicts: tuple[Verdict, ...]
     seedwise: tuple[Seedwise, ...]
     missing: tuple[Missing, ...]
+    factorials: tuple[Factorial, ...] = ()
 
     def primary(self) -> tuple[Verdict, ...]:
         """The verdicts that decide claims: of each its one primary endpoint, or of several all."""
@@ -217,6 +220,7 @@ def evaluate(folder: str | Path | Study) -> Evaluation:
         _decided(rows),
         tuple(seedwise),
         tuple(dict.fromkeys(missing.values())),
+        tuple(factorials(study, found)),
     )
 
 

@@ -16,6 +16,7 @@ from analysis.report.blocks import Block, Details, Figures, Section, Text
 from analysis.report.numbers import alike, interval, number, p_value
 from analysis.report.plots import Drawing
 from analysis.report.tables import Column, Table, columns
+from analysis.stats.arrays import Floats
 from analysis.stats.factorial import Contrast
 from analysis.stats.student import t_reach
 from analysis.study import Endpoint, Study
@@ -59,7 +60,7 @@ def verdicts(study: Study, evaluation: Evaluation) -> list[Block]:
         )
     claims = [[study.claims[claim], word] for claim, word in said.items()]
     shown = [Column("claim"), Column("verdict", "verdict")]
-    plain = [{"claim": claim, "verdict": word} for claim, word in said.items()]
+    plain: list[dict[str, object]] = [{"claim": c, "verdict": word} for c, word in said.items()]
     return [
         Table("claims", "What the seeds say of each claim", shown, claims, plain),
         Table("verdicts", "What decides each claim", VERDICTS, rows, data),
@@ -218,10 +219,11 @@ def _trade_off(study: Study, made: Factorial, arms: Sequence[str]) -> Section:
     higher = "loss" not in made.endpoint.variable
     best = envelope([overhead[n] for n in arms], [means[n] for n in arms], higher=higher)
     front = [arms[at] for at in best]
-    reach = {name: float(t_reach(made.values[name])) for name in arms}
+    reach = _reach(made, arms)
     caption = (
         f"{made.name.capitalize()} against the operations that a forward pass takes more than "
-        f"{study.design.base}, with 95 % intervals over seeds. The line is the best at each cost: "
+        f"{study.design.base}, with 95 % intervals over seeds, of how an arm differs from the mean "
+        "of all. The line is the best at each cost: "
         f"{', '.join(front)}."
     )
     figure = trade_off_figure(
@@ -255,11 +257,11 @@ def _trade_off(study: Study, made: Factorial, arms: Sequence[str]) -> Section:
         )
         data.append({"arm": name, "mean": means[name], "overhead_mflop": overhead[name], **cost})
     return Section(
-        "trade-off",
+        "overhead",
         "Accuracy against overhead" if higher else "Loss against overhead",
         [
-            Figures([Drawing("trade-off", caption, f"{caption} {alt}.", figure)]),
-            Table("cost", "What every arm costs, for one example", shown, rows, data),
+            Figures([Drawing("overhead", caption, f"{caption} {alt}.", figure)]),
+            Table("overhead.costs", "What every arm costs, for one example", shown, rows, data),
             Text(
                 "Operations are those of convolutions and matrix products; sampling, softmax and "
                 "norms count nothing. Times are medians over networks on one machine, and no more "
@@ -268,6 +270,19 @@ def _trade_off(study: Study, made: Factorial, arms: Sequence[str]) -> Section:
             ),
         ],
     )
+
+
+def _reach(made: Factorial, arms: Sequence[str]) -> dict[str, float]:
+    """Half the interval of each arm, without what a seed does to all arms alike; NaN if unknown.
+
+    Source: Morey 2008, Tutorials in Quantitative Methods for Psychology 4, 61-64.
+    """
+    own = {name: dict(zip(made.seeds[name], made.values[name], strict=True)) for name in arms}
+    seeds = [seed for seed in own[arms[0]] if all(seed in own[name] for name in arms)]
+    table = np.array([[own[name][seed] for seed in seeds] for name in arms])
+    factor = (len(arms) / max(len(arms) - 1, 1)) ** 0.5
+    reach = t_reach(table - table.mean(axis=0)) * factor
+    return dict(zip(arms, map(float, reach), strict=True))
 
 
 def envelope(costs: Sequence[float], values: Sequence[float], *, higher: bool) -> list[int]:
@@ -327,7 +342,9 @@ def trade_off_figure(
         legend(figure, [ax])
         fit_height(figure, [ax], 1, 0.55)
         places = {name: point[:2] for name, point in points.items()}
-        for name, (x, y) in zip(places, _apart(figure, ax, places), strict=True):
+        steps = np.linspace(0, 1, 40)[:, None]
+        along = [a + steps * (b - a) for a, b in zip(line[:-1], line[1:], strict=True)]
+        for name, (x, y) in zip(places, _apart(figure, ax, places, along), strict=True):
             ax.annotate(
                 name,
                 places[name],
@@ -341,7 +358,9 @@ def trade_off_figure(
     return figure
 
 
-def _apart(figure: Figure, ax: Axes, places: dict[str, tuple[float, float]]) -> list[tuple[float, float]]:
+def _apart(
+    figure: Figure, ax: Axes, places: dict[str, tuple[float, float]], lines: Sequence[Floats]
+) -> list[tuple[float, float]]:
     """Where the names stand, in fractions of the Axes: near their points, over no other's.
 
     Each takes the nearest place of those around its point that covers no point and no earlier name.
@@ -351,7 +370,8 @@ def _apart(figure: Figure, ax: Axes, places: dict[str, tuple[float, float]]) -> 
     size = style.NOTE_SIZE
     to_axes = ax.transData + ax.transAxes.inverted()
     points = to_axes.transform(list(places.values())) * (width, height)
-    taken = [(x - 3, y - 3, x + 3, y + 3) for x, y in points]
+    crossed = [to_axes.transform(line) * (width, height) for line in lines]
+    taken = [(x - 3, y - 3, x + 3, y + 3) for x, y in np.concatenate([points, *crossed])]
     found = []
     for name, (x, y) in zip(places, points, strict=True):
         long = 0.62 * size * len(name)

@@ -262,27 +262,36 @@ def _effects(
     claim: str, verdicts: Sequence[Verdict], endpoints: dict[str, Endpoint]
 ) -> Iterable[Drawing]:
     """A figure for each unit: all endpoints, the primary one followed by its controls."""
-    groups: dict[tuple[str, float], list[Verdict]] = {}
+    groups: dict[tuple[str, float | str], list[Verdict]] = {}
     for verdict in sorted(verdicts, key=lambda v: not endpoints[v.endpoint].primary):
         endpoint = endpoints[verdict.endpoint]
         if verdict.effect == verdict.effect and (verdict.row in _MAIN or endpoint.primary):
             # Differences in different units do not share an axis; those of one margin have one.
-            unit = 0.0 if endpoint.compare == "log_ratio" else endpoint.margin
+            unit = 0.0 if endpoint.compare == "log_ratio" else _unit(endpoint)
             groups.setdefault((endpoint.compare, unit), []).append(verdict)
     for at, ((compare, _), members) in enumerate(groups.items()):
         rows, numbers = [], []
         for v in members:
             label = v.endpoint if v.row in _MAIN else _compared(v)
-            margin = abs(endpoints[v.endpoint].margin)
-            rows.append(Row(label, v.effect, v.low, v.high, v.effects, margin, v.primary))
+            margin, bound = endpoints[v.endpoint].margin, None
+            if endpoints[v.endpoint].predicts in ("above", "below"):
+                margin, bound = 0.0, margin
+            rows.append(Row(label, v.effect, v.low, v.high, v.effects, margin, v.primary, bound))
             numbers.append(f"{label}: {interval(v, compare)}.")
+        bounds = any(row.bound is not None for row in rows)
+        dotted = ", the dotted mark what an effect should pass" if bounds else ""
         caption = (
             f"Effects{_whose(members[0])}, with 95 % intervals; each stroke is a pair of seeds, "
-            "the grey band what is too small to matter."
+            f"the grey band what is too small to matter{dotted}."
         )
         name = f"{claim}.effects" + (f"-{at + 1}" if at else "")
         figure = effects(rows, unit=f"{UNITS[compare]} (below 0: lower)")
         yield Drawing(name, caption, f"{caption} {' '.join(numbers)}", figure)
+
+
+def _unit(endpoint: Endpoint) -> float | str:
+    """What differences on one axis have in common: the margin, or of contrasts the variable."""
+    return endpoint.variable if endpoint.contrast else endpoint.margin
 
 
 def _measured(section: Section, folder: Folder, label: str, gaps: Sequence[Missing]) -> None:

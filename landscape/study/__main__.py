@@ -106,7 +106,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "study",
         metavar="STUDY",
-        help="a study file, or the name of one that ships: demo, fashion-mnist, cifar10",
+        help="a study file, or the name of one that ships: demo, fashion-mnist, cifar10, "
+        "spatial-attention, cross-attention",
     )
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="folder of results (default: STUDY.study)"

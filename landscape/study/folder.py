@@ -172,8 +172,10 @@ class Manifest:
                     "for each seed one that was trained with it."
                 )
         if any(endpoint.probe == COST for endpoint in self.task.study.endpoints):
-            stored = self._costs.get(loaded.sha256)
-            record[COST] = stored or cost(loaded.network(), loaded.input_shape, self.task.device)
+            if loaded.sha256 not in self._costs:
+                made = cost(loaded.network(), loaded.input_shape, self.task.device)
+                self._costs[loaded.sha256] = made
+            record[COST] = self._costs[loaded.sha256]
         self._checkpoints.append(record)
 
     def tell(self, network: Network, label: str, reason: str) -> None:

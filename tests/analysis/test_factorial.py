@@ -5,6 +5,7 @@ import pytest
 from scipy import stats
 
 from analysis.stats import factorial
+from analysis.stats.power import equivalence_power, power
 from analysis.stats.student import t_equivalence, t_reach, t_test
 
 FACTORS = ("E1", "E2", "E3", "E4")
@@ -128,3 +129,13 @@ def test_a_missing_network_is_refused_or_its_seed_dropped():
 def test_one_seed_and_seeds_that_agree_exactly_tell_no_spread():
     assert np.isnan(t_test(np.array([0.1]))) and np.isnan(t_reach(np.array([0.1])))
     assert np.isnan(t_test(np.full(5, 0.1))) and t_reach(np.full(5, 0.1)) == pytest.approx(0)
+
+
+def test_the_power_of_students_t_is_that_of_simulated_studies():
+    differences = 0.01 + 0.008 * np.random.default_rng(1).normal(size=(20_000, 5))
+    found = (t_test(differences) <= 0.05).mean()
+    assert power(0.01, 0.008, 5, alpha=0.05, test="t") == pytest.approx(found, abs=0.015)
+    assert power(0.01, 0.008, 5, alpha=0.05) == 0  # five pairs do not reach it by signs
+    shown = (t_equivalence(differences - 0.01, 0.015) <= 0.05).mean()
+    made = equivalence_power(0.0, 0.008, 5, margin=0.015, alpha=0.05, test="t")
+    assert made == pytest.approx(shown, abs=0.08)  # by the normal distribution: approximate

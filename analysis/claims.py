@@ -10,6 +10,8 @@ from typing import Literal
 import numpy as np
 
 from analysis import samples
+from analysis.contrasts import Weights, words
+from analysis.factors import Factorial, factorials
 from analysis.samples import Samples
 from analysis.stats.arrays import Floats
 from analysis.stats.bootstrap import AVERAGES, average, compare, interval
@@ -17,21 +19,24 @@ from analysis.stats.multiplicity import holm
 from analysis.stats.permutation import divisions, permutation, unpaired_interval
 from analysis.stats.power import MOST, fewest_pairs, pairs_needed
 from analysis.stats.sign_flip import equivalence, sign_flip
-from analysis.study import FRACTION_BELOW, Arm, Endpoint, Missing, Study
+from analysis.stats.student import t_equivalence, t_test
+from analysis.study import COST, FRACTION_BELOW, Arm, Endpoint, Missing, Study
 from analysis.study import read as read_study
 
 # Verdicts of primary endpoints, corrected; and what other rows say, uncorrected.
 Word = Literal[
-    "supported", "contradicted", "no relevant difference", "undecided", "lower", "higher", "unclear"
+    "supported",
+    "contradicted",
+    "no relevant difference",
+    "undecided",
+    "lower",
+    "higher",
+    "as predicted",
+    "not as predicted",
+    "unclear",
 ]
-Row = Literal["treatment", "accuracy-matched", "control", "untrained", "halves"]
+Row = Literal["treatment", "contrast", "accuracy-matched", "control", "untrained", "halves"]
 
-CLAIMS = {
-    "near": "Smoother near real samples",
-    "between": "More predictive and stable between real samples",
-    "weights": "Smoother in the weights",
-    "generalises": "Generalises better",
-}
 ALPHA, LEVEL, WANTED_POWER = 0.05, 0.95, 0.8
 _HALVES = 4  # seeds below which halves say nothing
 _NAN = float("nan")
@@ -68,16 +73,20 @@ class Verdict:
         claim: which.
         endpoint: its name.
         primary: whether this is the comparison that decides the claim.
-        row: `treatment` against baseline; the same on `accuracy-matched` samples; a `control` arm
-            against the baseline; the `untrained` pair; two `halves` of the baseline's seeds.
-        arm: the first.
-        against: the second.
+        row: `treatment` against baseline; a `contrast` of arms; treatment against baseline on
+            `accuracy-matched` samples; a `control` arm against the baseline; the `untrained` pair;
+            two `halves` of the baseline's seeds.
+        arm: the first, or the contrast in words.
+        against: the second; empty for a contrast.
         verdict: of the corrected p values where the row is primary, else of p as it is.
         effect: first against second, in units of the endpoint's `compare`.
         low: lower end of the 95 % interval over seeds and samples.
         high: upper end.
-        p: two-sided, of the exact sign-flip test (halves: of the exact permutation test).
-        p_holm: corrected over the primary rows; NaN elsewhere.
+        p: two-sided, of the endpoint's test (halves: of the exact permutation test), that the
+            effect is 0 or, where the endpoint predicts `above` or `below`, the margin. Where it
+            predicts `within`: `p_equivalence` of an effect within the margin, and of one beyond it
+            the two-sided p that it is the margin.
+        p_holm: corrected over the claims; NaN where the row is not primary.
         p_equivalence: that the difference is as large as the margin or larger; corrected likewise
             where the row is primary.
         seeds: pairs of seeds compared; in halves, seeds.
@@ -120,6 +129,7 @@ class Evaluation:
         verdicts: for each endpoint the treatment's row first, then the others.
         seedwise: for each endpoint and arm, a number a seed.
         missing: every result that is not there, once.
+        factorials: of a study with a design, main effects and interactions.
     """
 
     title: str
@@ -127,10 +137,23 @@ class Evaluation:
     verdicts: tuple[Verdict, ...]
     seedwise: tuple[Seedwise, ...]
     missing: tuple[Missing, ...]
+    factorials: tuple[Factorial, ...] = ()
 
     def primary(self) -> tuple[Verdict, ...]:
-        """The verdict of each claim."""
+        """The verdicts that decide claims: of each its one primary endpoint, or of several all."""
         return tuple(verdict for verdict in self.verdicts if verdict.primary)
+
+    def words(self) -> dict[str, Word]:
+        """{claim: its verdict}. One of several primary endpoints is supported if all are.
+
+        It is contradicted if one is, and else has what the first other one says.
+        """
+        order: tuple[Word, ...] = ("contradicted", "no relevant difference", "undecided")
+        found: dict[str, Word] = {}
+        for claim in dict.fromkeys(verdict.claim for verdict in self.primary()):
+            said = {verdict.verdict for verdict in self.primary() if verdict.claim == claim}
+            found[claim] = next((word for word in order if word in said), "supported")
+        return found
 
 
 def evaluate(folder: str | Path | Study) -> Evaluation:
@@ -142,8 +165,11 @@ def evaluate(folder: str | Path | Study) -> Evaluation:
     and samples lies on one side of zero; there is *no relevant difference* where the equivalence
     test excludes the margin (likewise corrected) and the interval lies within it, even where the
     difference is not zero; else, and where a pair of seeds that the study names is missing, it is
-    *undecided*. All other rows, which are not corrected, say *lower*, *higher* or *unclear*: they
-    are no verdicts. See docs/statistics.md.
+    *undecided*. An endpoint that predicts an effect above or below a margin, or within it, is
+    supported or contradicted where its test finds the effect there, or on the other side. Of a
+    claim with several primary endpoints all must hold. All other rows, which are not corrected,
+    say *lower*, *higher*, *(not) as predicted* or *unclear*: they are no verdicts. See
+    docs/statistics.md.
 
     Where the average that the endpoint asks for is not defined for a value of either arm (the
     logarithm of zero, infinity or NaN), both arms are averaged by the median instead, and a note
@@ -163,7 +189,6 @@ def evaluate(folder: str | Path | Study) -> Evaluation:
     found, missing = samples.gather(study)
     rows: list[_Compared] = []
     seedwise: list[Seedwise] = []
-    (baseline,), (treatment,) = study.arms_of("baseline"), study.arms_of("treatment")
     for endpoint in study.endpoints:
         data = {
             arm.name: {
@@ -175,13 +200,19 @@ def evaluate(folder: str | Path | Study) -> Evaluation:
         }
         lost = [one for (name, _, _), one in missing.items() if name == endpoint.name]
         make = _Rows(endpoint, data, lost)
+        if weights := study.weights.get(endpoint.name):
+            own = [arm for arm in study.arms if arm.name in weights]
+            rows.append(make.contrasted(own, weights))
+            seedwise += [make.seedwise(arm, own) for arm in own if data[arm.name]]
+            continue
+        (baseline,), (treatment,) = study.arms_of("baseline"), study.arms_of("treatment")
         rows.append(make.paired("treatment", treatment, baseline))
         rows += make.accuracy_matched(treatment, baseline, study.arms)
         rows += [make.paired("control", arm, baseline) for arm in study.arms_of("control")]
         rows += make.untrained(study.arms_of("negative"), treatment, baseline)
         rows += make.halves(baseline)
         seedwise += [
-            make.seedwise(arm, treatment, baseline) for arm in study.arms if data[arm.name]
+            make.seedwise(arm, (treatment, baseline)) for arm in study.arms if data[arm.name]
         ]
     return Evaluation(
         study.title,
@@ -189,6 +220,7 @@ def evaluate(folder: str | Path | Study) -> Evaluation:
         _decided(rows),
         tuple(seedwise),
         tuple(dict.fromkeys(missing.values())),
+        tuple(factorials(study, found)),
     )
 
 
@@ -217,9 +249,9 @@ class _Rows:
     data: Mapping[str, Mapping[int, Samples]]
     lost: Sequence[Missing]
 
-    def seedwise(self, arm: Arm, treatment: Arm, baseline: Arm) -> Seedwise:
+    def seedwise(self, arm: Arm, others: Sequence[Arm]) -> Seedwise:
         own = self.data[arm.name]
-        shown = {arm.name} if arm.role == "negative" else {arm.name, treatment.name, baseline.name}
+        shown = {arm.name, *(other.name for other in others if arm.role != "negative")}
         together = [one for name in sorted(shown) for one in self.data[name].values()]
         how, _ = _usable(self.endpoint, together)
         values = tuple(float(average(_sampled(one, how), how)) for one in own.values())
@@ -236,11 +268,26 @@ class _Rows:
             notes.append(f"Seeds without a partner: {', '.join(map(str, alone))}.")
         blank = replace(blank, notes=tuple(dict.fromkeys(notes)))
         pairs = [(first[seed], second[seed]) for seed in seeds]
-        made = _compared(self.endpoint, blank, pairs) if pairs else _Compared(self.endpoint, blank)
+        made = _compared(self.endpoint, blank, pairs)
         named = set(arm.seeds) & set(against.seeds)
         if row != "control":  # a seed that one arm alone names has no pair, as one that is missing
             named = set(arm.seeds) | set(against.seeds)
         return replace(made, lost=len(named) - len(pairs))
+
+    def contrasted(self, arms: Sequence[Arm], weights: Weights) -> _Compared:
+        """The weighted sum of arms, in every seed that all of them have."""
+        data = [self.data[arm.name] for arm in arms]
+        seeds = [seed for seed in data[0] if all(seed in each for each in data)]
+        blank = replace(
+            self._blank("contrast", *arms),
+            arm=words(self.endpoint.contrast),
+            against="",
+            notes=tuple(dict.fromkeys(n for each in data for s in seeds for n in each[s].notes)),
+        )
+        networks = [tuple(each[seed] for each in data) for seed in seeds]
+        made = _compared(self.endpoint, blank, networks, [weights[arm.name] for arm in arms])
+        named = {seed for arm in arms for seed in arm.seeds}
+        return replace(made, lost=len(named) - len(seeds))
 
     def accuracy_matched(self, arm: Arm, against: Arm, arms: Sequence[Arm]) -> list[_Compared]:
         """The same on the samples that every trained network classifies correctly."""
@@ -311,15 +358,15 @@ class _Rows:
         )
         return [_Compared(self.endpoint, row)]
 
-    def _blank(self, row: Row, arm: Arm, against: Arm) -> Verdict:
-        lost = tuple(one for one in self.lost if one.arm in (arm.name, against.name))
+    def _blank(self, row: Row, *arms: Arm) -> Verdict:
+        names = [arm.name for arm in arms]
         return Verdict(
             self.endpoint.claim,
             self.endpoint.name,
-            self.endpoint.primary and row == "treatment",
+            self.endpoint.primary and row in ("treatment", "contrast"),
             row,
-            arm.name,
-            against.name,
+            names[0],
+            names[-1],
             "undecided",
             _NAN,
             _NAN,
@@ -329,22 +376,28 @@ class _Rows:
             _NAN,
             0,
             0,
-            missing=lost,
+            missing=tuple(one for one in self.lost if one.arm in names),
         )
 
 
 def _compared(
-    endpoint: Endpoint, blank: Verdict, pairs: Sequence[tuple[Samples, Samples]]
+    endpoint: Endpoint,
+    blank: Verdict,
+    pairs: Sequence[tuple[Samples, ...]],
+    weights: Sequence[float] = (1.0, -1.0),
 ) -> _Compared:
+    """A row of the networks of each seed, an arm each, which may be none."""
+    if not pairs:
+        return _Compared(endpoint, blank)
     how, notes = _usable(endpoint, [one for pair in pairs for one in pair])
-    arms = [[_sampled(pair[i], how) for pair in pairs] for i in (0, 1)]
+    arms = [[_sampled(one, how) for one in arm] for arm in zip(*pairs, strict=True)]
     same = len({(one.identity, len(one.values)) for pair in pairs for one in pair}) == 1
     if not same:
         notes = (*notes, "The networks saw different samples: the interval is over seeds alone.")
         arms = [[np.atleast_1d(average(values, how)) for values in arm] for arm in arms]
     estimate = interval(
-        np.array(arms[0]),
-        np.array(arms[1]),
+        [np.array(arm) for arm in arms],
+        weights,
         average_by=how,
         compare_by=endpoint.compare,
         level=LEVEL,
@@ -368,11 +421,11 @@ def _compared(
     if np.isfinite(estimate.seeds).all() and np.isnan(estimate.variance[1]):
         note = "Other samples could make an average zero or infinite: interval of the sign test."
         row = replace(row, notes=(*row.notes, note))
-    row = replace(
-        row,
-        p=float(sign_flip(estimate.seeds)),
-        p_equivalence=float(equivalence(estimate.seeds, endpoint.margin)),
-    )
+    if endpoint.test == "t" and endpoint.probe != COST and not _has_spread(estimate.seeds):
+        note = "Student's t asks for seeds that differ, and finitely: the sign-flip test instead."
+        row = replace(row, notes=(*row.notes, note))
+    p, p_equivalence = _tested(endpoint, estimate.seeds)
+    row = replace(row, p=p, p_equivalence=p_equivalence)
     if not np.isfinite(estimate.seeds).all():
         note = (
             f"{int(np.isinf(estimate.seeds).sum())} of {len(pairs)} pairs differ infinitely: "
@@ -382,6 +435,26 @@ def _compared(
         return _Compared(endpoint, replace(row, notes=(*row.notes, note)))
     spread = float(estimate.seeds.std(ddof=1)) if len(pairs) > 1 else _NAN
     return _Compared(endpoint, row, spread, float(np.nan_to_num(estimate.variance[1])))
+
+
+def _tested(endpoint: Endpoint, effects: Floats) -> tuple[float, float]:
+    """What `Verdict` says of p and p_equivalence."""
+    effect, margin = float(effects.mean()), endpoint.margin
+    at = endpoint.null
+    if endpoint.predicts == "within" and abs(effect) >= margin:
+        at = float(np.copysign(margin, effect))
+    if endpoint.probe == COST and np.ptp(effects) == 0:  # a count, without error
+        p, p_equivalence = float(effect == at), float(abs(effect) >= margin)
+    elif endpoint.test == "t" and _has_spread(effects):
+        p, p_equivalence = float(t_test(effects, at)), float(t_equivalence(effects, margin))
+    else:
+        p, p_equivalence = float(sign_flip(effects - at)), float(equivalence(effects, margin))
+    inside = endpoint.predicts == "within" and at == 0
+    return (p_equivalence if inside else p), p_equivalence if margin > 0 else _NAN
+
+
+def _has_spread(effects: Floats) -> bool:
+    return bool(np.isfinite(effects).all() and (len(effects) < 2 or np.ptp(effects) > 0))
 
 
 def _sampled(one: Samples, how: str) -> Floats:
@@ -417,18 +490,24 @@ def _usable(endpoint: Endpoint, data: Iterable[Samples]) -> tuple[str, tuple[str
 
 
 def _decided(rows: Sequence[_Compared]) -> tuple[Verdict, ...]:
-    """The words, after Holm's correction over the primary rows."""
-    primary = [made.row for made in rows if made.row.primary]
-    p = iter(holm(np.array([row.p for row in primary])))
-    p_equivalence = iter(holm(np.array([row.p_equivalence for row in primary])))
+    """The words, after Holm's correction over the claims."""
+    claims: dict[str, list[_Compared]] = {}
+    for made in rows:
+        if made.row.primary:
+            claims.setdefault(made.row.claim, []).append(made)
+    family = np.array([_joint(members) for members in claims.values()])
+    equivalences = np.array([np.max([m.row.p_equivalence for m in c]) for c in claims.values()])
+    places = {claim: at for at, claim in enumerate(claims)}
     verdicts = []
     for made in rows:
         row, alpha = made.row, ALPHA
         decisive = row.p
         if row.primary:
-            alpha = ALPHA / len(primary)
-            row = replace(row, p_holm=float(next(p)), p_equivalence=float(next(p_equivalence)))
-            decisive = row.p_holm
+            at, alpha = places[row.claim], ALPHA / len(claims)
+            own = decisive if _right(made) else _any_of(decisive, len(claims[row.claim]))
+            decisive = _corrected(family, at, own)
+            p_equivalence = _corrected(equivalences, at, row.p_equivalence)
+            row = replace(row, p_holm=decisive, p_equivalence=p_equivalence)
         word = _word(made.endpoint, row, decisive)
         if made.lost and word not in ("undecided", "unclear"):
             note = (
@@ -443,8 +522,45 @@ def _decided(rows: Sequence[_Compared]) -> tuple[Verdict, ...]:
     return tuple(verdicts)
 
 
+def _joint(members: Sequence[_Compared]) -> float:
+    """The p of a claim of whose primary endpoints all must hold.
+
+    Where all effects lie on the side that is predicted, the largest: the claim is wrong if one is
+    (an intersection-union test). Otherwise the smallest of those that do not, times their number.
+
+    Source: Berger 1982, Technometrics 24, 295-300.
+    """
+    wrong = [made.row.p for made in members if not _right(made) and made.row.p == made.row.p]
+    if wrong:
+        return _any_of(min(wrong), len(members))
+    return float(np.max([made.row.p for made in members]))  # NaN, if one is
+
+
+def _any_of(p: float, count: int) -> float:
+    """Bonferroni's p of the smallest of `count`."""
+    return min(1.0, p * count) if count > 1 else p
+
+
+def _corrected(family: Floats, at: int, p: float) -> float:
+    """Holm's p of one endpoint: that of a claim that had it alone, among the others."""
+    own = family.copy()
+    own[at] = p
+    return float(holm(own)[at])
+
+
+def _right(made: _Compared) -> bool:
+    """Whether the effect lies where the endpoint predicts it."""
+    endpoint, effect = made.endpoint, made.row.effect
+    if endpoint.predicts == "within":
+        return abs(effect) < endpoint.margin
+    beyond = effect > endpoint.null
+    return beyond == (endpoint.predicts in ("higher", "above"))
+
+
 def _word(endpoint: Endpoint, row: Verdict, p: float) -> Word:
     margin = endpoint.margin
+    if endpoint.predicts not in ("lower", "higher"):
+        return _predicted(endpoint, row, p)
     apart = p <= ALPHA and (row.low > 0 or row.high < 0)
     if not row.primary:
         return "unclear" if not apart else "higher" if row.effect > 0 else "lower"
@@ -456,9 +572,21 @@ def _word(endpoint: Endpoint, row: Verdict, p: float) -> Word:
     return "undecided"
 
 
+def _predicted(endpoint: Endpoint, row: Verdict, p: float) -> Word:
+    """The word for an effect that is predicted above or below a margin, or within it."""
+    margin = endpoint.margin
+    ends = (-margin, margin) if endpoint.predicts == "within" else (margin,)
+    # On one side of every end of what is predicted, as the interval has it.
+    sure = p <= ALPHA and all(row.high < end or row.low > end for end in ends)
+    right = _right(_Compared(endpoint, row))
+    if row.primary:
+        return "undecided" if not sure else "supported" if right else "contradicted"
+    return "unclear" if not sure else "as predicted" if right else "not as predicted"
+
+
 def _with_needed(made: _Compared, row: Verdict, alpha: float) -> Verdict:
     """With what the seeds could not do, and how many could."""
-    least = fewest_pairs(alpha)
+    least = fewest_pairs(alpha) if made.endpoint.test == "sign_flip" else 2
     after = "after Holm's correction, unless other claims are, " if row.primary else ""
     notes = list(row.notes)
     if row.seeds < least:
@@ -470,13 +598,20 @@ def _with_needed(made: _Compared, row: Verdict, alpha: float) -> Verdict:
     if not made.spread > 0:  # unknown, or none
         few = row.seeds < least
         return replace(row, notes=tuple(notes), seeds_needed=least if few else None)
+    margin, apart = made.endpoint.margin, row.effect - made.endpoint.null
+    if made.endpoint.predicts in ("above", "below"):
+        margin = 0.0
+    elif made.endpoint.predicts == "within":
+        apart = max(abs(row.effect) - margin, 0.0)
     needed = pairs_needed(
         row.effect,
         made.spread,
-        margin=made.endpoint.margin,
+        margin=margin,
+        apart=apart,
         alpha=alpha,
         wanted=WANTED_POWER,
         floor=made.over_samples,
+        test=made.endpoint.test,
     )
     if needed is None:
         enough = (

@@ -14,8 +14,19 @@ from numpy.typing import NDArray
 
 from analysis import results
 from analysis.stats.arrays import Floats
-from analysis.study import CHECKPOINT, FRACTION_BELOW, SAMPLES, UNMEASURED, Endpoint, Missing, Study
+from analysis.study import (
+    CHECKPOINT,
+    COST,
+    FRACTION_BELOW,
+    MANIFEST,
+    SAMPLES,
+    UNMEASURED,
+    Endpoint,
+    Missing,
+    Study,
+)
 
+_TOLD = (CHECKPOINT, COST)  # without a result file: `study.json` holds what they are
 _NEAR = 0.01  # relative: a coordinate further from the one asked for is noted
 
 
@@ -57,6 +68,8 @@ def gather(
     for arm in study.arms:
         for seed in arm.seeds:
             for label in dict.fromkeys(endpoint.probe for endpoint in study.endpoints):
+                if not study.measures(label, arm.name):
+                    continue
                 entry = study.files.get((arm.name, seed, label), {})
                 file = str(entry.get("file", ""))
                 command = str(entry.get("command", ""))
@@ -65,7 +78,7 @@ def gather(
                     reason = str(entry.get("reason", UNMEASURED))
                     for other in study.copies(arm.name, seed):
                         raise ValueError(f"its checkpoint is that of seed {other}: a copy.")
-                    result = None if label == CHECKPOINT else _whole(study, entry, reason)
+                    result = None if label in _TOLD else _whole(study, entry, reason)
                 except ValueError as error:
                     result = str(error)
                 for endpoint in study.endpoints:
@@ -78,8 +91,8 @@ def gather(
                         elif isinstance(result, str):
                             raise ValueError(result)
                         elif arm.role != "negative":
-                            metrics = study.metrics.get((arm.name, seed), {})
-                            found[key] = _metric(metrics, endpoint)
+                            told = study.costs if label == COST else study.metrics
+                            found[key] = _metric(told.get((arm.name, seed), {}), endpoint)
                     except ValueError as error:
                         why = " ".join(str(error).split())
                         missing[key] = Missing(arm.name, seed, label, file, why, command)
@@ -89,7 +102,8 @@ def gather(
 def _metric(metrics: Mapping[str, float], endpoint: Endpoint) -> Samples:
     value = metrics.get(endpoint.variable)
     if value is None:
-        raise ValueError(f"its checkpoint tells no {endpoint.variable}.")
+        where = MANIFEST if endpoint.probe == COST else "its checkpoint"
+        raise ValueError(f"{where} tells no {endpoint.variable}.")
     known = endpoint.worst if np.isnan(value) else float(value)
     return Samples(np.array([[known]]), not_finite=int(not np.isfinite(value)))
 

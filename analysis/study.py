@@ -14,15 +14,23 @@ import numpy as np
 import xarray as xr
 
 from analysis import results, upgrade
+from analysis.contrasts import Design, Weights, resolved
 from analysis.stats.bootstrap import AVERAGES, Compare
 from analysis.upgrade import SCHEMA_VERSION
 
-CLAIMS = ("near", "between", "weights", "generalises")
-Role = Literal["baseline", "treatment", "control", "negative"]
+CLAIMS = {
+    "near": "Smoother near real samples",
+    "between": "More predictive and stable between real samples",
+    "weights": "Smoother in the weights",
+    "generalises": "Generalises better",
+}
+Role = Literal["baseline", "treatment", "control", "negative", "arm"]
 SAMPLES = ("example", "pair")  # dims whose entries are the samples of a seed
 CHECKPOINT = "checkpoint"  # the probe of endpoints that are metrics of the checkpoint files
+COST = "cost"  # the probe of endpoints that are what a network's forward pass costs
 MANIFEST = "study.json"
 UNMEASURED = "not measured yet"
+ARMS = "arms"  # in a probe's table: those that it is measured on; left out: all
 FRACTION_BELOW = "fraction_below"  # of all values, not an average over samples
 
 
@@ -35,9 +43,12 @@ class Endpoint:
         name: in words.
         probe: label of the probe in the study, or `checkpoint` for a metric of the checkpoint file.
         variable: of its result, or the metric.
-        predicts: what the claim says of the treatment against the baseline.
-        margin: the smallest effect that matters, in units of `compare`.
-        compare: of the averages of two arms.
+        predicts: what the claim says of the effect: `lower` or `higher` than 0, by a test that also
+            tells effects within the margin; `above` or `below` the margin; `within` it, on both
+            sides of 0.
+        margin: in units of `compare`. For `lower`, `higher` and `within` the smallest effect that
+            matters, above 0; for `above` and `below` any number.
+        compare: of the averages of the arms: their differences, or those of their logarithms.
         average: over the samples of a seed, a name in `AVERAGES`; or `fraction_below`, the fraction
             of all values, such as the points of a surface, below `level`.
         primary: whether it decides its claim.
@@ -45,31 +56,38 @@ class Endpoint:
             named so, else what begins with it; a number the nearest. Dims that are neither
             selected nor samples are averaged over within each sample.
         level: for `fraction_below`, in the variable's unit.
-        test: of the paired differences.
+        test: of the paired differences: the exact `sign_flip`, or Student's `t`, which assumes that
+            they are normal over seeds and can decide with fewer of them.
+        contrast: {arm or name in the study's contrasts: weight}, whose sum is the effect; empty:
+            treatment less baseline.
 
     Raises:
-        ValueError: an average that there is not, a margin that is none, a level without need.
+        ValueError: an average that there is not, a margin that is none, a level without need, a
+            prediction about a margin without a contrast.
     """
 
     claim: str
     name: str
     probe: str
     variable: str
-    predicts: Literal["lower", "higher"]
+    predicts: Literal["lower", "higher", "above", "below", "within"]
     margin: float
     compare: Compare
     average: str = "mean"
     primary: bool = False
     select: Mapping[str, str | int | float] = field(default_factory=dict)
     level: float | None = None
-    test: Literal["sign_flip"] = "sign_flip"
+    test: Literal["sign_flip", "t"] = "sign_flip"
+    contrast: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         known = (*AVERAGES, FRACTION_BELOW)
         if self.average not in known:
             raise ValueError(f"average = {self.average!r}; expected {', '.join(known)}.")
-        if not 0 < self.margin < np.inf:
+        if not (self.margin > 0 or self.predicts in ("above", "below")) or np.isinf(self.margin):
             raise ValueError(f"margin = {self.margin}; expected above 0 and finite.")
+        if self.predicts not in ("lower", "higher") and not self.contrast:
+            raise ValueError(f"predicts = {self.predicts!r} needs a contrast of arms.")
         if (self.average == FRACTION_BELOW) != (self.level is not None):
             raise ValueError(
                 f"level goes with average = {FRACTION_BELOW!r}, and only with it; average is "
@@ -77,9 +95,14 @@ class Endpoint:
             )
 
     @property
+    def null(self) -> float:
+        """The effect that its test is about."""
+        return self.margin if self.predicts in ("above", "below") else 0.0
+
+    @property
     def worst(self) -> float:
         """What a value that is NaN stands for: the worst by what the claim predicts."""
-        return np.inf if self.predicts == "lower" else -np.inf
+        return np.inf if self.predicts in ("lower", "below") else -np.inf
 
 
 @dataclass(frozen=True)
@@ -88,21 +111,23 @@ class Arm:
 
     Args:
         name: as figures and verdicts call it.
-        role: what it is compared as.
         seeds: one network each; seeds of equal number are a pair across arms.
+        role: what it is compared as; `arm`: as contrasts say.
     """
 
     name: str
-    role: Role
     seeds: tuple[int, ...]
+    role: Role = "arm"
 
 
-def check_roles(arms: Sequence[Arm]) -> None:
-    """Refuse arms that are not one baseline, one treatment, and others.
+def check_roles(arms: Sequence[Arm], endpoints: Iterable[Endpoint]) -> None:
+    """Refuse arms that are not one baseline, one treatment, and others, where endpoints need them.
 
     Raises:
         ValueError: one line.
     """
+    if all(endpoint.contrast for endpoint in endpoints):
+        return
     roles: tuple[Role, ...] = ("baseline", "treatment")
     for role in roles:
         count = sum(arm.role == role for arm in arms)
@@ -110,23 +135,27 @@ def check_roles(arms: Sequence[Arm]) -> None:
             raise ValueError(f"[arms]: {count} have the role {role!r}; expected exactly one.")
 
 
-def check_endpoints(endpoints: Sequence[Endpoint], probes: Collection[str]) -> None:
+def check_endpoints(
+    endpoints: Sequence[Endpoint], probes: Collection[str], claims: Mapping[str, str]
+) -> None:
     """Refuse endpoints that do not decide their claims.
 
     Args:
         endpoints: of one study.
         probes: labels of its probes.
+        claims: {name: title} of those that its file states itself; these may have several primary
+            endpoints, which must all hold.
 
     Raises:
         ValueError: one line: an unknown claim; an endpoint of no probe of the study; two of one
             name; a claim without exactly one primary endpoint.
     """
-    known = [*probes, CHECKPOINT]
+    known = [*probes, CHECKPOINT, COST]
     for number, endpoint in enumerate(endpoints, 1):
-        if endpoint.claim not in CLAIMS:
+        if endpoint.claim not in (*claims, *CLAIMS):
             raise ValueError(
                 f"[endpoints {number}] claim = {endpoint.claim!r}; expected "
-                f"{', '.join(map(repr, CLAIMS))}."
+                f"{', '.join(map(repr, (*claims, *CLAIMS)))}."
             )
         if endpoint.probe not in known:
             raise ValueError(
@@ -139,10 +168,44 @@ def check_endpoints(endpoints: Sequence[Endpoint], probes: Collection[str]) -> N
         raise ValueError(f"[endpoints]: {twice[0]!r} is the name of two; expected one each.")
     for claim in dict.fromkeys(endpoint.claim for endpoint in endpoints):
         primary = sum(e.primary for e in endpoints if e.claim == claim)
-        if primary != 1:
+        if primary < 1 or (primary > 1 and claim not in claims):
+            expected = "one or more" if claim in claims else "exactly one"
             raise ValueError(
-                f"[endpoints]: {primary} of claim {claim!r} are primary; expected exactly one."
+                f"[endpoints]: {primary} of claim {claim!r} are primary; expected {expected}."
             )
+
+
+def weights_of(
+    endpoints: Sequence[Endpoint],
+    arms: Sequence[Arm],
+    named: Mapping[str, Mapping[str, float]],
+    design: Design | None,
+) -> dict[str, Weights]:
+    """{endpoint: {arm: weight}} of those that have a contrast.
+
+    Args:
+        endpoints: of one study.
+        arms: likewise.
+        named: its contrasts by name.
+        design: whose main effects and interactions may be named too.
+
+    Raises:
+        ValueError: one line: an arm or contrast that there is not, or weights that do not sum to 0.
+    """
+    known = {**(design.effects if design else {}), **named}
+    names = [arm.name for arm in arms]
+    found = {}
+    for number, endpoint in enumerate(endpoints, 1):
+        if endpoint.contrast:
+            try:
+                found[endpoint.name] = resolved(endpoint.contrast, known, names)
+            except ValueError as error:
+                raise ValueError(f"[endpoints {number}] {error}") from error
+    if design and design.base not in names:
+        raise ValueError(
+            f"[design] reference = {design.reference!r}; expected an arm ({', '.join(names)})."
+        )
+    return found
 
 
 @dataclass(frozen=True)
@@ -183,6 +246,10 @@ class Study:
         probes: {label: the study's table of that probe}.
         problems: {arm: the study's settings of network and data}.
         manifest: all that `study.json` holds.
+        claims: {name: title}, of all that endpoints may name.
+        weights: {endpoint: {arm: weight}}, of those with a contrast.
+        costs: {(arm, seed): what a forward pass takes}, where it was measured.
+        design: the factorial that some of the arms are of.
     """
 
     folder: Path
@@ -195,6 +262,15 @@ class Study:
     probes: Mapping[str, Mapping[str, Any]]
     problems: Mapping[str, Mapping[str, Any]]
     manifest: Mapping[str, Any]
+    claims: Mapping[str, str]
+    weights: Mapping[str, Weights]
+    costs: Mapping[tuple[str, int], Mapping[str, float]]
+    design: Design | None
+
+    def measures(self, label: str, arm: str) -> bool:
+        """Whether a probe of the study is for this arm."""
+        only = self.probes.get(label, {}).get(ARMS, ())
+        return not only or arm in only
 
     def load(self, arm: str, seed: int, label: str, file: str) -> xr.Dataset:
         """One result file of a network, measured or partly so.
@@ -270,16 +346,18 @@ def read(folder: str | Path) -> Study:
         content = upgrade.study(content)
         tables = content["study"]
         arms = tuple(
-            Arm(table["name"], table["role"], tuple(table["seeds"])) for table in tables["arms"]
+            Arm(table["name"], tuple(table["seeds"]), table.get("role", "arm"))
+            for table in tables["arms"]
         )
         endpoints = tuple(
             _endpoint(number, table) for number, table in enumerate(tables["endpoints"], 1)
         )
         entries = [*content["results"], *content.get("missing", [])]
         files = {(row["arm"], row["seed"], row["probe"]): row for row in entries}
-        metrics = {
-            (row["arm"], row["seed"]): row.get("metrics") or {} for row in content["checkpoints"]
-        }
+        metrics, costs = (
+            {(row["arm"], row["seed"]): row.get(key) or {} for row in content["checkpoints"]}
+            for key in ("metrics", COST)
+        )
         hashes = {
             (row["arm"], row["seed"]): str(row["sha256"])
             for row in content["checkpoints"]
@@ -290,7 +368,9 @@ def read(folder: str | Path) -> Study:
         problems = {
             table["name"]: common | dict(table.get("problem") or {}) for table in tables["arms"]
         }
-        _check_numbers(metrics.values())
+        claims = {**CLAIMS, **tables.get("claims", {})}
+        design = _design(tables.get("design"))
+        _check_numbers([*metrics.values(), *costs.values()])
         if not all(isinstance(row, dict) for row in content.get("amendments") or []):
             raise TypeError("amendments")
     except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -299,13 +379,33 @@ def read(folder: str | Path) -> Study:
             raise ValueError(f"{path}: {reason}") from error
         raise ValueError(f"{path}: damaged ({reason} is missing or wrong). {again}") from error
     try:
-        check_roles(arms)
+        check_roles(arms, endpoints)
+        weights = weights_of(endpoints, arms, tables.get("contrasts", {}), design)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    title = str(content.get("title", ""))
     return Study(
-        Path(folder), title, arms, endpoints, files, metrics, hashes, probes, problems, content
+        folder=Path(folder),
+        title=str(content.get("title", "")),
+        arms=arms,
+        endpoints=endpoints,
+        files=files,
+        metrics=metrics,
+        hashes=hashes,
+        probes=probes,
+        problems=problems,
+        manifest=content,
+        claims=claims,
+        weights=weights,
+        costs=costs,
+        design=design,
     )
+
+
+def _design(table: Mapping[str, Any] | None) -> Design | None:
+    if table is None:
+        return None
+    lists = {key: tuple(table[key]) for key in ("factors", "seeds")}
+    return Design(**{**table, **lists})
 
 
 def table_digest(table: Any) -> str:
@@ -327,7 +427,7 @@ def _settings(
     spec, provenance = results.spec(result), results.provenance(result)
     yield "probe", probe.get("probe"), result.attrs["probe"]
     for name, asked in probe.items():
-        if name != "probe" and not (isinstance(asked, str) and "{next}" in asked):
+        if name not in ("probe", ARMS) and not (isinstance(asked, str) and "{next}" in asked):
             yield name, asked, spec.get(name)
     temperature, data = provenance.get("temperature") or {}, provenance.get("data") or {}
     if temperature:

@@ -31,6 +31,7 @@ class Row:
         seeds: the effect in each pair of seeds; may be empty.
         margin: smallest effect that matters.
         primary: whether the verdict rests on it.
+        bound: of an effect that is predicted above it or below it, and then there is no margin.
     """
 
     label: str
@@ -40,6 +41,7 @@ class Row:
     seeds: Sequence[float]
     margin: float
     primary: bool
+    bound: float | None = None
 
 
 def effects(rows: Sequence[Row], *, unit: str) -> Figure:
@@ -54,14 +56,17 @@ def effects(rows: Sequence[Row], *, unit: str) -> Figure:
     with style.context():
         figure = new_figure(1, gap=0.02)
         ax = figure.add_subplot()
-        values = [v for r in rows for v in (r.effect, r.low, r.high, r.margin, -r.margin, *r.seeds)]
+        values = [v for r in rows for v in _numbers(r)]
         finite = [value for value in values if np.isfinite(value)]
         room = 0.06 * (max(finite) - min(finite))
         edges = (min(finite) - room, max(finite) + room)
         ax.axvline(0, color="0.5", lw=0.6, linestyle="-")
         for place, row in enumerate(rows):
             _row(ax, place, row, edges)
-        ax.add_patch(Rectangle((0, 0), 0, 0, color="0.88", lw=0, label="negligible"))
+        if any(row.margin for row in rows):
+            ax.add_patch(Rectangle((0, 0), 0, 0, color="0.88", lw=0, label="negligible"))
+        if any(row.bound is not None for row in rows):
+            ax.plot([], [], ":", color="#D55E00", lw=1.4, label="predicted bound")
         ax.plot([], [], "|", color="0.4", ms=7, label="pair of seeds")
         ax.plot([], [], "ko-", ms=4, lw=1.4, label="primary")
         ax.plot([], [], "ko-", mfc="white", ms=4, lw=0.8, label="secondary")
@@ -77,9 +82,16 @@ def effects(rows: Sequence[Row], *, unit: str) -> Figure:
     return figure
 
 
+def _numbers(row: Row) -> list[float]:
+    bound = 0.0 if row.bound is None else row.bound
+    return [row.effect, row.low, row.high, row.margin, -row.margin, bound, *row.seeds]
+
+
 def _row(ax: Axes, place: int, row: Row, edges: tuple[float, float]) -> None:
     box = Rectangle((-row.margin, place - _HALF), 2 * row.margin, 2 * _HALF, color="0.88", lw=0)
     ax.add_patch(box)
+    if row.bound is not None:
+        ax.plot([row.bound] * 2, [place - _HALF, place + _HALF], ":", color="#D55E00", lw=1.4)
     ax.plot(row.seeds, np.full(len(row.seeds), place), "|", color="0.4", ms=7, mew=0.8)
     ends = np.clip([row.low, row.high], *edges)
     ax.plot(ends, [place, place], "-", color="black", lw=1.4 if row.primary else 0.8)

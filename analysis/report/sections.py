@@ -12,9 +12,9 @@ from typing import Any
 import xarray as xr
 
 from analysis import claims, results
-from analysis.claims import CLAIMS, Evaluation, Verdict
+from analysis.claims import Evaluation, Verdict
 from analysis.figures import save
-from analysis.report import render
+from analysis.report import factorial, render
 from analysis.report.blocks import Block, Details, Figures, Heading, Items, Listing, Section, Text
 from analysis.report.effects import Row, effects
 from analysis.report.numbers import NONE, interval, many, number, p_value, times
@@ -23,9 +23,11 @@ from analysis.report.tables import Column, Table, columns
 from analysis.study import Endpoint, Folder, Missing
 
 _MOST = 6  # networks in one figure: as many lines as differ in colour and dash
+_MAIN = ("treatment", "contrast")  # the rows of an endpoint itself, without controls
 UNITS = {"log_ratio": "log ratio", "difference": "difference"}
 ROWS = {
     "treatment": "{arm} against {against}",
+    "contrast": "{arm}",
     "accuracy-matched": "{arm} against {against}, accuracy-matched",
     "control": "control: {arm} against {against}",
     "untrained": "negative control: {arm} against {against}",
@@ -61,13 +63,14 @@ class Report:
 
     def html(self) -> str:
         """The page: one file that asks the network for nothing."""
-        words = Counter(verdict.verdict for verdict in self.evaluation.primary())
+        said = self.evaluation.words()
+        words = Counter(said.values())
         counts = ", ".join(f"{count} {word}" for word, count in words.items())
         planned = {record["file"] for record in self.folder.planned}
         gaps = {gap.file for gap in unusable(self.folder, self.evaluation)}
         there = len(planned - gaps)
         summary = (
-            f"{many(len(self.evaluation.primary()), 'claim')}: {counts}. "
+            f"{many(len(said), 'claim')}: {counts}. "
             f"{many(len(self.folder.checkpoints), 'network')}, "
             f"{there} of {many(len(self.folder.planned), 'result')}."
         )
@@ -120,9 +123,10 @@ def report(path: Path) -> Report:
     gaps = unusable(folder, evaluation)
     if gaps:
         sections.append(_missing(gaps))
+    sections += factorial.sections(folder.study, evaluation)
     labels = folder.probes
     for claim in dict.fromkeys(endpoint.claim for endpoint in evaluation.endpoints):
-        section = Section(claim, CLAIMS.get(claim, claim))
+        section = Section(claim, folder.study.claims[claim])
         own = [e.probe for e in evaluation.endpoints if e.claim == claim]
         _claim(section, evaluation, claim)
         for label in [label for label in dict.fromkeys(own) if label in labels]:
@@ -143,12 +147,15 @@ def _verdicts(folder: Folder, evaluation: Evaluation) -> Section:
     for amendment in folder.manifest.get("amendments") or []:
         changes = "; ".join(map(str, amendment.get("changes", [])))
         section.blocks.append(Text(f"The study was changed after it was begun: {changes}."))
+    if all(endpoint.contrast for endpoint in evaluation.endpoints):
+        section.blocks += factorial.verdicts(folder.study, evaluation)
+        return section
     compares = {endpoint.name: endpoint.compare for endpoint in evaluation.endpoints}
     rows = []
     for v in evaluation.primary():
         effect = interval(v, compares[v.endpoint])
         ps = map(p_value, (v.p_holm, v.p))
-        name = CLAIMS.get(v.claim, v.claim)
+        name = folder.study.claims[v.claim]
         rows.append([name, v.verdict, effect, *ps, str(v.seeds), v.endpoint])
     (treatment,), (baseline,) = (folder.study.arms_of(r) for r in ("treatment", "baseline"))
     caption = f"What the seeds say of each claim: {treatment.name} against {baseline.name}"
@@ -227,14 +234,18 @@ def _sentence(verdict: Verdict, endpoint: Endpoint) -> str:
     measured = interval(verdict, endpoint.compare).replace("\n", ", that is ")
     known = verdict.low == verdict.low  # one pair has no interval
     bracket = " (in brackets the 95 % interval)" if known else ""
+    claimed = f"a {endpoint.predicts} {endpoint.name} in {verdict.arm} than in {verdict.against}"
+    matters = f"The smallest {UNITS[endpoint.compare]} that matters is "
+    if endpoint.contrast:
+        claimed = f"{endpoint.name}: {factorial.predicted(endpoint)}"
     sentences = [
-        f"{verdict.verdict.capitalize()}. The claim predicts a {endpoint.predicts} "
-        f"{endpoint.name} in {verdict.arm} than in {verdict.against}. Measured: "
+        f"{verdict.verdict.capitalize()}. The claim predicts {claimed}. Measured: "
         f"{UNITS[endpoint.compare]} {measured}{bracket}, corrected p "
         f"{p_value(verdict.p_holm)}, {many(verdict.seeds, 'pair')} of seeds, "
-        f"{many(verdict.samples, 'sample')} each. The smallest {UNITS[endpoint.compare]} that "
-        f"matters is {times(endpoint.margin, endpoint.compare)}."
+        f"{many(verdict.samples, 'sample')} each."
     ]
+    if endpoint.predicts in ("lower", "higher"):
+        sentences[0] += f" {matters}{times(endpoint.margin, endpoint.compare)}."
     if verdict.seeds_needed is not None:
         sentences.append(
             f"About {verdict.seeds_needed:,} pairs of seeds would decide with 80 % probability, "
@@ -251,27 +262,36 @@ def _effects(
     claim: str, verdicts: Sequence[Verdict], endpoints: dict[str, Endpoint]
 ) -> Iterable[Drawing]:
     """A figure for each unit: all endpoints, the primary one followed by its controls."""
-    groups: dict[tuple[str, float], list[Verdict]] = {}
+    groups: dict[tuple[str, float | str], list[Verdict]] = {}
     for verdict in sorted(verdicts, key=lambda v: not endpoints[v.endpoint].primary):
         endpoint = endpoints[verdict.endpoint]
-        if verdict.effect == verdict.effect and (verdict.row == "treatment" or endpoint.primary):
+        if verdict.effect == verdict.effect and (verdict.row in _MAIN or endpoint.primary):
             # Differences in different units do not share an axis; those of one margin have one.
-            unit = 0.0 if endpoint.compare == "log_ratio" else endpoint.margin
+            unit = 0.0 if endpoint.compare == "log_ratio" else _unit(endpoint)
             groups.setdefault((endpoint.compare, unit), []).append(verdict)
     for at, ((compare, _), members) in enumerate(groups.items()):
         rows, numbers = [], []
         for v in members:
-            label = v.endpoint if v.row == "treatment" else _compared(v)
-            margin = endpoints[v.endpoint].margin
-            rows.append(Row(label, v.effect, v.low, v.high, v.effects, margin, v.primary))
+            label = v.endpoint if v.row in _MAIN else _compared(v)
+            margin, bound = endpoints[v.endpoint].margin, None
+            if endpoints[v.endpoint].predicts in ("above", "below"):
+                margin, bound = 0.0, margin
+            rows.append(Row(label, v.effect, v.low, v.high, v.effects, margin, v.primary, bound))
             numbers.append(f"{label}: {interval(v, compare)}.")
+        bounds = any(row.bound is not None for row in rows)
+        dotted = ", the dotted mark what an effect should pass" if bounds else ""
         caption = (
-            f"Effects of {members[0].arm} against {members[0].against}, with 95 % intervals; each "
-            "stroke is a pair of seeds, the grey band what is too small to matter."
+            f"Effects{_whose(members[0])}, with 95 % intervals; each stroke is a pair of seeds, "
+            f"the grey band what is too small to matter{dotted}."
         )
         name = f"{claim}.effects" + (f"-{at + 1}" if at else "")
         figure = effects(rows, unit=f"{UNITS[compare]} (below 0: lower)")
         yield Drawing(name, caption, f"{caption} {' '.join(numbers)}", figure)
+
+
+def _unit(endpoint: Endpoint) -> float | str:
+    """What differences on one axis have in common: the margin, or of contrasts the variable."""
+    return endpoint.variable if endpoint.contrast else endpoint.margin
 
 
 def _measured(section: Section, folder: Folder, label: str, gaps: Sequence[Missing]) -> None:
@@ -303,7 +323,8 @@ def _measured(section: Section, folder: Folder, label: str, gaps: Sequence[Missi
 
 def _chosen(folder: Folder, label: str) -> tuple[dict[str, xr.Dataset], int]:
     """Results of one seed, by arm: the first seed that has baseline and treatment, else any."""
-    arms = [arm for arm in folder.study.arms if arm.role != "negative"][:_MOST]
+    shown = [arm for arm in folder.study.arms if folder.study.measures(label, arm.name)]
+    arms = [arm for arm in shown if arm.role != "negative"][:_MOST]
     arms.sort(key=lambda arm: arm.role not in ("baseline", "treatment"))
     best: tuple[dict[str, xr.Dataset], int] = ({}, 0)
     for seed in sorted({seed for arm in arms for seed in arm.seeds}):
@@ -407,6 +428,10 @@ def _record(verdict: Verdict, evaluation: Evaluation) -> dict[str, object]:
         "margin": endpoint.margin,
         "notes": " ".join(verdict.notes),
     }
+
+
+def _whose(verdict: Verdict) -> str:
+    return f" of {verdict.arm} against {verdict.against}" if verdict.against else ""
 
 
 def _compared(verdict: Verdict) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -93,14 +93,29 @@ def compare(treatment: Floats, baseline: Floats, how: Compare) -> Floats:
         baseline: of the same.
         how: which.
     """
+    return combined([treatment, baseline], (1.0, -1.0), how)
+
+
+def combined(arms: Sequence[Floats], weights: Sequence[float], how: Compare) -> Floats:
+    """The weighted sum over arms of what each pair has, or of its logarithm; see `compare`.
+
+    Args:
+        arms: (arms, ...).
+        weights: (arms,), none of them 0.
+        how: `log_ratio` or `difference`.
+    """
     with np.errstate(divide="ignore", invalid="ignore"):
-        first, second = np.asarray(treatment, dtype=float), np.asarray(baseline, dtype=float)
-        return np.asarray(np.log(first) - np.log(second) if how == "log_ratio" else first - second)
+        values = [np.asarray(arm, dtype=float) for arm in arms]
+        parts = [np.log(value) for value in values] if how == "log_ratio" else values
+        total = weights[0] * parts[0]
+        for weight, part in zip(weights[1:], parts[1:], strict=True):
+            total = total + weight * part
+        return np.asarray(total)
 
 
 def interval(
-    treatment: Floats,
-    baseline: Floats,
+    arms: Sequence[Floats],
+    weights: Sequence[float] = (1.0, -1.0),
     *,
     average_by: str,
     compare_by: Compare,
@@ -111,9 +126,10 @@ def interval(
     """The effect and a hierarchical bootstrap interval: seeds, and samples within them.
 
     Samples are averaged within each seed first, arms compared pair by pair, effects averaged over
-    pairs. All networks see the same images, so seeds and samples are crossed, and each level is
-    resampled on its own: pairs of seeds as pairs, which for a mean over pairs needs no drawing
-    (the variance is s²/n, with n - 1 in s²); samples in common, the same draw in both arms and
+    pairs (with more than two arms a pair is a network of each). All networks see the same images,
+    so seeds and samples are crossed, and each level is resampled on its own: pairs of seeds as
+    pairs, which for a mean over pairs needs no drawing (the variance is s²/n, with n - 1 in s²);
+    samples in common, the same draw in all arms and
     all seeds. Resampling samples separately in each seed would count an image that is odd in every
     network as so many independent ones, and the interval would be too narrow. The two variances
     add; what is peculiar to a seed and a sample together is counted in both, which errs on the
@@ -124,9 +140,9 @@ def interval(
     another, that of the sign test, and holds for their median; below 6 pairs it is unbounded.
 
     Args:
-        treatment: (pairs, samples), the same samples everywhere; one sample where there is but one
+        arms: (pairs, samples) each, the same samples everywhere; one sample where there is but one
             number a network, and then the interval is that over seeds.
-        baseline: likewise.
+        weights: of the arms in the effect: treatment and baseline, if nothing is said.
         average_by: within a seed.
         compare_by: arm with arm.
         level: of the interval.
@@ -136,17 +152,18 @@ def interval(
     Raises:
         ValueError: shapes differ, or no pairs.
 
-    Cost: 2 * draws * pairs * samples values gathered.
+    Cost: arms * draws * pairs * samples values gathered.
     Source: Owen 2007, arXiv:0712.1111 (crossed levels are resampled each on its own); Satterthwaite
         1946, Biometrics Bulletin 2, 110-114.
     """
-    if treatment.shape != baseline.shape or treatment.ndim != 2 or not treatment.size:
+    shapes = [arm.shape for arm in arms]
+    if len(set(shapes)) != 1 or len(shapes[0]) != 2 or not arms[0].size:
         raise ValueError(
-            f"treatment is {treatment.shape}, baseline {baseline.shape}; expected (pairs, "
-            "samples), the same samples in both."
+            f"arms are {', '.join(map(str, shapes))}; expected (pairs, samples), the same samples "
+            "in all."
         )
-    pairs, samples = treatment.shape
-    effects = compare(average(treatment, average_by), average(baseline, average_by), compare_by)
+    pairs, samples = shapes[0]
+    effects = combined([average(arm, average_by) for arm in arms], weights, compare_by)
     unknown = (float("nan"), float("nan"))
     if not np.isfinite(effects).all():
         low, high = order_interval(effects, level)
@@ -155,7 +172,7 @@ def interval(
     over_seeds = float(effects.var(ddof=1)) / pairs if pairs > 1 else float("nan")
     over_samples = 0.0
     if samples > 1:
-        drawn = _resampled(treatment, baseline, average_by, compare_by, draws, seed)
+        drawn = _resampled(arms, weights, average_by, compare_by, draws, seed)
         if not np.isfinite(drawn).all():
             return Interval(effect, *order_interval(effects, level), effects, unknown)
         over_samples = float(drawn.var(ddof=1)) * samples / (samples - 1)
@@ -189,22 +206,22 @@ def order_interval(effects: Floats, level: float = 0.95) -> tuple[float, float]:
 
 
 def _resampled(
-    treatment: Floats,
-    baseline: Floats,
+    arms: Sequence[Floats],
+    weights: Sequence[float],
     average_by: str,
     compare_by: Compare,
     draws: int,
     seed: int,
 ) -> Floats:
     """(draws,) mean effects, each of other samples."""
-    pairs, samples = treatment.shape
+    pairs, samples = arms[0].shape
     chosen = AVERAGES[average_by]
-    arms = [chosen.before(arm) for arm in (treatment, baseline)]  # once, not for every draw
+    arms = [chosen.before(arm) for arm in arms]  # once, not for every draw
     generator = np.random.default_rng(seed)
     drawn = []
     block = max(1, _AT_ONCE // (pairs * samples))
     for start in range(0, draws, block):
         picks = generator.integers(samples, size=(min(block, draws - start), samples))
         seedwise = [chosen.after(chosen.centre(arm[:, picks])) for arm in arms]
-        drawn.append(compare(seedwise[0], seedwise[1], compare_by).mean(axis=0))
+        drawn.append(combined(seedwise, weights, compare_by).mean(axis=0))
     return np.concatenate(drawn)

@@ -62,10 +62,10 @@ def _measure(chosen: argparse.Namespace) -> int:
         except ValueError as error:
             unusable[str(network)] = " ".join(str(error).split())
             # Another process may know more about the others.
-            for label in study.probes if network in asked else ():
+            for label in study.labels(network.arm) if network in asked else ():
                 manifest.tell(network, label, unusable[str(network)])
     manifest.write()
-    failed, total = 0, len(asked) * len(labels)
+    failed, total = 0, sum(len(task.asked(network, labels)) for network in asked)
     rows = results(task, asked, labels, unusable, chosen.jobs)
     for done, (network, label, reason) in enumerate(rows, 1):
         failed += bool(reason)
@@ -80,13 +80,14 @@ def _measure(chosen: argparse.Namespace) -> int:
 
 
 def _list(task: Run, networks: Sequence[Network], labels: Sequence[str]) -> int:
-    count = 0
+    count = total = 0
     for network in networks:
-        for label in labels:
+        for label in task.asked(network, labels):
             there = finished(task.out / network.result(label))
+            total += 1
             count += not there
             print("there     " if there else "to measure", task.command(network, label))
-    say(f"{count} of {len(networks) * len(labels)} results to measure.")
+    say(f"{count} of {total} results to measure.")
     missing = [network for network in networks if not network.is_there()]
     if missing:
         say(
@@ -105,7 +106,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "study",
         metavar="STUDY",
-        help="a study file, or the name of one that ships: demo, fashion-mnist, cifar10",
+        help="a study file, or the name of one that ships: demo, fashion-mnist, cifar10, "
+        "spatial-attention, cross-attention",
     )
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="folder of results (default: STUDY.study)"

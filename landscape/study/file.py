@@ -13,7 +13,17 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from analysis.study import CHECKPOINT, Arm, Endpoint, check_endpoints, check_roles
+from analysis.contrasts import Design
+from analysis.study import (
+    ARMS,
+    CHECKPOINT,
+    COST,
+    Arm,
+    Endpoint,
+    check_endpoints,
+    check_roles,
+    weights_of,
+)
 from checkpoints import network_file
 from checkpoints.options import LARGEST_SEED, as_arguments, built, checked
 from checkpoints.registry import MODELS, check_data_name
@@ -35,6 +45,9 @@ SHAPE: dict[str, Any] = {
     "arms": list[Mapping[str, Any]],
     "probes": Mapping[str, Any],
     "endpoints": list[Mapping[str, Any]],
+    "design": Mapping[str, Any],
+    "contrasts": Mapping[str, Mapping[str, float]],
+    "claims": Mapping[str, str],
 }
 
 
@@ -65,12 +78,14 @@ class Study:
         name: of the file, without its suffix.
         folder: of the file, which is searched first for its checkpoints.
         sha256: of the bytes of the file and its base.
-        content: the file's tables, including the base's, for the record.
+        content: the file's tables, including the base's, for the record; the arms of its design
+            among the others.
         title: in words.
         problem: fields of `Source`.
         arms: the networks.
         probes: {label: (probe, fields of its Spec)}.
         endpoints: in the file's order.
+        only: {label: names of the arms that it is measured on}, of probes that name some.
     """
 
     name: str
@@ -82,6 +97,11 @@ class Study:
     arms: tuple[Networks, ...]
     probes: Mapping[str, tuple[str, Mapping[str, Any]]]
     endpoints: tuple[Endpoint, ...]
+    only: Mapping[str, tuple[str, ...]]
+
+    def labels(self, arm: Networks) -> list[str]:
+        """The probes that are measured on an arm."""
+        return [label for label in self.probes if arm.name in self.only.get(label, (arm.name,))]
 
     def options(self, arm: Networks) -> dict[str, Any]:
         """The problem of an arm's networks."""
@@ -122,7 +142,7 @@ def read(name: str) -> Study:
     path = find(name)
     content, text = _loaded(path)
     digest = hashlib.sha256(text).hexdigest()
-    return Study(path.stem, path.parent, digest, content, **_checked_study(content, path))
+    return Study(path.stem, path.parent, digest, **_checked_study(content, path))
 
 
 def _loaded(path: Path, above: tuple[Path, ...] = ()) -> tuple[dict[str, Any], bytes]:
@@ -191,8 +211,13 @@ def _checked_study(content: dict[str, Any], path: Path) -> dict[str, Any]:
 
 
 def _study(content: dict[str, Any]) -> dict[str, Any]:
-    top = checked(content, "the file", SHAPE, required=("title", "arms", "probes", "endpoints"))
-    arms = tuple(built(Networks, table, f"arms {i}") for i, table in enumerate(top["arms"], 1))
+    top = checked(content, "the file", SHAPE, required=("title", "probes", "endpoints"))
+    design = built(Design, top["design"], "design") if "design" in top else None
+    tables = [*(design.arms() if design else ()), *top.get("arms", ())]
+    if not tables:
+        raise ValueError("[the file] arms is missing; expected [[arms]], a [design], or both.")
+    arms = tuple(built(Networks, table, f"arms {i}") for i, table in enumerate(tables, 1))
+    only = {label: _arms_of(label, table, arms) for label, table in top["probes"].items()}
     probes = {label: _probe(label, table) for label, table in top["probes"].items()}
     endpoints = tuple(
         built(Endpoint, table, f"endpoints {i}") for i, table in enumerate(top["endpoints"], 1)
@@ -204,15 +229,37 @@ def _study(content: dict[str, Any]) -> dict[str, Any]:
     )
     _check_arms(arms)
     _check_next(arms, probes)
-    check_roles(arms)
-    check_endpoints(endpoints, probes)
+    check_roles(arms, endpoints)
+    check_endpoints(endpoints, probes, top.get("claims", {}))
+    weights = weights_of(endpoints, arms, top.get("contrasts", {}), design)
+    for number, endpoint in enumerate(endpoints, 1):
+        asked = weights.get(endpoint.name, ())
+        if lost := [name for name in asked if name not in (only.get(endpoint.probe) or asked)]:
+            raise ValueError(
+                f"[endpoints {number}] contrast has arm {lost[0]!r}, on which {endpoint.probe} is "
+                f"not measured; expected it in [probes.{endpoint.probe}] arms."
+            )
     return {
+        "content": {**content, "arms": tables} if design else content,
         "title": top["title"],
         "problem": problem,
         "arms": arms,
         "probes": probes,
         "endpoints": endpoints,
+        "only": {label: names for label, names in only.items() if names},
     }
+
+
+def _arms_of(label: str, table: Any, arms: tuple[Networks, ...]) -> tuple[str, ...]:
+    """The arms that a probe names; none: all."""
+    named = table.get(ARMS, []) if isinstance(table, dict) else []
+    known = [arm.name for arm in arms]
+    names = checked({ARMS: named}, f"probes.{label}", {ARMS: tuple[str, ...]})[ARMS]
+    if unknown := [name for name in names if name not in known]:
+        raise ValueError(
+            f"[probes.{label}] arms: {unknown[0]!r}; expected some of {', '.join(known)}."
+        )
+    return tuple(names)
 
 
 def _problem(table: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -231,9 +278,10 @@ def _problem(table: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 def _probe(label: str, table: Any) -> tuple[str, dict[str, Any]]:
     where = f"probes.{label}"
-    if not re.fullmatch(r"[\w-]+", label) or label == CHECKPOINT:
+    if not re.fullmatch(r"[\w-]+", label) or label in (CHECKPOINT, COST):
         raise ValueError(
-            f"[{where}]; expected a label of letters, digits, - and _, other than checkpoint."
+            f"[{where}]; expected a label of letters, digits, - and _, other than checkpoint and "
+            "cost."
         )
     if not isinstance(table, dict) or not isinstance(table.get("probe"), str):
         raise ValueError(f"[{where}] probe is missing; expected the name of a probe.")
@@ -243,7 +291,7 @@ def _probe(label: str, table: Any) -> tuple[str, dict[str, Any]]:
         raise ValueError(f"[{where}] probe: {error}") from error
     hints = typing.get_type_hints(spec)
     names = [option.name for option in fields(spec) if "help" in option.metadata]
-    given = {key: value for key, value in table.items() if key != "probe"}
+    given = {key: value for key, value in table.items() if key not in ("probe", ARMS)}
     values = checked(given, where, {name: hints[name] for name in names})
     try:
         spec(**values)

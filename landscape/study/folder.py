@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +14,15 @@ import h5py
 import torch
 
 from analysis import upgrade
-from analysis.study import MANIFEST, UNMEASURED, table_digest
+from analysis.study import COST, MANIFEST, UNMEASURED, table_digest
 from analysis.upgrade import SCHEMA_VERSION
 from checkpoints import checkpoint, loading
+from checkpoints.checkpoint import Checkpoint
 from checkpoints.options import as_flags
 from checkpoints.source import Source
 from checkpoints.whole_file import whole
 from landscape.registry import probe_named
+from landscape.study.cost import cost
 from landscape.study.file import NEXT, Networks, Study, stem
 
 
@@ -74,6 +76,10 @@ class Run:
             for seed in arm.seeds
         ]
 
+    def asked(self, network: Network, labels: Sequence[str]) -> list[str]:
+        """Those of some probes that are measured on a network."""
+        return [label for label in self.study.labels(network.arm) if label in labels]
+
     def _file(self, arm: Networks, seed: int) -> str:
         if arm.checkpoints:
             return self.study.checkpoint(arm.checkpoints, seed)
@@ -115,6 +121,7 @@ class Manifest:
         self._amendments: list[dict[str, Any]] = []
         self._reasons: dict[str, str] = {}  # why a result is missing; "" if this run has seen it
         self._seen: dict[Path, tuple[int, int]] = {}
+        self._costs: dict[str, dict[str, float]] = {}  # by SHA-256: measured once
 
     def begin(self, *, amend: bool) -> None:
         """Compare the study with the one for which the folder was begun.
@@ -133,6 +140,9 @@ class Manifest:
         with suppress(KeyError, TypeError, AttributeError):  # damaged: compared as it is
             stored = upgrade.study(stored)
         self._amendments = stored.get("amendments", [])
+        self._costs = {
+            row["sha256"]: row[COST] for row in stored.get("checkpoints", []) if row.get(COST)
+        }
         changes = list(_changes(stored.get("study", content), content))
         if self.path.is_file() and "study" not in stored:
             changes = [f"{MANIFEST} was damaged: with which study it began is not known"]
@@ -154,13 +164,18 @@ class Manifest:
         Raises:
             ValueError: no checkpoint, or that of another seed: a copy is not another seed.
         """
-        record = _described(network)
+        record, loaded = _described(network)
         for other in self._checkpoints:
             if (other["arm"], other["sha256"]) == (record["arm"], record["sha256"]):
                 raise ValueError(
                     f"{network.file} is the checkpoint of seed {other['seed']} as well; expected "
                     "for each seed one that was trained with it."
                 )
+        if any(endpoint.probe == COST for endpoint in self.task.study.endpoints):
+            if loaded.sha256 not in self._costs:
+                made = cost(loaded.network(), loaded.input_shape, self.task.device)
+                self._costs[loaded.sha256] = made
+            record[COST] = self._costs[loaded.sha256]
         self._checkpoints.append(record)
 
     def tell(self, network: Network, label: str, reason: str) -> None:
@@ -203,7 +218,7 @@ class Manifest:
 
     def _all(self) -> Iterator[tuple[Network, str]]:
         for network in self.task.networks():
-            yield from ((network, label) for label in self.task.study.probes)
+            yield from ((network, label) for label in self.task.study.labels(network.arm))
 
     def _finished(self, path: Path) -> bool:
         """`finished`, cached until the file changes."""
@@ -240,14 +255,14 @@ def finished(path: Path) -> bool:
         return False
 
 
-def _described(network: Network) -> dict[str, Any]:
+def _described(network: Network) -> tuple[dict[str, Any], Checkpoint]:
     wanted = {
         k: network.options[k]
         for k in ("model", "options", "mean", "std", "data")
         if k in network.options
     }
     loaded = loading.load(network.file, **wanted)
-    return {
+    record = {
         "arm": network.arm.name,
         "seed": network.seed,
         "file": network.file,
@@ -258,6 +273,7 @@ def _described(network: Network) -> dict[str, Any]:
         "metrics": dict(loaded.metrics),
         "parameters": sum(p.numel() for p in loaded.network().parameters()),
     }
+    return record, loaded
 
 
 def _changes(was: Any, now: Any, where: str = "") -> Iterator[str]:

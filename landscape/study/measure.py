@@ -51,7 +51,7 @@ def measured(
         Each label when it is done, with the reason why there is no result, or an empty text.
     """
     problem: Problem | None = None
-    for label in labels:
+    for label in task.asked(network, labels):
         path = task.out / network.result(label)
         try:
             problem = problem or _problem(network, task.device)
@@ -194,7 +194,7 @@ def _spread(
             with ProcessPoolExecutor(1, mp_context=context, initializer=_begin_worker) as pool:
                 rows = pool.submit(_whole, task, network, labels).result()
         except BrokenProcessPool:
-            rows = [(label, "its process was killed") for label in labels]
+            rows = [(label, "its process was killed") for label in task.asked(network, labels)]
         yield from ((network, *row) for row in rows)
 
 
@@ -216,7 +216,8 @@ def results(
     usable = [network for network in asked if str(network) not in unusable]
     for network in asked:
         if str(network) in unusable:
-            yield from ((network, label, unusable[str(network)]) for label in labels)
+            reason = unusable[str(network)]
+            yield from ((network, label, reason) for label in task.asked(network, labels))
     if jobs > 1:
         yield from _spread(task, usable, labels, jobs)
         return

@@ -22,6 +22,7 @@ from analysis.report.blocks import Details, Figures, Heading, Items, Listing, Se
 from analysis.report.effects import Row, effects
 from analysis.report.sections import Report, report
 from analysis.report.tables import Column, Table
+from analysis.study import CLAIMS
 from tests.analysis.planted import ARMS, EFFECT, planted
 
 pytestmark = pytest.mark.timeout(240)
@@ -100,7 +101,7 @@ def test_verdict_table_comes_first_and_agrees_with_the_evaluation(folder, page):
     assert heading[:3] == ["claim", "verdict", "effect and 95 % interval"]
     assert len(rows) == len(evaluation.primary()) == 2
     for row, verdict in zip(rows, evaluation.primary(), strict=True):
-        assert row[0] == claims.CLAIMS[verdict.claim]
+        assert row[0] == CLAIMS[verdict.claim]
         assert row[1].endswith(verdict.verdict)
         shown = [float(x) for x in re.findall(r"[-\d.e]+", row[2].replace("\N{MINUS SIGN}", "-"))]
         # Three significant digits are shown: half a unit of the third is at most 0.5 %.
@@ -122,7 +123,7 @@ def test_planted_effect_is_supported_and_the_same_accuracy_is_no_difference(made
 def test_every_row_of_the_evaluation_is_on_the_page(made, page):
     tables = Reader(page).tables
     for claim in ("near", "generalises"):
-        rows = tables[f"{claims.CLAIMS[claim]}: all endpoints and comparisons"][1:]
+        rows = tables[f"{CLAIMS[claim]}: all endpoints and comparisons"][1:]
         verdicts = [v for v in made.evaluation.verdicts if v.claim == claim]
         assert len(rows) == len(verdicts) > 0
         for row, verdict in zip(rows, verdicts, strict=True):

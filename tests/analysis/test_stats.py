@@ -248,14 +248,14 @@ def crossed(generator, pairs, samples, effect, seed_sd, sample_sd, rest_sd):
 def test_interval_of_one_number_a_seed_is_students_paired_interval():
     generator = np.random.default_rng(6)
     treatment, baseline = np.exp(generator.normal(size=(2, 8, 1)))
-    told = interval(treatment, baseline, average_by="mean", compare_by="log_ratio")
+    told = interval([treatment, baseline], average_by="mean", compare_by="log_ratio")
     expected = stats.ttest_1samp(np.log(treatment / baseline)[:, 0], 0).confidence_interval(0.95)
     np.testing.assert_allclose((told.low, told.high), expected, rtol=1e-9)
 
 
 def test_interval_is_the_same_for_the_same_data():
     arms = crossed(np.random.default_rng(7), 4, 30, 0.1, 0.1, 0.3, 0.3)
-    a, b = (interval(*arms, average_by="median", compare_by="log_ratio") for _ in range(2))
+    a, b = (interval(arms, average_by="median", compare_by="log_ratio") for _ in range(2))
     assert (a.effect, a.low, a.high) == (b.effect, b.low, b.high)
 
 
@@ -275,7 +275,7 @@ def test_interval_covers_the_effect_in_95_percent_of_studies(
     generator, covered, studies = np.random.default_rng(8), 0, 600
     for _ in range(studies):
         arms = crossed(generator, 8, 40, 0.3, seed_sd, sample_sd, rest_sd)
-        told = interval(*arms, average_by="log_mean", compare_by="log_ratio", draws=150)
+        told = interval(arms, average_by="log_mean", compare_by="log_ratio", draws=150)
         covered += told.low <= 0.3 <= told.high
     assert low < covered / studies <= high
 
@@ -290,7 +290,7 @@ def test_resampling_samples_anew_in_each_seed_would_cover_too_rarely():
         nested = np.take_along_axis(effects[None], picks, axis=2).mean(axis=2)
         seeds = generator.integers(8, size=(100, 8))
         spread = np.take_along_axis(nested, seeds, axis=1).mean(axis=1).std()
-        told = interval(*np.exp(arms), average_by="log_mean", compare_by="log_ratio", draws=100)
+        told = interval(np.exp(arms), average_by="log_mean", compare_by="log_ratio", draws=100)
         reach = stats.t.ppf(0.975, 7) * spread * (8 / 7) ** 0.5
         covered += [abs(effects.mean() - 0.3) < reach, told.low <= 0.3 <= told.high]
     assert covered[0] / 300 < 0.75
@@ -308,7 +308,7 @@ def test_percentile_interval_of_eight_pairs_would_be_too_short():
 
 def test_interval_with_an_infinite_pair_holds_for_the_median():
     treatment = np.array([1, 2, 3, 4, 5, 6, 7, np.inf])[:, None]
-    told = interval(treatment, np.ones((8, 1)), average_by="median", compare_by="difference")
+    told = interval([treatment, np.ones((8, 1))], average_by="median", compare_by="difference")
     assert (told.effect, told.low, told.high) == (3.5, 0, np.inf)
 
 
@@ -320,8 +320,8 @@ def test_order_interval_covers_by_the_binomial_distribution():
 
 
 def test_interval_refuses_arms_of_different_samples():
-    with pytest.raises(ValueError, match=r"treatment is \(2, 3\), baseline \(2, 4\)"):
-        interval(np.ones((2, 3)), np.ones((2, 4)), average_by="mean", compare_by="difference")
+    with pytest.raises(ValueError, match=r"arms are \(2, 3\), \(2, 4\)"):
+        interval([np.ones((2, 3)), np.ones((2, 4))], average_by="mean", compare_by="difference")
 
 
 @pytest.mark.parametrize("pairs", [8, 10, 12])
@@ -465,7 +465,7 @@ def test_the_variance_over_samples_is_the_unbiased_one(samples):
     """Of a mean of n samples s²/n, with n - 1 in s²; resampling alone gives (n - 1)/n of that."""
     values = np.random.default_rng(samples).normal(size=(1, samples))
     baseline = np.zeros((1, samples))
-    found = interval(values, baseline, average_by="mean", compare_by="difference", draws=20_000)
+    found = interval([values, baseline], average_by="mean", compare_by="difference", draws=20_000)
     expected = values.var(ddof=1) / samples
     # The relative standard error of a variance over 20,000 draws is about 1 %.
     assert found.variance[1] == pytest.approx(expected, rel=0.06)
@@ -473,7 +473,7 @@ def test_the_variance_over_samples_is_the_unbiased_one(samples):
 
 def test_the_variance_over_seeds_is_that_of_a_mean_of_pairs():
     values = np.array([[1.0], [2.0], [4.0], [9.0]])
-    found = interval(values, np.zeros((4, 1)), average_by="mean", compare_by="difference")
+    found = interval([values, np.zeros((4, 1))], average_by="mean", compare_by="difference")
     assert found.variance[0] == pytest.approx(np.var([1, 2, 4, 9], ddof=1) / 4)
     half = stats.t.ppf(0.975, 3) * found.variance[0] ** 0.5
     assert (found.low, found.high) == pytest.approx((4 - half, 4 + half))

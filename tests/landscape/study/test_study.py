@@ -485,7 +485,7 @@ def test_comments_may_change(whole: Path, file: Path, tmp_path: Path) -> None:
         ("margin = 0.1", "", "[endpoints 1] margin is missing; expected a number."),
         ("level = 1", "", "[endpoints 2] level goes with average = 'fraction_below'"),
         ("alpha = 0 }", "alpha = [0] }", "[endpoints 2] select = {'alpha': [0]}; expected a table"),
-        ('predicts = "lower"', 'predicts = "less"', "expected 'lower' or 'higher'."),
+        ('predicts = "lower"', 'predicts = "less"', "'lower', 'higher', 'above', "),
     ],
 )
 def test_a_mistake_in_a_study_file_is_reported_in_a_line(
@@ -560,7 +560,8 @@ def test_a_study_that_is_not_there_is_reported_with_those_that_are(
     assert main(["absent"]) == 1
     said = capsys.readouterr().err
     assert said == (
-        "absent: no such file, nor a study that ships (there are: cifar10, demo, fashion-mnist).\n"
+        "absent: no such file, nor a study that ships (there are: cifar10, cross-attention, demo, "
+        "fashion-mnist, spatial-attention).\n"
     )
 
 
@@ -576,6 +577,116 @@ def test_a_study_that_ships_is_whole(name: str) -> None:
         assert seeds["baseline"] == seeds["treatment"] == 8
         assert seeds["control"] >= 3
         assert seeds["negative"] >= 2
+
+
+@pytest.mark.parametrize(("name", "others"), [("spatial-attention", 5), ("cross-attention", 3)])
+def test_a_factorial_that_ships_is_whole(name: str, others: int) -> None:
+    found = read_study(name)
+    assert len(found.arms) == 16 + others
+    assert found.arms[6].name == "0110"
+    assert {arm.seeds for arm in found.arms} == {(0, 1, 2, 3, 4)}
+    files = [arm.checkpoints for arm in found.arms]
+    assert len(set(files)) == len(files) and all(file.startswith(f"{name}/") for file in files)
+    assert len(found.content["arms"]) == len(found.arms)  # as study.json holds them
+    assert set(found.content["claims"]) == {endpoint.claim for endpoint in found.endpoints}
+    assert all(e.contrast and (e.test == "t" or e.probe == "cost") for e in found.endpoints)
+
+
+DESIGN = """
+title = "Two factors"
+[problem]
+examples = 20
+[design]
+factors = ["A"]
+checkpoints = "{setting}net-seed{seed}.pt"
+seeds = [0]
+[[arms]]
+name = "vanilla"
+checkpoints = "resnet-seed{seed}.pt"
+seeds = [0, 1]
+[probes.near]
+probe = "sensitivity"
+parts = ["norms"]
+arms = ["vanilla"]
+[claims]
+gain = "A gains"
+[[endpoints]]
+claim = "gain"
+name = "gain"
+primary = true
+probe = "checkpoint"
+variable = "test_accuracy_last"
+contrast = { "1" = 1, "0" = -1 }
+compare = "difference"
+predicts = "above"
+margin = 0.0
+[[endpoints]]
+claim = "gain"
+name = "cheaper"
+primary = true
+probe = "cost"
+variable = "flops"
+contrast = { "A" = 1 }
+compare = "difference"
+predicts = "below"
+margin = 0.0
+"""
+
+
+@pytest.mark.parametrize(
+    ("was", "now", "line"),
+    [
+        ('factors = ["A"]', 'factors = ["1"]', "[design] factors = ['1']; expected 1 to 8"),
+        ('factors = ["A"]', "", "[design] factors is missing"),
+        ("{setting}net", "net", "[design] checkpoints = 'net-seed{seed}.pt'; expected {setting}"),
+        (
+            "seeds = [0]",
+            "seeds = [0]\nreference = 'x'",
+            "[design] reference = 'x'; expected an arm",
+        ),
+        ('"1" = 1', '"2" = 1', "[endpoints 1] contrast: '2' is no arm and no contrast"),
+        ('"1" = 1', '"1" = 2', "[endpoints 1] contrast = {'1': 2, '0': -1}: its arms' weights"),
+        ('arms = ["vanilla"]', 'arms = ["x"]', "[probes.near] arms: 'x'; expected some of"),
+        ('probe = "checkpoint"', 'probe = "near"', "arm '1', on which near is not measured"),
+        ('contrast = { "A" = 1 }', "", "'below' needs a contrast of arms"),
+        ('name = "vanilla"', 'name = "B"\nrole = "x"', "[arms 3] role = 'x'; expected"),
+        ('gain = "A gains"', "", "[endpoints 1] claim = 'gain'; expected"),
+    ],
+)
+def test_a_mistake_in_a_design_is_reported_in_a_line(
+    was: str, now: str, line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert was in DESIGN
+    (tmp_path / "wrong.toml").write_text(DESIGN.replace(was, now, 1))
+    assert run(tmp_path / "wrong.toml", tmp_path / "results") == 1
+    said = capsys.readouterr().err
+    assert line in said
+    assert said.count("\n") == 1
+
+
+def test_a_factorial_is_measured_where_its_probes_are_asked_for_and_costs_once(
+    networks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for setting, name in (("0", "resnet"), ("1", "fmmnet")):
+        shutil.copy(networks / f"{name}-seed0.pt", tmp_path / f"{setting}net-seed0.pt")
+    for seed in (0, 1):
+        shutil.copy(networks / f"resnet-seed{seed}.pt", tmp_path)
+    (tmp_path / "own.toml").write_text(DESIGN)
+    out = tmp_path / "results"
+    assert run(tmp_path / "own.toml", out) == 0
+    assert {path.name for path in out.glob("*.h5")} == {
+        f"vanilla-seed{seed}.near.h5" for seed in (0, 1)
+    }
+    first = manifest(out)
+    costs = [row["cost"] for row in first["checkpoints"]]
+    assert len(costs) == 4 and all(cost["flops"] > 0 for cost in costs)
+
+    def again(*_: object) -> dict[str, float]:
+        raise AssertionError("measured twice")
+
+    monkeypatch.setattr("landscape.study.folder.cost", again)
+    assert run(tmp_path / "own.toml", out) == 0
+    assert [row["cost"] for row in manifest(out)["checkpoints"]] == costs
 
 
 def test_a_study_replaces_what_it_says_otherwise_than_its_base(file: Path, tmp_path: Path) -> None:

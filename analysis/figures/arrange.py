@@ -38,7 +38,7 @@ _TICK = {False: 0.15, True: 0.3}  # inches a tick of an upright and of a lying c
 _CHARACTER = 0.055  # inches a character of 8 pt takes
 _ROOM = 0.8  # inches between two rows, at most
 _GAP = 1.2  # length of an upright axis label over that of its axis, where it may use the gap
-_TIGHTER = (1.0, 0.9, 0.8, 0.7)  # lengths to try for the lines of an axis label, of what it has
+_TIGHTER = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)  # lengths to try for lines of a label, of what it has
 
 
 @dataclass(frozen=True)
@@ -336,7 +336,8 @@ def title(ax: Axes, name: str, counts: str, width: float, *, lift: float) -> Non
     """Write a result's name above its Axes, and in small type below it what is left out."""
     counts = wrapped(counts, width)
     above = (counts.count("\n") + 1) * 1.25 * style.NOTE_SIZE if counts else 0.0
-    ax.set_title(wrapped(name, width), pad=4 + lift + above)
+    ax.set_title(name, pad=4 + lift + above)
+    _break(ax.title, name, width)
     ax.annotate(
         counts,
         (0.5, 1),
@@ -453,7 +454,8 @@ def fit_height(figure: Figure, axes: Sequence[Axes], down: int, ratio: float) ->
     place = axes[0].get_gridspec()
     rows, across = (place.nrows, place.ncols) if place is not None else (down, 1)
     # In which all rows have room, so that there is a layout to begin with.
-    first = down * ratio * figure.get_figwidth() / across + rows * _ROOM
+    titles = max(ax.title.get_window_extent().height for ax in axes) / figure.dpi
+    first = down * ratio * figure.get_figwidth() / across + rows * (_ROOM + titles)
     figure.set_figheight(max(figure.get_figheight(), first))
     for _ in range(5):  # labels and colour bar change a little with the height
         figure.draw_without_rendering()
@@ -464,7 +466,7 @@ def fit_height(figure: Figure, axes: Sequence[Axes], down: int, ratio: float) ->
             upright = label is ax.yaxis.label
             length = box.height * height if upright else box.width * width
             gap = _GAP if upright and rows > 1 else 1.0
-            _break(figure, label, text, gap * length)
+            _break(label, text, gap * length)
         box = axes[0].get_position(original=True)
         change = down * (box.width * width * ratio - box.height * height)
         figure.set_size_inches(width, height + change)
@@ -474,10 +476,11 @@ def fit_height(figure: Figure, axes: Sequence[Axes], down: int, ratio: float) ->
         ax.set_aspect(aspect)
 
 
-def _break(figure: Figure, label: Text, text: str, length: float) -> None:
-    """Write `text` as an axis label in lines that are no longer than `length` inches as drawn."""
+def _break(label: Text, text: str, length: float) -> None:
+    """Write `text` in lines that are no longer than `length` inches as drawn, if words allow it."""
     for share in _TIGHTER:
         label.set_text(wrapped(text, share * length))
-        extent = label.get_window_extent().transformed(figure.dpi_scale_trans.inverted())
-        if max(extent.width, extent.height) <= length:
+        extent = label.get_window_extent()
+        dpi = label.get_figure(root=True).dpi  # type: ignore[union-attr]
+        if max(extent.width, extent.height if label.get_rotation() == 90 else 0) <= length * dpi:
             return

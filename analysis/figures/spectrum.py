@@ -22,7 +22,6 @@ from analysis.figures.arrange import (
     names,
     new_figure,
     title,
-    wrapped,
 )
 from analysis.figures.distribution import tick_text
 from analysis.figures.looks import Look, following, looks
@@ -121,7 +120,7 @@ def spectra(page: Page) -> Figure:
     linear, labels = resolution(shown), names(shown)
     notes = [note(result) for result in shown]
     if len(shown) == 1:
-        title(ax, wrapped(labels[0], 0.8 * width), notes[0], 0.8 * width, lift=0)
+        title(ax, labels[0], notes[0], 0.8 * width, lift=0)
         labels = ["mean over the random vectors"]
     else:
         labels = [f"{label}: {text}" for label, text in zip(labels, notes, strict=True)]

@@ -14,7 +14,7 @@ from analysis import results
 from analysis.figures import style
 from analysis.figures.arrange import Kind, blocks, summed_up
 
-_HEIGHT = 0.5  # of a panel's width
+_HEIGHT = 0.42  # of a panel's width
 _PANEL = {1: 1, 2: 2}  # panels side by side
 _MARKERS = ("o", "s", "^", "D")
 _SPREAD = 0.12  # of the distance between two layers, between two terms

@@ -114,10 +114,8 @@ def name(result: xr.Dataset) -> str:
 
 
 def _plain(text: str) -> str:
-    """A name without control characters, and without what matplotlib reads as mathematics."""
-    return "".join(c if c.isprintable() else " " for c in text).replace(
-        "$", "\N{FULLWIDTH DOLLAR SIGN}"
-    )
+    """A name without control characters."""
+    return "".join(c if c.isprintable() else " " for c in text)
 
 
 def names(results: Sequence[xr.Dataset]) -> list[str]:

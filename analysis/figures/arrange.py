@@ -37,8 +37,8 @@ _LIFT_3D, _GAP_3D = -11, 0.13  # 3-D Axes are empty at the top and overhang at t
 _TICK = {False: 0.15, True: 0.3}  # inches a tick of an upright and of a lying colour bar takes
 _CHARACTER = 0.055  # inches a character of 8 pt takes
 _ROOM = 0.8  # inches between two rows, at most
-_UPRIGHT = 1.2  # length of an upright axis label, at most, over that of its axis
-_TIGHTER = (1.0, 0.9, 0.8, 0.7)  # lengths to try for the lines of an axis label, of what it has
+_GAP = 1.2  # length of an upright axis label over that of its axis, where it may use the gap
+_TIGHTER = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)  # lengths to try for lines of a label, of what it has
 
 
 @dataclass(frozen=True)
@@ -197,7 +197,7 @@ def panels(page: Page) -> Figure:
     flat = kind.projection is None
     below = not flat or (columns == 1 and across > 1)  # where a bar at the side is too dear
     panel = style.WIDTHS[columns] / across
-    for result, name, ax in zip(shown, page.own(results.names(page.shown)), axes, strict=True):
+    for result, name, ax in zip(shown, page.own(names(page.shown)), axes, strict=True):
         title(ax, name, note(result, variable, scale), 0.8 * panel, lift=0 if flat else _LIFT_3D)
     _share_limits(axes, page.shown)
     ratio = _HEIGHT_3D
@@ -257,9 +257,7 @@ def blocks(
     down = -(-len(drawings) // many)
     width = style.WIDTHS[columns] / many
     axes = []
-    for number, (result, name) in enumerate(
-        zip(shown, page.own(results.names(page.shown)), strict=True)
-    ):
+    for number, (result, name) in enumerate(zip(shown, page.own(names(page.shown)), strict=True)):
         for at, (marks, variable) in enumerate(drawings):
             ax = figure.add_subplot(len(shown) * down, many, number * down * many + at + 1)
             marks(result, ax, variable=variable)
@@ -283,7 +281,7 @@ def overlay(page: Page, *, remark: Callable[[xr.Dataset], str] = lambda _: "") -
     axes = [
         figure.add_subplot(len(variables), 1, position + 1) for position in range(len(variables))
     ]
-    labels = results.names(shown)
+    labels = names(shown)
     scales = [shared_scale(shown, variable, page.choice, page.ceiling) for variable in variables]
     counts = [
         ", ".join(filter(None, (note(result, variables[0], scales[0]), remark(result))))
@@ -321,6 +319,11 @@ def note(result: xr.Dataset, variable: str, scale: Scale) -> str:
     return ", ".join(counts)
 
 
+def names(shown: Sequence[xr.Dataset]) -> list[str]:
+    """`results.names`, as a figure can write them."""
+    return [style.written(text) for text in results.names(shown)]
+
+
 def new_figure(columns: int, *, gap: float) -> Figure:
     """An empty figure, one or two columns of a journal wide, of no window and no global state."""
     width = style.WIDTHS[columns]
@@ -333,7 +336,8 @@ def title(ax: Axes, name: str, counts: str, width: float, *, lift: float) -> Non
     """Write a result's name above its Axes, and in small type below it what is left out."""
     counts = wrapped(counts, width)
     above = (counts.count("\n") + 1) * 1.25 * style.NOTE_SIZE if counts else 0.0
-    ax.set_title(wrapped(name, width), pad=4 + lift + above)
+    ax.set_title(name, pad=4 + lift + above)
+    _break(ax.title, name, width)
     ax.annotate(
         counts,
         (0.5, 1),
@@ -447,16 +451,22 @@ def fit_height(figure: Figure, axes: Sequence[Axes], down: int, ratio: float) ->
     whole = [" ".join(label.get_text().split()) for _, label in labels]
     for ax in axes:
         ax.set_aspect("auto")  # fill the place, so that the labels stay where they will be
-    figure.set_figheight(max(figure.get_figheight(), _first_height(figure, axes[0], down, ratio)))
+    place = axes[0].get_gridspec()
+    rows, across = (place.nrows, place.ncols) if place is not None else (down, 1)
+    # In which all rows have room, so that there is a layout to begin with.
+    titles = max(ax.title.get_window_extent().height for ax in axes) / figure.dpi
+    first = down * ratio * figure.get_figwidth() / across + rows * (_ROOM + titles)
+    figure.set_figheight(max(figure.get_figheight(), first))
     for _ in range(5):  # labels and colour bar change a little with the height
         figure.draw_without_rendering()
         width, height = figure.get_size_inches()
         before = [label.get_text() for _, label in labels]
         for (ax, label), text in zip(labels, whole, strict=True):
             box = ax.get_position(original=True)
-            upright = label is ax.yaxis.label  # and there is a gap above it
-            length = _UPRIGHT * box.height * height if upright else box.width * width
-            _break(figure, label, text, length)
+            upright = label is ax.yaxis.label
+            length = box.height * height if upright else box.width * width
+            gap = _GAP if upright and rows > 1 else 1.0
+            _break(label, text, gap * length)
         box = axes[0].get_position(original=True)
         change = down * (box.width * width * ratio - box.height * height)
         figure.set_size_inches(width, height + change)
@@ -466,17 +476,11 @@ def fit_height(figure: Figure, axes: Sequence[Axes], down: int, ratio: float) ->
         ax.set_aspect(aspect)
 
 
-def _first_height(figure: Figure, ax: Axes, down: int, ratio: float) -> float:
-    """Inches in which all rows have room, so that there is a layout to begin with."""
-    place = ax.get_gridspec()
-    rows, across = (place.nrows, place.ncols) if place is not None else (down, 1)
-    return down * ratio * figure.get_figwidth() / across + rows * _ROOM
-
-
-def _break(figure: Figure, label: Text, text: str, length: float) -> None:
-    """Write `text` as an axis label in lines that are no longer than `length` inches as drawn."""
+def _break(label: Text, text: str, length: float) -> None:
+    """Write `text` in lines that are no longer than `length` inches as drawn, if words allow it."""
     for share in _TIGHTER:
         label.set_text(wrapped(text, share * length))
-        extent = label.get_window_extent().transformed(figure.dpi_scale_trans.inverted())
-        if max(extent.width, extent.height) <= length:
+        extent = label.get_window_extent()
+        dpi = label.get_figure(root=True).dpi  # type: ignore[union-attr]
+        if max(extent.width, extent.height if label.get_rotation() == 90 else 0) <= length * dpi:
             return

@@ -10,6 +10,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 
 from analysis import results
+from analysis.figures import style
 from analysis.figures.arrange import Kind, blocks, summed_up
 
 _PANEL = {1: 2, 2: 3}  # panels side by side
@@ -138,7 +139,7 @@ def _sites(result: xr.Dataset, ax: Axes) -> None:
 
 def _name_ticks(ax: Axes, names: Sequence[str]) -> None:
     """Name the places 0, 1, ... along the axis, aslant where there are several."""
-    ax.set_xticks(range(len(names)), names)
+    ax.set_xticks(range(len(names)), [style.written(name) for name in names])
     if len(names) > 1:
         for label in ax.get_xticklabels():
             label.set(rotation=60, ha="right", rotation_mode="anchor")

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from analysis import results
 from analysis.figures import style
-from analysis.figures.arrange import Kind, Page, fit_height, legend, new_figure, title
+from analysis.figures.arrange import Kind, Page, fit_height, legend, names, new_figure, title
 from analysis.figures.distribution import steps
 from analysis.figures.looks import Look, following, looks
 from analysis.stats.arrays import Floats
@@ -37,7 +37,7 @@ def curvature(
         look: of the line; by default one that no line of `ax` has.
     """
     look = look or following(ax)
-    name = results.name(result) if label is None else label
+    name = style.written(results.name(result)) if label is None else label
     steps(ax, _sizes(result), label=name, **look.line())
     if _which(result) != "smallest" and _differs(result):
         first = _measured(result, "gauss_newton_eigenvalue")
@@ -60,7 +60,7 @@ def beyond(
         label: for the legend; by default the result's name.
         look: of the line; by default one that no line of `ax` has.
     """
-    name = results.name(result) if label is None else label
+    name = style.written(results.name(result)) if label is None else label
     look = look or following(ax)
     steps(ax, _measured(result, "beyond_gauss_newton"), label=name, **look.line())
     ax.set_xlabel(results.axis_label(result["beyond_gauss_newton"]))
@@ -72,7 +72,7 @@ def curvatures(page: Page) -> Figure:
     marks = [curvature, beyond] if any(_differs(result) for result in shown) else [curvature]
     figure = new_figure(columns, gap=0.02)
     axes = [figure.add_subplot(1, len(marks), at + 1) for at in range(len(marks))]
-    labels = results.names(shown)
+    labels = names(shown)
     counts = [note(result) for result in shown]
     if len(shown) == 1:
         title(axes[0], labels[0], counts[0], 0.8 * style.WIDTHS[columns] / len(marks), lift=0)

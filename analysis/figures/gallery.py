@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from analysis import results
-from analysis.figures.arrange import Kind, Page, fit_height, legend, new_figure
+from analysis.figures import style
+from analysis.figures.arrange import Kind, Page, fit_height, legend, names, new_figure
 from analysis.figures.looks import Look, following, looks
 
 _CURVES = 2  # height of the probabilities, in heights of a strip of images
@@ -93,9 +94,9 @@ def gallery(page: Page) -> Figure:
     across = min(columns, len(paths))
     down = -(-len(paths) // across)
     grid = figure.add_gridspec(2 * down, across, height_ratios=[1, _CURVES] * down)
-    labels, drawn_as = results.names(shown), looks(shown, dashes=False)
+    labels, drawn_as = names(shown), looks(shown, dashes=False)
     numbered = [f"class {number}" for number in range(first.sizes["class"])]
-    names = json.loads(first["class"].attrs.get("names", json.dumps(numbered)))
+    classes = json.loads(first["class"].attrs.get("names", json.dumps(numbered)))
     axes: list[Axes] = []
     for at, draw in enumerate(paths):
         row, column = divmod(at, across)
@@ -109,7 +110,7 @@ def gallery(page: Page) -> Figure:
         curves.set_ylabel("probability" if column == 0 else "")
         curves.set_xlabel("position on the path" if lowest else "")
         begin, end = first["label"].values[int(first["gallery_pair"].values[draw]), :2].astype(int)
-        strip.set_title(f"{names[begin]} to {names[end]}", pad=2)
+        strip.set_title(style.written(f"{classes[begin]} to {classes[end]}"), pad=2)
     for line, label in (
         ("-", "first sample's class"),
         ("--", "second sample's class"),

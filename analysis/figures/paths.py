@@ -11,7 +11,16 @@ from matplotlib.figure import Figure
 
 from analysis import results
 from analysis.figures import style
-from analysis.figures.arrange import Kind, Page, common, fit_height, legend, new_figure, wrapped
+from analysis.figures.arrange import (
+    Kind,
+    Page,
+    common,
+    fit_height,
+    legend,
+    names,
+    new_figure,
+    wrapped,
+)
 from analysis.figures.looks import Look, following, looks
 from analysis.figures.scale import LOG_RATIO, Choice
 
@@ -94,7 +103,7 @@ def by_kind(page: Page) -> Figure:
     down, across = (len(named), len(variables)) if upright else (len(variables), len(named))
     figure = new_figure(columns, gap=0.03)
     grid = figure.subplots(down, across, squeeze=False, sharex=True)
-    labels, drawn_as = results.names(shown), looks(shown, dashes=False)
+    labels, drawn_as = names(shown), looks(shown, dashes=False)
     panel = 0.9 * style.WIDTHS[columns] / across
     for variable, panels in zip(variables, grid.T if upright else grid, strict=True):
         for name, ax in zip(named, panels, strict=True):

@@ -57,7 +57,7 @@ def profile(
     padded = np.concatenate([[False], known, [False]])
     lone = known & ~padded[:-2] & ~padded[2:]
     look = look or following(ax)
-    name = results.name(result) if label is None else label
+    name = style.written(results.name(result)) if label is None else label
     (line,) = ax.plot(x, values, label=name, **look.line())
     colour = look.colour
     ax.plot(x[lone], values[lone], **look.dots())

@@ -19,6 +19,7 @@ from analysis.figures.arrange import (
     common,
     fit_height,
     legend,
+    names,
     new_figure,
     title,
 )
@@ -59,7 +60,12 @@ def distribution(
     """
     values = result[variable].values[result["measured"].values == 1].astype(float)
     look = look or following(ax)
-    steps(ax, values, label=results.name(result) if label is None else label, **look.line())
+    steps(
+        ax,
+        values,
+        label=style.written(results.name(result)) if label is None else label,
+        **look.line(),
+    )
     if not look.marked and (np.isfinite(values) & (values > 0)).any():
         middle = np.sort(values)[(len(values) + 1) // 2 - 1]  # NaN last
         ax.plot(middle, 0.5, **look.dots(markersize=3))
@@ -110,7 +116,7 @@ def radius_curve(
     x = ordered["radius"].values
     low, middle, high = _band(ordered, variable)
     look = look or following(ax)
-    name = results.name(result) if label is None else label
+    name = style.written(results.name(result)) if label is None else label
     ax.plot(x, middle, label=name, **look.line())
     colour = look.colour
     if look.band:
@@ -195,7 +201,7 @@ def distributions(page: Page) -> Figure:
     down = -(-len(variables) // _PANEL[columns])
     across = -(-len(variables) // down)
     axes = [figure.add_subplot(down, across, at + 1) for at in range(len(variables))]
-    labels = results.names(shown)
+    labels = names(shown)
     for at, (variable, ax) in enumerate(zip(variables, axes, strict=True)):
         for result, label, look in zip(shown, labels, looks(shown), strict=True):
             distribution(result, ax, variable=variable, label=label, look=look)
@@ -219,7 +225,7 @@ def radius_curves(page: Page) -> Figure:
         for variable in variables
         for start in range(0, len(kinds), across)
     ]
-    labels = results.names(shown)
+    labels = names(shown)
     axes: list[Axes] = []
     for row, (variable, named) in enumerate(rows):
         for column, name in enumerate(named):

@@ -14,7 +14,15 @@ from numpy.typing import NDArray
 
 from analysis import results
 from analysis.figures import style
-from analysis.figures.arrange import Kind, Page, fit_height, legend, new_figure, title, wrapped
+from analysis.figures.arrange import (
+    Kind,
+    Page,
+    fit_height,
+    legend,
+    names,
+    new_figure,
+    title,
+)
 from analysis.figures.distribution import tick_text
 from analysis.figures.looks import Look, following, looks
 from analysis.stats.arrays import Floats
@@ -87,7 +95,7 @@ def spectrum(
     heights = np.full(values.size, _ROW * (row or 1))
     for dots in _dots(ax, values, heights, converged, look):
         dots.set_transform(ax.get_xaxis_transform())
-    name = results.name(result) if label is None else label
+    name = style.written(results.name(result)) if label is None else label
     ax.plot([], [], label=name, **look.line(**look.dots(linestyle=look.dash) if row else {}))
     if values.size:
         ax.plot([], [], "o", color="0.4", linestyle="", markersize=_DOT, label="top eigenvalues")
@@ -109,10 +117,10 @@ def spectra(page: Page) -> Figure:
     figure = new_figure(columns, gap=0.02)
     ax = figure.add_subplot()
     width = style.WIDTHS[columns]
-    linear, labels = resolution(shown), results.names(shown)
+    linear, labels = resolution(shown), names(shown)
     notes = [note(result) for result in shown]
     if len(shown) == 1:
-        title(ax, wrapped(labels[0], 0.8 * width), notes[0], 0.8 * width, lift=0)
+        title(ax, labels[0], notes[0], 0.8 * width, lift=0)
         labels = ["mean over the random vectors"]
     else:
         labels = [f"{label}: {text}" for label, text in zip(labels, notes, strict=True)]
@@ -176,7 +184,7 @@ def ranked(
         label: for the legend; by default the result's name.
         look: of lines and marks; by default one that no line of `ax` has.
     """
-    name = results.name(result) if label is None else label
+    name = style.written(results.name(result)) if label is None else label
     look = look or following(ax)
     colour = look.colour
     for end in result["end"].values:
@@ -209,7 +217,7 @@ def ranks(page: Page) -> Figure:
     shown, columns = page.shown, page.columns
     figure = new_figure(columns, gap=0.02)
     ax = figure.add_subplot()
-    width, labels = style.WIDTHS[columns], results.names(shown)
+    width, labels = style.WIDTHS[columns], names(shown)
     for result, label, look in zip(
         shown, labels, looks(shown, dashes=False, hollow=False), strict=True
     ):

@@ -8,6 +8,7 @@ from typing import Any
 import matplotlib as mpl
 from cycler import cycler
 from matplotlib.colors import Colormap
+from matplotlib.font_manager import findfont, get_font
 
 WIDTHS = {1: 3.35, 2: 6.9}  # inches: one and two columns of most journals (85 and 175 mm)
 TALLEST = 9.0  # inches: a page of most journals, less a caption
@@ -59,6 +60,18 @@ _SETTINGS: dict[Any, Any] = {
 def colours() -> Colormap:
     """The colours of values, with one of its own for what lies above the scale."""
     return mpl.colormaps[COLOURS].with_extremes(over=OVER)
+
+
+def written(text: str) -> str:
+    """`text` as matplotlib writes it letter by letter: no mathematics, and no missing letters.
+
+    A letter that the font lacks stands as its number, so that two names stay two; a line in front
+    would hide the name from a legend.
+    """
+    there = get_font(findfont(_SETTINGS["font.family"])).get_charmap()
+    letters = [c if ord(c) in there else f"\\u{ord(c):04x}" for c in text]
+    hidden = "\N{HAIR SPACE}" if text.startswith("_") else ""
+    return hidden + "".join(letters).replace("$", r"\$")
 
 
 def context() -> AbstractContextManager[None]:

@@ -11,9 +11,10 @@ import xarray as xr
 from matplotlib.axes import Axes
 
 from analysis import results
+from analysis.figures import style
 from analysis.figures.arrange import Kind, blocks, summed_up
 
-_HEIGHT = 0.5  # of a panel's width
+_HEIGHT = 0.42  # of a panel's width
 _PANEL = {1: 1, 2: 2}  # panels side by side
 _MARKERS = ("o", "s", "^", "D")
 _SPREAD = 0.12  # of the distance between two layers, between two terms
@@ -47,7 +48,7 @@ def by_layer(result: xr.Dataset, ax: Axes, *, variable: str) -> None:
             clip_on=False,  # zero is common
             label=None if term is None else str(term).replace("_", " and "),
         )
-    ax.set_xticks(place, _short([str(name) for name in result["layer"].values]))
+    ax.set_xticks(place, _short([style.written(str(name)) for name in result["layer"].values]))
     ax.set_xlim(-0.5, len(place) - 0.5)
     ax.set_ylim(0, 1.08 * ax.dataLim.ymax)
     ax.set(xlabel="layer", ylabel=results.axis_label(result[variable]))

@@ -19,8 +19,6 @@ MARGIN = 1.0  # pixels by which a number on a contour stays within its Axes, at 
 def texts(figure: Figure) -> list[Text]:
     """All that is drawn; the figure has been laid out."""
     found: list[Text] = [*figure.texts]
-    if figure._suptitle is not None:  # type: ignore[attr-defined]
-        found.append(figure._suptitle)  # type: ignore[attr-defined]
     for legend in figure.legends:
         found += [legend.get_title(), *legend.get_texts()]
     for ax in figure.axes:

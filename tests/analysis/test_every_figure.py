@@ -6,11 +6,13 @@ from collections.abc import Sequence
 
 import pytest
 import xarray as xr
+from matplotlib.figure import Figure
 
-from analysis.figures import FIGURES, draw, fitting, left_out
+from analysis.figures import FIGURES, draw, fitting, left_out, pages, style
 from analysis.figures.__main__ import main
 from landscape.core import store
-from tests.analysis.every_figure import RESULTS, parts, renamed
+from tests.analysis.every_figure import LONG, MATHS, RESULTS, UNBROKEN, parts, renamed
+from tests.analysis.extents import faults
 
 ONE_LINE = 260  # characters, with the names of two files
 
@@ -88,3 +90,70 @@ def test_all_kinds_are_named_that_some_of_the_files_could_be() -> None:
     part = renamed(whole.drop_vars(["node", "weight", "draw"], errors="ignore"), "part")
     assert fitting([whole, part]) == ["eigenvalues"]
     assert left_out([whole, part]) == ["spectrum not drawn, part.h5 holds no node"]
+
+
+@pytest.mark.parametrize("kind", RESULTS)
+def test_texts_of_two_networks_lie_inside_their_figure_and_clear_of_each_other(kind: str) -> None:
+    shown = [renamed(RESULTS[kind](), name) for name in ("resnet20", "fmmnet20")]
+    for figure in pages(shown, kind=kind):
+        assert faults(figure) == []
+        assert figure.get_figheight() <= style.TALLEST
+
+
+@pytest.mark.parametrize("kind", RESULTS)
+def test_texts_lie_inside_their_figure_whatever_the_networks_are_called(kind: str) -> None:
+    shown = [renamed(RESULTS[kind](), name) for name in (LONG, UNBROKEN, MATHS)]
+    (figure, *_) = pages(shown, kind=kind, columns=2)
+    assert faults(figure) == []
+
+
+def test_what_the_extents_are_held_to_can_fail() -> None:
+    """A number that the frame cuts, a lone tick, texts on one another and beyond the page."""
+    figure = Figure(figsize=(3, 3))
+    ax = figure.add_subplot()
+    ax.set_xticks([0.5], ["0"])
+    ax.text(0.99, 0.5, "200", rotation=1)
+    ax.text(0.3, 0.3, "one")
+    ax.text(0.3, 0.3, "other")
+    figure.text(0.99, 0.5, "beyond")
+    said = " ".join(faults(figure))
+    for fault in (
+        "'200' is cut by the frame",
+        "'one' overlaps 'other'",
+        "'beyond' leaves the figure",
+        "{'0'} alone on an axis",
+    ):
+        assert fault in said
+
+
+def test_a_figure_taller_than_a_page_is_divided_and_says_so(tmp_path, capsys) -> None:
+    result = RESULTS["gallery"]().isel(gallery=[0, 1] * 4)
+    figures = pages(result, kind="gallery")
+    assert len(figures) > 1
+    strips = [len([ax for ax in figure.axes if ax.images]) for figure in figures]
+    assert sum(strips) == 8
+    for number, figure in enumerate(figures, start=1):
+        assert figure.get_figheight() <= style.TALLEST
+        assert figure.get_suptitle() == f"part {number} of {len(figures)}"
+    path = tmp_path / "net.between.h5"
+    store.save(result, path)
+    assert main([str(path), "--kind", "gallery", "--format", "png"]) == 0
+    written = [line.rpartition("between.")[2] for line in capsys.readouterr().out.splitlines()]
+    assert written == [f"gallery-{number + 1}.png" for number in range(len(figures))]
+
+
+def test_panels_on_several_pages_share_their_scale_and_fill_whole_rows() -> None:
+    results = [renamed(RESULTS["contour"](), f"net{n}") for n in range(16)]
+    results[-1]["loss"].values[:] *= 2
+    figures = pages(results, kind="contour")
+    shown = [[ax for ax in figure.axes if ax.get_title()] for figure in figures]
+    assert [ax.get_title() for axes in shown for ax in axes] == [f"net{n}" for n in range(16)]
+    assert all(len(axes) % 2 == 0 for axes in shown)
+    assert len({figure.axes[-1].get_ylim() for figure in figures}) == 1
+    assert all(figure.get_figheight() <= style.TALLEST for figure in figures)
+
+
+def test_names_are_written_letter_by_letter() -> None:
+    assert style.written("a$x$b") == r"a\$x\$b"
+    assert style.written("\u6a21 \u03c4") == "\\u6a21 \u03c4"
+    assert not style.written("_net").startswith("_")

@@ -2,47 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from typing import Any
-
 import numpy as np
 import pytest
-import xarray as xr
 from matplotlib.figure import Figure
 
-from analysis.figures import draw
 from analysis.figures.arrange import legend, new_figure
-from tests.analysis.test_paths_figure import between, on_a_line
-from tests.analysis.test_sensitivity_figure import sensitivity
-from tests.analysis.test_spectrum_figure import inputs_result, weights_result
+from tests.analysis.every_figure import LONG, UNBROKEN
 
-LONG = "-".join(["Multiplicative-MLP-with-gates"] * 6)
-UNBROKEN = "W" * 150
 WORDS = "a network " * 20 + "at the end"
-
-
-def renamed(result: xr.Dataset, file: str) -> xr.Dataset:
-    told = json.loads(result.attrs["provenance"])
-    told["checkpoint"] |= {"file": f"{file}.pt"}
-    return result.assign_attrs(provenance=json.dumps(told))
-
-
-def line(surface: Any) -> xr.Dataset:
-    return surface([1.0, 2.0, 500.0], alpha=[0, 0.5, 1], to=f"{LONG}-other.pt")
-
-
-RESULTS = {
-    "barrier": lambda _: on_a_line(),
-    "paths": lambda _: between(),
-    "gallery": lambda _: between(),
-    "norms": lambda _: sensitivity(),
-    "radii": lambda _: sensitivity(),
-    "noise": lambda _: sensitivity(),
-    "profile": line,
-    "spectrum": lambda _: weights_result(),
-    "eigenvalues": lambda _: weights_result(),
-    "curvature": lambda _: inputs_result([3.0, -1, 2], [2.0, 1, 1], jacobian=False),
-}
 
 
 def assert_inside(figure: Figure) -> None:
@@ -51,13 +18,6 @@ def assert_inside(figure: Figure) -> None:
     box, page = shown.get_window_extent(), figure.bbox
     assert page.x0 <= box.x0 < box.x1 <= page.x1
     assert page.y0 <= box.y0 < box.y1 <= page.y1
-
-
-@pytest.mark.parametrize("columns", [1, 2])
-@pytest.mark.parametrize("kind", RESULTS)
-def test_legend_lies_inside_its_figure(kind: str, columns: int, surface: Any) -> None:
-    shown = [renamed(RESULTS[kind](surface), name) for name in (LONG, f"{LONG}-2", UNBROKEN)]
-    assert_inside(draw(shown, kind=kind, columns=columns))
 
 
 @pytest.mark.parametrize("columns", [1, 2])

@@ -90,11 +90,13 @@ class Arm:
         name: as figures and verdicts call it.
         role: what it is compared as.
         seeds: one network each; seeds of equal number are a pair across arms.
+        about: what these networks are, for the glossary of the report.
     """
 
     name: str
     role: Role
     seeds: tuple[int, ...]
+    about: str = ""
 
 
 def check_roles(arms: Sequence[Arm]) -> None:
@@ -270,7 +272,8 @@ def read(folder: str | Path) -> Study:
         content = upgrade.study(content)
         tables = content["study"]
         arms = tuple(
-            Arm(table["name"], table["role"], tuple(table["seeds"])) for table in tables["arms"]
+            Arm(table["name"], table["role"], tuple(table["seeds"]), str(table.get("about", "")))
+            for table in tables["arms"]
         )
         endpoints = tuple(
             _endpoint(number, table) for number, table in enumerate(tables["endpoints"], 1)

@@ -89,16 +89,21 @@ def resolved(weights: Weights, named: Mapping[str, Weights], arms: Collection[st
 
     Raises:
         ValueError: an unknown name, one that leads back to itself, or weights that do not sum to 0.
+            One arm alone stands for its own value, such as a correlation, which is compared with 0.
     """
     total = {
         arm: weight
         for arm, weight in _spread(weights, named, arms, ()).items()
         if abs(weight) > _SUM_ERROR
     }
-    if not total or abs(sum(total.values())) > _SUM_ERROR * sum(map(abs, total.values())):
+    if (
+        not total
+        or len(total) > 1
+        and abs(sum(total.values())) > _SUM_ERROR * sum(map(abs, total.values()))
+    ):
         raise ValueError(
             f"contrast = {dict(weights)}: its arms' weights are {total or 'all 0'}; expected ones "
-            "that sum to 0, so that what a seed does to all arms cancels."
+            "that sum to 0, so that what a seed does to all arms cancels, or one arm alone."
         )
     return total
 

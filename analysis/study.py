@@ -113,11 +113,13 @@ class Arm:
         name: as figures and verdicts call it.
         seeds: one network each; seeds of equal number are a pair across arms.
         role: what it is compared as; `arm`: as contrasts say.
+        about: what these networks are, for the glossary of the report.
     """
 
     name: str
     seeds: tuple[int, ...]
     role: Role = "arm"
+    about: str = ""
 
 
 def check_roles(arms: Sequence[Arm], endpoints: Iterable[Endpoint]) -> None:
@@ -346,7 +348,12 @@ def read(folder: str | Path) -> Study:
         content = upgrade.study(content)
         tables = content["study"]
         arms = tuple(
-            Arm(table["name"], tuple(table["seeds"]), table.get("role", "arm"))
+            Arm(
+                table["name"],
+                tuple(table["seeds"]),
+                table.get("role", "arm"),
+                str(table.get("about", "")),
+            )
             for table in tables["arms"]
         )
         endpoints = tuple(

@@ -40,8 +40,15 @@ class Listing:
 
 
 @dataclass(frozen=True)
+class Glossary:
+    """Terms, each with its meaning."""
+
+    entries: Sequence[tuple[str, str]]
+
+
+@dataclass(frozen=True)
 class Details:
-    """Blocks that are hidden until a reader unfolds them."""
+    """Blocks that are hidden until a reader unfolds or prints them."""
 
     summary: str
     blocks: Sequence[Block]
@@ -60,7 +67,7 @@ class Figures:
     still: str = ""
 
 
-Block = Text | Heading | Items | Listing | Details | Figures | Table | Surfaces
+Block = Text | Heading | Items | Listing | Glossary | Details | Figures | Table | Surfaces
 
 
 @dataclass

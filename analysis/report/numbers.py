@@ -7,7 +7,12 @@ from collections.abc import Sequence
 from typing import Protocol
 
 MINUS, NONE = "\N{MINUS SIGN}", "\N{EN DASH}"
+NO_BREAK = "\N{NO-BREAK SPACE}"
 _SMALLEST_P = 1e-4
+_WORDS = (
+    *("no", "one", "two", "three", "four", "five", "six"),
+    *("seven", "eight", "nine", "ten", "eleven", "twelve"),
+)
 
 
 class Effect(Protocol):
@@ -89,6 +94,16 @@ def times(margin: float, compare: str) -> str:
 def many(count: int, noun: str) -> str:
     """A count with its noun."""
     return f"{count:,} {noun}{'s' * (count != 1)}"
+
+
+def spelled(count: int) -> str:
+    """A count as a word, up to twelve."""
+    return _WORDS[count] if count < len(_WORDS) else f"{count:,}"
+
+
+def listed(parts: Sequence[str]) -> str:
+    """`a, b and c`."""
+    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
 
 
 def _exp(value: float) -> float:

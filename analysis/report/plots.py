@@ -18,6 +18,7 @@ from analysis import results
 from analysis.figures import FIGURES, draw, fitting, style
 from analysis.figures.grid import Grid
 from analysis.figures.scale import finite, shared_scale
+from analysis.report import words
 
 _LARGEST_SVG = 600_000  # bytes; with more marks a PNG is smaller and draws sooner
 # At an axis that turns a letter can be read; its label in words stands above the surfaces.
@@ -78,7 +79,7 @@ def drawings(shown: Sequence[xr.Dataset], name: str, what: str) -> tuple[list[Dr
     Args:
         shown: results of one probe with the same settings.
         name: head of the figures' names.
-        what: which networks these are, for the caption.
+        what: which measurement this is, for the caption.
 
     Returns:
         The figures, and a line for each that cannot be drawn, or not of all results.
@@ -93,7 +94,7 @@ def drawings(shown: Sequence[xr.Dataset], name: str, what: str) -> tuple[list[Dr
         complaints += [complaint] if complaint else []
         if figure is None:
             continue
-        text = f"{described(kind)} {what}"
+        text = f"{what}. {words.drawn(kind)}. One network of each arm."
         if len(drawn) < len(shown):
             text += f" Only {', '.join(results.names(drawn))} can be drawn."
         alt = f"{text} {_ranges(drawn, FIGURES[kind].variables)}".strip()
@@ -119,12 +120,6 @@ def _drawn(
     if not alone or len(alone) == len(shown):
         return None, [], complaint
     return draw(alone, kind=kind), alone, complaint
-
-
-def described(kind: str) -> str:
-    """What a kind of figure draws, from its own documentation."""
-    first = (FIGURES[kind].marks.__doc__ or kind).splitlines()[0].removeprefix("Draw ")
-    return first[0].upper() + first[1:]
 
 
 def turning(shown: Sequence[xr.Dataset], labels: Sequence[str], name: str) -> Surfaces:

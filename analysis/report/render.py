@@ -36,7 +36,7 @@ def page(*, title: str, summary: str, footer: str, sections: Sequence[Section]) 
         footer=footer,
         sections=sections,
         style=_part("style.css"),
-        scripts=_scripts() if turning else [],
+        scripts=[_part("print.js"), *(_scripts() if turning else [])],
     )
 
 

@@ -14,7 +14,7 @@ import xarray as xr
 from analysis import claims, results
 from analysis.claims import Evaluation, Verdict
 from analysis.figures import save
-from analysis.report import factorial, render
+from analysis.report import factorial, opening, render, words
 from analysis.report.blocks import Block, Details, Figures, Heading, Items, Listing, Section, Text
 from analysis.report.effects import Row, effects
 from analysis.report.numbers import NONE, interval, many, number, p_value, times
@@ -143,7 +143,7 @@ def report(path: Path) -> Report:
 
 
 def _verdicts(folder: Folder, evaluation: Evaluation) -> Section:
-    section = Section("verdicts", "Verdicts")
+    section = Section("verdicts", "Verdicts", opening.opening(folder, evaluation))
     for amendment in folder.manifest.get("amendments") or []:
         changes = "; ".join(map(str, amendment.get("changes", [])))
         section.blocks.append(Text(f"The study was changed after it was begun: {changes}."))
@@ -160,16 +160,15 @@ def _verdicts(folder: Folder, evaluation: Evaluation) -> Section:
     (treatment,), (baseline,) = (folder.study.arms_of(r) for r in ("treatment", "baseline"))
     caption = f"What the seeds say of each claim: {treatment.name} against {baseline.name}"
     data = [_record(v, evaluation) for v in evaluation.primary()]
-    section.blocks += [
-        Table("verdicts", caption, VERDICTS, rows, data),
-        Text(
-            "One endpoint decides each claim, fixed before anything was measured. Effects are log "
-            "ratios or differences of what the two arms have for the same seed, averaged over "
-            "seeds; × is the ratio itself. p is of the exact two-sided sign-flip test over seeds; "
-            "Holm corrects it over the claims.",
-            note=True,
-        ),
-    ]
+    explained = Text(
+        "One endpoint decides each claim, fixed before anything was measured. Effects are log "
+        "ratios or differences of what the two arms have for the same seed, averaged over "
+        "seeds; × is the ratio itself. p is of the exact two-sided sign-flip test over seeds; "
+        "Holm corrects it over the claims.",
+        note=True,
+    )
+    table = Table("verdicts", caption, VERDICTS, rows, data)
+    section.blocks.append(Details("The tests behind these verdicts", [table, explained]))
     return section
 
 
@@ -179,9 +178,12 @@ def _missing(gaps: Sequence[Missing]) -> Section:
     keys = ("file", "arm", "seed", "why", "command")
     data = [{key: getattr(gap, key) for key in keys} for gap in gaps]
     caption = "Results that are missing, damaged or incomplete"
-    hint = Text("python -m landscape.study makes all of them; it measures only these.")
+    hint = Text(
+        f"{many(len(gaps), 'result')} missing, damaged or incomplete. python -m landscape.study "
+        "makes all of them; it measures only these."
+    )
     table = Table("missing", caption, shown, rows, data)
-    return Section("missing", "Missing results", [table, hint])
+    return Section("missing", "Missing results", [hint, Details("Which, and why", [table])])
 
 
 def _claim(section: Section, evaluation: Evaluation, claim: str) -> None:
@@ -201,12 +203,15 @@ def _claim(section: Section, evaluation: Evaluation, claim: str) -> None:
     data = [_record(v, evaluation) for v in verdicts]
     caption = f"{section.title}: all endpoints and comparisons"
     table = Table(f"{claim}.endpoints", caption, NUMBERS, rows, data)
-    section.blocks += [Heading("Numbers"), table]
+    numbers: list[Block] = [table]
     notes = [f"{v.endpoint}, {_compared(v)}: {note}" for v in verdicts for note in v.notes]
     if notes:
-        section.blocks.append(Details("Notes on these numbers", [Items(notes)]))
+        numbers += [Heading("Notes"), Items(notes)]
     seeds = _seeds(section, evaluation, endpoints)
-    section.blocks.append(Details("The number of every seed", [seeds]))
+    section.blocks += [
+        Details(f"Numbers of {many(len(endpoints), 'endpoint')}, with their controls", numbers),
+        Details("The number of every seed", [seeds]),
+    ]
 
 
 def _seeds(section: Section, evaluation: Evaluation, endpoints: dict[str, Endpoint]) -> Table:
@@ -233,6 +238,7 @@ def _seeds(section: Section, evaluation: Evaluation, endpoints: dict[str, Endpoi
 def _sentence(verdict: Verdict, endpoint: Endpoint) -> str:
     measured = interval(verdict, endpoint.compare).replace("\n", ", that is ")
     known = verdict.low == verdict.low  # one pair has no interval
+    each = f", {verdict.samples:,} samples each" * (verdict.samples > 1)
     bracket = " (in brackets the 95 % interval)" if known else ""
     claimed = f"a {endpoint.predicts} {endpoint.name} in {verdict.arm} than in {verdict.against}"
     matters = f"The smallest {UNITS[endpoint.compare]} that matters is "
@@ -241,8 +247,7 @@ def _sentence(verdict: Verdict, endpoint: Endpoint) -> str:
     sentences = [
         f"{verdict.verdict.capitalize()}. The claim predicts {claimed}. Measured: "
         f"{UNITS[endpoint.compare]} {measured}{bracket}, corrected p "
-        f"{p_value(verdict.p_holm)}, {many(verdict.seeds, 'pair')} of seeds, "
-        f"{many(verdict.samples, 'sample')} each."
+        f"{p_value(verdict.p_holm)}, {many(verdict.seeds, 'pair')} of seeds{each}."
     ]
     if endpoint.predicts in ("lower", "higher"):
         sentences[0] += f" {matters}{times(endpoint.margin, endpoint.compare)}."
@@ -299,11 +304,11 @@ def _measured(section: Section, folder: Folder, label: str, gaps: Sequence[Missi
     blocks = section.blocks
     chosen, seed = _chosen(folder, label)
     records = [record for record in folder.planned if record["probe"] == label]
+    what = words.measured(folder.study.probes[label])
+    blocks.append(Heading(what))
     if chosen:
-        shown = list(chosen.values())
-        what = f"{', '.join(chosen)}; seed {seed}."
-        made, complaints = drawings(shown, f"{section.name}.{label}", f"Here: {what}")
-        blocks.append(Heading(f"Figures of {label}, seed {seed}"))
+        shown = [_called(arm, result) for arm, result in chosen.items()]
+        made, complaints = drawings(shown, f"{section.name}.{label}", what)
         turns = None
         if all(r.attrs["probe"] == "surface" and r["measured"].ndim == 2 for r in shown):
             try:
@@ -314,11 +319,19 @@ def _measured(section: Section, folder: Folder, label: str, gaps: Sequence[Missi
         blocks += [turns] if turns else []
         blocks += [Text(f"Not drawn: {complaint}", note=True) for complaint in complaints]
     else:
-        blocks += [
-            Heading(label),
-            Text("No result of this probe can be drawn: see the missing results."),
-        ]
-    blocks.append(Details(f"How {label} was measured", _how(folder, records, chosen, gaps)))
+        blocks.append(Text("No result of this probe can be drawn: see the missing results."))
+    drawn = f"; seed {seed} is drawn" if chosen else ""
+    how = _how(folder, records, chosen, gaps)
+    blocks.append(Details(f"How this was measured{drawn}", how))
+
+
+def _called(arm: str, result: xr.Dataset) -> xr.Dataset:
+    """A result whose network has the name of its arm, as figures are to call it."""
+    about, settings = results.provenance(result), results.spec(result)
+    about["checkpoint"] = {**(about.get("checkpoint") or {}), "file": arm}
+    if settings.get("to"):
+        settings["to"] = "next seed"
+    return result.assign_attrs(provenance=json.dumps(about), spec=json.dumps(settings))
 
 
 def _chosen(folder: Folder, label: str) -> tuple[dict[str, xr.Dataset], int]:
@@ -404,7 +417,8 @@ def _checkpoints(folder: Folder) -> Section:
             | {"options": json.dumps(c.get("options") or {}, sort_keys=True)}
         )
     table = Table("checkpoints", "Every network of the study", shown, rows, data)
-    return Section("checkpoints", "Networks", [table])
+    count = many(len(rows), "network")
+    return Section("checkpoints", "Networks", [Details(f"Accuracies of {count}", [table])])
 
 
 def _study(folder: Folder) -> Section:

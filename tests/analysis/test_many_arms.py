@@ -177,7 +177,7 @@ def test_main_effects_of_a_study_are_those_planted(tmp_path):
     ("tables", "said"),
     [
         ({"contrast": {"12": 1, "none": -1}}, "'12' is no arm and no contrast"),
-        ({"contrast": {"11": 1}}, "expected ones that sum to 0"),
+        ({"contrast": {"11": 0}}, "expected ones that sum to 0"),
         ({"contrast": {"11": 1, "none": -0.5}}, "expected ones that sum to 0"),
         ({"contrast": {"gain": 1}}, "'gain' leads back to itself"),
         ({"predicts": "within", "margin": 0.0}, "margin = 0.0; expected above 0"),

@@ -196,8 +196,8 @@ def test_permutation_counts_every_division_up_to_a_limit_and_draws_beyond(monkey
     assert abs(reached - 2000 * 2 / 70) < 4 * 7.5
     far = permutation(np.arange(12.0), np.arange(12.0) + 1000)
     assert far == 1 / 2001  # the data are one of the divisions: p is never zero
-    apart = divisions(np.concatenate([first, second]), 3)
-    assert np.array_equal(apart, divisions(np.concatenate([first, second]), 3, seed=0))
+    apart = divisions(np.concatenate([first, second]), 4)
+    assert np.array_equal(apart, divisions(np.concatenate([first, second]), 4, seed=0))
     # the mean over divisions of a difference of means is zero
     assert abs(apart.mean()) < 4 * apart.std() / 2000**0.5
 

@@ -237,8 +237,8 @@ def _sentence(verdict: Verdict, endpoint: Endpoint) -> str:
         f"{verdict.verdict.capitalize()}. The claim predicts a {endpoint.predicts} "
         f"{endpoint.name} in {verdict.arm} than in {verdict.against}. Measured: "
         f"{UNITS[endpoint.compare]} {measured}{bracket}, corrected p "
-        f"{p_value(verdict.p_holm)}, {many(verdict.seeds, 'pair')} of seeds{each}. The smallest {UNITS[endpoint.compare]} that "
-        f"matters is {times(endpoint.margin, endpoint.compare)}."
+        f"{p_value(verdict.p_holm)}, {many(verdict.seeds, 'pair')} of seeds{each}. The smallest "
+        f"{UNITS[endpoint.compare]} that matters is {times(endpoint.margin, endpoint.compare)}."
     ]
     if verdict.seeds_needed is not None:
         sentences.append(

@@ -23,8 +23,8 @@ _CLAIMED = {
 }
 # What a registered model does where branch and shortcut meet, by the beginning of its name.
 _MODELS = {
-    "resnet": "each block adds its branch to its shortcut",
-    "fmmnet": "each block multiplies its branch by its shortcut",
+    "resnet": "each block adds branch and shortcut",
+    "fmmnet": "each block multiplies branch and shortcut",
 }
 _SAID: dict[Word, str] = {
     "supported": "{is_are} supported",
@@ -34,7 +34,7 @@ _SAID: dict[Word, str] = {
 }
 _ENDPOINT = (
     "endpoint",
-    "a number of each network, fixed before anything was measured; the primary ones decide a claim",
+    "a number of each network, fixed before anything was measured; the primary one decides its claim",
 )
 _FURTHER: dict[Role, str] = {"control": "control", "negative": "negative control"}
 _OPENING = [
@@ -90,7 +90,7 @@ def _of_contrasts(study: Study, evaluation: Evaluation) -> list[Block]:
         rows.append(
             [study.claims[verdict.claim], verdict.endpoint, expected, measured, verdict.verdict]
         )
-    decided = {verdict.claim: verdict.verdict for verdict in primary}
+    decided = evaluation.words()
     words = Counter(decided.values())
     said = [_verdict(words[word], len(decided), word) for word in _SAID if words[word]]
     claims = listed([study.claims[claim] for claim in decided])
@@ -120,7 +120,7 @@ def outcome(evaluation: Evaluation) -> str:
     return f"{points} {listed(said).capitalize()}."
 
 
-_WAYS = ("the way that the claim predicts", "the other way", "neither way")
+_WAYS = ("as the claim predicts", "the other way", "neither way")
 
 
 def _pointing(of: Sequence[str], ways: Mapping[str, int]) -> list[str]:
@@ -140,31 +140,31 @@ def _verdict(count: int, total: int, word: Word) -> str:
 
 def _claim(treatment: Arm, baseline: Arm, study: Study, evaluation: Evaluation) -> str:
     claims = [verdict.claim for verdict in evaluation.primary()]
-    said = listed([_CLAIMED.get(claim, study.claims[claim]) for claim in claims])
-    return f"The claim: compared with {baseline.name}, {treatment.name} {said}."
+    said = [_CLAIMED.get(claim, study.claims[claim]) for claim in claims]
+    said[1:] = [text.removeprefix("is ") for text in said[1:]]  # said once for all
+    return f"The claim: compared with {baseline.name}, {treatment.name} {listed(said)}."
 
 
 def _meaning(arm: Arm, checkpoints: Sequence[Mapping[str, Any]]) -> str:
-    """What the study file says of an arm, else of its model what is known, and how many it has."""
+    """What the study file says of an arm, else what is known of its model; and how many it has."""
     models = {str(c["model"]): c.get("options") or {} for c in checkpoints if c["arm"] == arm.name}
-    count = many(len(arm.seeds), "network")
     about = arm.about
     for model, options in models.items():
         plain = next((text for head, text in _MODELS.items() if model.startswith(head)), "")
         about = about or ("" if {"merge", "attention"} & set(options) else plain)
-    what = f"{count} of the model {listed(list(models))}" if models else count
-    return f"{what}: {about}" if about else what
+    who = ", ".join([*models, many(len(arm.seeds), "network")])
+    return f"{about} ({who})" if about else who
 
 
 def _arms(arms: Sequence[Arm]) -> str:
     roles = Counter(arm.role for arm in arms)
-    further = [
+    there = [
         f"{spelled(roles[role])} {noun}{'s' * (roles[role] != 1)}"
         for role, noun in _FURTHER.items()
         if roles[role]
     ]
-    text = "networks that differ by their seed alone; two arms are compared seed by seed"
-    return f"{text}, and there are {listed(further)}" if further else text
+    here = ", ".join(["two that are compared seed by seed", *there])
+    return f"networks that differ by their seed alone; here {here}"
 
 
 def _measured(verdict: Verdict, endpoint: Endpoint) -> str:

@@ -16,6 +16,7 @@ from checkpoints.models.family import Family
 FAMILY_PLACES = [
     "checkpoints.models.resnet:FAMILY",
     "checkpoints.models.spatial:FAMILY",
+    "checkpoints.models.wide_resnet:FAMILY",
 ]
 DATASET_PLACES = {
     "fashion-mnist-sample": "checkpoints.data.sample:load",

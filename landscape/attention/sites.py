@@ -11,7 +11,8 @@ from torch import Tensor
 
 from landscape.core.spaces import Inputs
 
-# (the gate, what it multiplies, the product), as names within one module.
+# (the gate, what it multiplies, the product), as names within one module, in order of preference: a
+# product of two branches says by the first which of them is the gate, if either is.
 FORMS = (
     ("{}.gate", "{}.before", "{}"),
     ("{}.factors.residual", "{}.factors.shortcut", "{}"),
@@ -135,28 +136,31 @@ def found(space: Inputs, patterns: Sequence[str], patches: int) -> list[Site]:
 
 
 def _multiplying(space: Inputs, sites: Sequence[Site]) -> list[Site]:
-    """Those at which the features after are the gate times the features before, and not a sum."""
+    """Those at which the features after are the gate times the features before, and not a sum.
+
+    Of a module that is one in several forms, the first.
+    """
     if not sites:
         return []
     names = [name for site in sites for name in (site.gate, site.before, site.after)]
     with torch.no_grad(), space.exact(), space.reading(names) as values:
         space.outputs({name: value[:2] for name, value in space.origin.items()})
-    kept = []
+    kept: dict[str, Site] = {}
     for site in sites:
         gate, before, after = (values[n] for n in (site.gate, site.before, site.after))
         if len(gate) != len(before) or not bool(gate.isfinite().all()):
             continue  # the same for every image, or no gate at all
         product = before * (gate if gate.ndim == 4 else gate[:, :, None, None])
         if torch.allclose(product, after, rtol=1e-3, atol=1e-6 * float(after.abs().max())):
-            kept.append(site)
-    return kept
+            kept.setdefault(site.name, site)
+    return list(kept.values())
 
 
 def _modules(values: dict[str, tuple[int, ...]]) -> list[str]:
     endings = [gate.removeprefix("{}") for gate, _, _ in FORMS]
-    return [
-        name.removesuffix(ending) for name in values for ending in endings if name.endswith(ending)
-    ]
+    return list(
+        dict.fromkeys(name.removesuffix(e) for name in values for e in endings if name.endswith(e))
+    )
 
 
 def _fits(gate: tuple[int, ...], maps: tuple[int, ...]) -> bool:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import landscape
 from checkpoints.hooks import Exposed
 from checkpoints.models.resnet import ResNet
+from checkpoints.models.wide_resnet import WideResNet
 from checkpoints.problem import Problem
 from landscape.attention import agreement, interventions, sites
 from landscape.attention.importance import Importance
@@ -267,6 +268,29 @@ def test_every_gate_of_the_zoo_is_found() -> None:
         found = sites.found(Inputs(made(network)), (), 7)
         assert [site.name for site in found][0] == name
         assert [site.units for site in found] == [4, 8, 16]
+
+
+@pytest.mark.parametrize(
+    ("merge", "site", "gate"),
+    [
+        ("bn_sigmoid_shortcut", "merge", "shortcut"),
+        ("sigmoid_shortcut", "merge", "shortcut"),
+        ("bn_sigmoid_residual", "merge", "residual"),
+        ("tanh_residual", "merge", "residual"),
+        ("bn_product_clamped_unit", "merge", "residual"),  # neither is a mask
+        ("inner_gate", "merge.product", "gate"),
+    ],
+)
+def test_the_mask_is_the_gate_of_a_product(merge: str, site: str, gate: str) -> None:
+    torch.manual_seed(0)
+    network = WideResNet(10, width=1, channels=1, classes=CLASSES, merge=merge)
+    space = Inputs(made(network))
+    found = sites.found(space, (), 7)
+    assert [each.name for each in found] == [f"layer{stage}.0.{site}" for stage in (1, 2, 3)]
+    factor = f"layer1.0.merge.factors.{gate}"
+    with torch.no_grad(), space.reading([factor, found[0].gate]) as values:
+        space.outputs(space.origin)
+    assert torch.equal(values[factor], values[found[0].gate])
 
 
 def test_what_has_no_gate_is_refused_in_a_line() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,9 @@ import torch
 import xarray as xr
 
 import landscape
+from checkpoints.checkpoint import build
 from checkpoints.problem import Problem
+from checkpoints.registry import MODELS
 from landscape.core import store
 from landscape.core.batch_size import prepared
 from landscape.core.plan import Plan, run
@@ -250,3 +253,35 @@ def test_what_is_written_next_to_a_result_replaces_nothing_of_another(
         with pytest.raises(ValueError, match=r"seed=0|exists, and is not"):
             landscape.measure(probe, problem, out=other, **small, seed=1)
         assert keep.read_bytes() == written
+
+
+# The first network of every kind of the zoo, and specs with which a probe does everything once.
+KINDS = {re.sub(r"\d.*", "", name): name for name in reversed(MODELS)}
+ONCE: dict[str, dict[str, Any]] = {
+    "attention": {"parts": "agreement", "importance": ("gradient",)},
+    "hessian": {"top": 1, "steps": 2, "draws": 2, "trace_products": 6, "tol": 0.5},
+    "interpolate": {"pairs": 1, "points": 3},
+    "sensitivity": {"draws": 1, "directions": 1, "tangents": 1, "neighbors": 2, "radii": (0.1,)},
+    "surface": {"points": (1, 1)},
+}
+REFUSALS = {"attention": "multiplies no features by a gate", "terms": "has no spatial attention"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_network_is_measured(probe: str, kind: str) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        # A wide ResNet's width is a factor, and the first name has the smallest.
+        width = {} if kind.endswith("wrn") else {"width": 8}
+        network = build(KINDS[kind], {"channels": 1, **width})
+        images, labels = torch.rand(4, 1, 8, 8), torch.arange(4) // 2
+    problem = Problem.of(network, [(images, labels)], batch_size=4).to("cpu", torch.float64)
+    try:
+        result = landscape.measure(probe, problem, **ONCE.get(probe, {}))
+    except ValueError as refusal:
+        if REFUSALS.get(probe, str(problem)) not in str(refusal):
+            raise
+        pytest.skip(str(refusal))
+    assert (result["measured"] == 1).all()
+    for name in {"eigenvalue", "importance", "loss_mean"} & set(result.data_vars):
+        assert np.isfinite(result[name]).all(), name

@@ -15,8 +15,8 @@ from checkpoints.models.family import Family
 
 FAMILY_PLACES = [
     "checkpoints.models.resnet:FAMILY",
-    "checkpoints.models.spatial:FAMILY",
     "checkpoints.models.wide_resnet:FAMILY",
+    "checkpoints.models.spatial:FAMILY",
 ]
 DATASET_PLACES = {
     "fashion-mnist-sample": "checkpoints.data.sample:load",

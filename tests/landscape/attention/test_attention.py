@@ -12,9 +12,9 @@ from scipy.spatial.distance import jensenshannon
 from torch import Tensor, nn
 
 import landscape
+from checkpoints.checkpoint import build
 from checkpoints.hooks import Exposed
 from checkpoints.models.resnet import ResNet
-from checkpoints.models.wide_resnet import WideResNet
 from checkpoints.problem import Problem
 from landscape.attention import agreement, interventions, sites
 from landscape.attention.importance import Importance
@@ -283,7 +283,7 @@ def test_every_gate_of_the_zoo_is_found() -> None:
 )
 def test_the_mask_is_the_gate_of_a_product(merge: str, site: str, gate: str) -> None:
     torch.manual_seed(0)
-    network = WideResNet(10, width=1, channels=1, classes=CLASSES, merge=merge)
+    network = build("wrn10_1", {"channels": 1, "classes": CLASSES, "merge": merge})
     space = Inputs(made(network))
     found = sites.found(space, (), 7)
     assert [each.name for each in found] == [f"layer{stage}.0.{site}" for stage in (1, 2, 3)]

@@ -147,8 +147,17 @@ def as_arguments(message: str) -> str:
     )
 
 
-def add_flags(parser: argparse._ActionsContainer, dataclass: type) -> None:
-    """Add one flag to `parser` for every field of `dataclass` that has a help text."""
+def add_flags(
+    parser: argparse._ActionsContainer, dataclass: type, defaults: Mapping[str, Any] | None = None
+) -> None:
+    """Add one flag to `parser` for every field of `dataclass` that has a help text.
+
+    Args:
+        parser: or a group of one.
+        dataclass: see `spec`.
+        defaults: {field: what the command takes without its flag}, for the help, where that is not
+            the field's own default.
+    """
     annotations = typing.get_type_hints(dataclass)
     groups: dict[str, argparse._ActionsContainer] = {"": parser}
     for field in _options_of(dataclass):
@@ -159,7 +168,11 @@ def add_flags(parser: argparse._ActionsContainer, dataclass: type) -> None:
             _flag(field),
             dest=field.name,
             default=argparse.SUPPRESS,
-            **_argument(annotations[field.name], field.default, field.metadata),
+            **_argument(
+                annotations[field.name],
+                (defaults or {}).get(field.name, field.default),
+                field.metadata,
+            ),
         )
 
 

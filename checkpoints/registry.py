@@ -15,6 +15,7 @@ from checkpoints.models.family import Family
 
 FAMILY_PLACES = [
     "checkpoints.models.resnet:FAMILY",
+    "checkpoints.models.wide_resnet:FAMILY",
     "checkpoints.models.spatial:FAMILY",
     "checkpoints.models.sk:FAMILY",
 ]

@@ -34,7 +34,8 @@ _SAID: dict[Word, str] = {
 }
 _ENDPOINT = (
     "endpoint",
-    "a number of each network, fixed before anything was measured; the primary one decides its claim",
+    "a number of each network, fixed before anything was measured; the primary one decides its "
+    "claim",
 )
 _FURTHER: dict[Role, str] = {"control": "control", "negative": "negative control"}
 _OPENING = [

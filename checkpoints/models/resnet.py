@@ -80,14 +80,13 @@ class Block(nn.Module):
                     nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
                 )
         self.merge = MERGES[merge](outputs)
-        self.merge_reads_hidden = merge == "inner_gate"
 
     def forward(self, features: Tensor) -> Tensor:
         """(N, C, H, W) to (N, C', H / stride, W / stride)."""
         hidden = self.bn1(self.conv1(features))
         residual = self.attention(self.bn2(self.conv2(torch.relu(hidden))))
         factors: tuple[Tensor, ...] = (residual, self.downsample(features))
-        if self.merge_reads_hidden:
+        if self.merge.reads_hidden:
             factors += (hidden,)
         return torch.relu(self.merge(*factors))
 

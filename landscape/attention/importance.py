@@ -19,7 +19,7 @@ class Importance:
 
     The score is the logit of the example's own class. An importance is the size of a unit's
     contribution, so it is not negative. All with the baseline 0 agree exactly where the score is
-    linear in the map.
+    linear in the map. Each is computed once, of the network as it was then.
 
     Args:
         space: the only caller of the network.
@@ -41,6 +41,7 @@ class Importance:
     ) -> None:
         self.space, self.inputs, self.targets = space, inputs, targets
         self.means, self.spec, self.seed = means, spec, seed
+        self._known: dict[tuple[str, Kind], Tensor] = {}
 
     def score(self) -> Tensor:
         """The logit of each example's class, (n,) float64, under whatever is replaced now."""
@@ -58,6 +59,11 @@ class Importance:
         Cost: of `gradient` one forward and backward pass, of `integrated_gradients` `steps` of
         them; of an occlusion a forward pass per unit, of `shapley` one per unit and permutation.
         """
+        if (name, kind) not in self._known:
+            self._known[name, kind] = self._computed(site, name, kind)
+        return self._known[name, kind]
+
+    def _computed(self, site: Site, name: str, kind: Kind) -> Tensor:
         if kind == "gradient":
             return self._path(site, name, [1.0]).abs()
         if kind == "integrated_gradients":
@@ -126,8 +132,17 @@ class Importance:
         # Read first: the map itself, not what replaces it.
         with self.space.reading(name) as values, self.space.replacing({name: scaled}):
             with self.space.exact():
-                scores = self._scores(self.space.outputs(self.inputs))
-                (slope,) = torch.autograd.grad(scores.sum(), leaves)
+                total = self._scores(self.space.outputs(self.inputs)).sum()
+                found = (
+                    torch.autograd.grad(total, leaves, allow_unused=True)
+                    if total.requires_grad
+                    else [None]
+                )
+            if (slope := found[0]) is None:
+                raise ValueError(
+                    f"no gradient reaches {name}, whose importance is asked for. Look for no_grad "
+                    "or detach in the network's forward, or choose other --sites."
+                )
             return values[name].detach().double(), slope.double()
 
     def _shapley(self, site: Site, name: str) -> Tensor:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from checkpoints.problem import Tensors
 from landscape.attention.sites import Site
+from landscape.core.partners import partners
 from landscape.core.spaces import Inputs
 
 NAMES = ("none", "mean", "other_image", "permuted", "uniform", "sum")
@@ -31,7 +32,7 @@ class Gates:
     Args:
         values: {name of a gate: (N, ...)}, on the CPU.
         means: {name of a gate or map: its mean over the examples}.
-        partner: (N,) another example for each.
+        partner: (N,) another example for each, see `partners`.
     """
 
     values: Tensors
@@ -54,13 +55,10 @@ class Gates:
                 for name in gates:
                     rows[name].append(values[name].cpu())
         count = len(space.problem)
-        order = np.random.default_rng(seed).permutation(count)
-        partner = np.empty(count, np.int64)
-        partner[order] = np.roll(order, -1)  # a cycle: nobody is its own partner
         return cls(
             {name: torch.cat(parts) for name, parts in rows.items()},
             {name: total / count for name, total in sums.items()},
-            partner,
+            partners(count, seed),
         )
 
 
@@ -89,9 +87,9 @@ def intervention(
         with _summed(space, sites, gates):
             yield
     else:
-        partners = torch.from_numpy(gates.partner[list(numbers)])
+        others = torch.from_numpy(gates.partner[list(numbers)])
         changes = {
-            site.gate: _change(name, gates, site, partners, [*seed, row])
+            site.gate: _change(name, gates, site, others, [*seed, row])
             for row, site in enumerate(sites)
         }
         with space.replacing(changes):
@@ -99,7 +97,7 @@ def intervention(
 
 
 def _change(
-    name: str, gates: Gates, site: Site, partners: Tensor, seed: Sequence[int]
+    name: str, gates: Gates, site: Site, others: Tensor, seed: Sequence[int]
 ) -> Callable[[Tensor], Tensor]:
     mean = gates.means[site.gate]
     if name == "mean":
@@ -107,7 +105,7 @@ def _change(
     if name == "uniform":
         return lambda gate: torch.full_like(gate, float(mean.mean()))
     if name == "other_image":
-        return lambda gate: gates.values[site.gate][partners].to(gate)
+        return lambda gate: gates.values[site.gate][others].to(gate)
     random = np.random.default_rng(seed)
     if site.side:  # a gate per position: its positions change places
         order = torch.from_numpy(random.permutation(mean.numel()))

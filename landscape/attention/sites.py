@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor
 
+from landscape.core.directions import matching
 from landscape.core.spaces import Inputs
 
-# (the gate, what it multiplies, the product), as names within one module.
+# (the gate, what it multiplies, the product), as names within one module, in order of preference: a
+# product of two branches says by the first which of them is the gate, if either is.
 FORMS = (
     ("{}.gate", "{}.before", "{}"),
     ("{}.factors.residual", "{}.factors.shortcut", "{}"),
@@ -59,11 +60,8 @@ class Site:
         wide = features.double()
         if not self.side:
             return wide.flatten(2).sum(dim=2)
-        rows = self._rows(wide.shape[2]).to(wide.device)
-        columns = self._rows(wide.shape[3]).to(wide.device)
         flat = torch.zeros(len(wide), self.units, dtype=wide.dtype, device=wide.device)
-        index = (rows[:, None] * self.side + columns).flatten()
-        return flat.index_add_(1, index, wide.sum(dim=1).flatten(1))
+        return flat.index_add_(1, self._patches(wide).flatten(), wide.sum(dim=1).flatten(1))
 
     def erased(self, features: Tensor, units: Tensor, filling: Tensor | float) -> Tensor:
         """The map with some units of each example replaced.
@@ -73,19 +71,18 @@ class Site:
             units: (N, units) bool, which of them.
             filling: 0, or (C, H, W).
         """
-        if self.side:
-            rows = self._rows(features.shape[2]).to(features.device)
-            columns = self._rows(features.shape[3]).to(features.device)
-            where = units.view(-1, self.side, self.side)[:, rows][:, :, columns][:, None]
-        else:
-            where = units[:, :, None, None]
+        where = units[:, None, self._patches(features)] if self.side else units[:, :, None, None]
         if isinstance(filling, float):
             return features.masked_fill(where, filling)
         return torch.where(where, filling.to(features), features)
 
-    def _rows(self, size: int) -> Tensor:
-        """The patch of each row: the same number of rows each, as far as that goes."""
-        return torch.arange(size) * self.side // size
+    def _patches(self, features: Tensor) -> Tensor:
+        """The patch of each position of a map (N, C, H, W): (H, W), of equal sizes if possible."""
+        rows, columns = (
+            torch.arange(size, device=features.device) * self.side // size
+            for size in features.shape[2:]
+        )
+        return rows[:, None] * self.side + columns
 
 
 def found(space: Inputs, patterns: Sequence[str], patches: int) -> list[Site]:
@@ -121,42 +118,36 @@ def found(space: Inputs, patterns: Sequence[str], patches: int) -> list[Site]:
             "called once, with inner values `gate` and `before`, as in se_resnet18, or a product "
             "of two branches, as in fmmnet18; see docs/attention.md."
         )
-    for pattern in patterns:
-        if not any(fnmatchcase(site.name, pattern) for site in sites):
-            raise ValueError(
-                f"--sites {pattern}: no gate is named so. There are "
-                f"{', '.join(site.name for site in sites)}."
-            )
-    return [
-        site
-        for site in sites
-        if not patterns or any(fnmatchcase(site.name, pattern) for pattern in patterns)
-    ]
+    chosen = matching([site.name for site in sites], patterns, "--sites", "gate")
+    return [site for site in sites if site.name in chosen]
 
 
 def _multiplying(space: Inputs, sites: Sequence[Site]) -> list[Site]:
-    """Those at which the features after are the gate times the features before, and not a sum."""
+    """Those at which the features after are the gate times the features before, and not a sum.
+
+    Of a module that is one in several forms, the first.
+    """
     if not sites:
         return []
     names = [name for site in sites for name in (site.gate, site.before, site.after)]
     with torch.no_grad(), space.exact(), space.reading(names) as values:
         space.outputs({name: value[:2] for name, value in space.origin.items()})
-    kept = []
+    kept: dict[str, Site] = {}
     for site in sites:
         gate, before, after = (values[n] for n in (site.gate, site.before, site.after))
         if len(gate) != len(before) or not bool(gate.isfinite().all()):
             continue  # the same for every image, or no gate at all
         product = before * (gate if gate.ndim == 4 else gate[:, :, None, None])
         if torch.allclose(product, after, rtol=1e-3, atol=1e-6 * float(after.abs().max())):
-            kept.append(site)
-    return kept
+            kept.setdefault(site.name, site)
+    return list(kept.values())
 
 
 def _modules(values: dict[str, tuple[int, ...]]) -> list[str]:
     endings = [gate.removeprefix("{}") for gate, _, _ in FORMS]
-    return [
-        name.removesuffix(ending) for name in values for ending in endings if name.endswith(ending)
-    ]
+    return list(
+        dict.fromkeys(name.removesuffix(e) for name in values for e in endings if name.endswith(e))
+    )
 
 
 def _fits(gate: tuple[int, ...], maps: tuple[int, ...]) -> bool:

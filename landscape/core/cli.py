@@ -109,7 +109,7 @@ def _measure(probe: Probe, chosen: argparse.Namespace) -> int:
     keep_freed_memory()
     spec = options.from_flags(probe.spec, chosen)
     if not hasattr(chosen, "ckpt"):
-        chosen.ckpt = probe.ckpt or DEFAULT
+        chosen.ckpt = _default_network(probe)
         say(f"--ckpt was not given: {chosen.ckpt}, a network that ships.")
     source = options.from_flags(Source, chosen)
     out = chosen.out or default_name(probe, source, spec)
@@ -184,6 +184,10 @@ def _introduce(problem: Problem) -> None:
     )
 
 
+def _default_network(probe: Probe) -> str:
+    return probe.ckpt or DEFAULT
+
+
 def _file(name: str) -> Path:
     if not name:
         raise argparse.ArgumentTypeError("the name is empty; expected that of a file")
@@ -211,7 +215,7 @@ def _parser(probe: Probe) -> argparse.ArgumentParser:
         help="draw the figures next to the result",
     )
     options.add_flags(parser.add_argument_group("what is measured"), probe.spec)
-    options.add_flags(parser, Source)
+    options.add_flags(parser, Source, {"ckpt": _default_network(probe)})
     parser.add_argument(
         "--save-seconds",
         type=float,

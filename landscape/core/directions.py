@@ -160,8 +160,16 @@ def _norms(value: Tensor, how: Normalization) -> Tensor:
     return value.double().pow(2).sum(dim=axes, keepdim=True).sqrt()
 
 
-def matching(names: Sequence[str], patterns: Sequence[str]) -> list[str]:
+def matching(
+    names: Sequence[str], patterns: Sequence[str], flag: str = "--layers", what: str = "parameter"
+) -> list[str]:
     """The names that match one of the shell patterns, in their order; all if there are no patterns.
+
+    Args:
+        names: to choose from.
+        patterns: such as `layer3.*`.
+        flag: by which they were passed, for the error message.
+        what: has these names, likewise.
 
     Raises:
         ValueError: a pattern that matches no name.
@@ -169,9 +177,7 @@ def matching(names: Sequence[str], patterns: Sequence[str]) -> list[str]:
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
             few = ", ".join(names[:6]) + (", \N{HORIZONTAL ELLIPSIS}" if len(names) > 6 else "")
-            raise ValueError(
-                f"--layers {pattern}: no parameter matches. There are {len(names)}: {few}."
-            )
+            raise ValueError(f"{flag} {pattern}: no {what} matches. There are {len(names)}: {few}.")
     if not patterns:
         return list(names)
     return [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import xarray as xr
 
-from checkpoints.models.spatial_attention import TERMS, SpatialAttention
+from checkpoints.models.spatial_attention import TERMS
 from checkpoints.problem import Problem
 from landscape.core.plan import Plan, Probe
 from landscape.core.spaces import Weights
 from landscape.core.summary import declared
 from landscape.core.variables import Coordinate, of_examples
-from landscape.terms.measure import Measurement
+from landscape.terms.measure import Measurement, calls
 from landscape.terms.spec import Spec
 
 
@@ -24,7 +24,8 @@ def terms(problem: Problem, spec: Spec) -> Plan:
     - `variance_share`: Var_k(E_j) / sum_i Var_k(E_i); terms may cancel, so a large share is no
       proof of influence.
     - `removal_divergence`: KL(A || A without E_j), which is.
-    - `gradient_norm`: of the loss in E_j, over all heads, queries and keys.
+    - `gradient_norm`: of the loss in E_j, over all heads, queries and keys; NaN where the network
+      records no gradient (no_grad, detach).
     - `entropy`; `query_dependence`, the Jensen-Shannon divergence of a query's map from the mean
       map of all queries, 0 for 0010; `image_dependence`, of its map from the same query's in
       another image, 0 for 0001; `distance` to what is attended to, in positions of the layer.
@@ -39,7 +40,7 @@ def terms(problem: Problem, spec: Spec) -> Plan:
 
     Returns:
         A plan with the dim `example`, and over the examples means with `_stderr` and quantiles. A
-        term that a layer does not have is NaN.
+        term that a layer does not have is NaN. A module that is called twice is two layers.
 
     Raises:
         ValueError: the network has no spatial attention.
@@ -48,13 +49,14 @@ def terms(problem: Problem, spec: Spec) -> Plan:
     four maps per layer.
     Source: Zhu et al. 2019, arXiv:1904.05873, section 4 (terms removed by training anew).
     """
-    layers = {n: m for n, m in problem.model.named_modules() if isinstance(m, SpatialAttention)}
+    space = Weights(problem)
+    layers = calls(space)
     if not layers:
         raise ValueError(
-            "the network has no spatial attention, so no terms. Expected one such as "
-            "spatial_resnet18."
+            "the network has no spatial attention, so no terms, nor has one that ships. Train one "
+            "with python -m checkpoints.train, as in docs/terms.md, and pass its file as --ckpt."
         )
-    probe = Measurement(Weights(problem), layers, spec)
+    probe = Measurement(space, layers, spec)
     coords = of_examples(problem) | {
         "layer": Coordinate(list(layers), "layer"),
         "term": Coordinate(list(TERMS), "term"),

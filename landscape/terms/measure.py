@@ -13,6 +13,7 @@ from torch import Tensor
 from checkpoints.models.aggregation import grid
 from checkpoints.models.spatial_attention import TERMS, SpatialAttention
 from checkpoints.problem import Tensors
+from landscape.core.partners import partners
 from landscape.core.plan import Cell, Values
 from landscape.core.spaces import Space
 from landscape.core.summary import over_kinds
@@ -39,7 +40,7 @@ class Measurement:
 
     Args:
         space: the only caller of the network.
-        layers: {name: module} of its spatial attention.
+        layers: see `calls`.
         spec: see `Spec`.
     """
 
@@ -52,10 +53,7 @@ class Measurement:
             for name, each in VARIABLES.items()
             if problem.correct is not None or "accuracy" not in name
         }
-        # Each example's other image: its successor in a random circle of all.
-        order = np.random.default_rng(spec.seed).permutation(len(problem))
-        self.other = np.empty(len(order), np.int64)
-        self.other[order] = np.roll(order, -1)
+        self.other = partners(len(problem), spec.seed)
 
     def measure(self, cells: Sequence[Cell]) -> Values:
         """Every number of these examples."""
@@ -72,7 +70,7 @@ class Measurement:
         problem, rows = self.space.problem, []
         for setting in self.settings:
             gone = {
-                f"{prefix(layer)}energies.{term}": torch.zeros_like
+                _pattern(layer, f"energies.{term}"): torch.zeros_like
                 for layer, module in self.layers.items()
                 for term, switch in zip(TERMS, setting, strict=True)
                 if switch == "0" and term in module.terms
@@ -90,35 +88,31 @@ class Measurement:
         """What the maps and the terms themselves say."""
         problem, space = self.space.problem, self.space
         patterns = [
-            f"{prefix(layer)}{name}"
+            _pattern(layer, name)
             for layer, module in self.layers.items()
             for name in (*(f"energies.{term}" for term in module.terms), "logits", "weights")
         ]
-        outer = [f"{layer}" for layer in self.layers if layer]
+        outer = [_pattern(layer) for layer in self.layers if layer]
         with self._leaves() as leaves, space.reading([*patterns, *outer]) as seen, space.exact():
             outputs = space.outputs_of(self._inputs(numbers))
             loss = problem.losses(outputs, problem.targets[numbers]).sum()
-            names = list(leaves)
-            slopes = torch.autograd.grad(loss, [leaves[n] for n in names]) if names else ()
-        gradients = dict(zip(names, slopes, strict=True))
+            gradients = _gradients(loss, leaves)
         with torch.no_grad(), space.reading(patterns) as others:
             space.outputs_of(self._inputs(self.other[numbers].tolist()))
         rows = []
         for layer, module in self.layers.items():
-            start = prefix(layer)
+            logits, weights = _name(layer, "logits"), _name(layer, "weights")
             maps, others_maps = (
-                statistics.log_weights(at[f"{start}logits"], at[f"{start}weights"]).detach()
-                for at in (seen, others)
+                statistics.log_weights(at[logits], at[weights]).detach() for at in (seen, others)
             )
-            energies = {t: seen[f"{start}energies.{t}"].detach() for t in module.terms}
-            row = _of_terms(maps, energies)
-            row["gradient_norm"] = _by_term(
-                {
-                    t: gradients[f"{start}energies.{t}"].double().flatten(1).norm(dim=1)
-                    for t in energies
-                },
-                maps,
-            )
+            names = {term: _name(layer, f"energies.{term}") for term in module.terms}
+            row = _of_terms(maps, {term: seen[name].detach() for term, name in names.items()})
+            norms = {
+                term: gradients[name].double().flatten(1).norm(dim=1)
+                for term, name in names.items()
+                if name in gradients
+            }
+            row["gradient_norm"] = _by_term(norms, maps)
             row["entropy"] = statistics.entropy(maps)
             row["query_dependence"] = statistics.query_dependence(maps)
             row["image_dependence"] = statistics.jensen_shannon(maps, others_maps).mean(dim=(1, 2))
@@ -139,20 +133,53 @@ class Measurement:
             return add
 
         names = [
-            f"{prefix(layer)}energies.{term}"
+            (layer, f"energies.{term}")
             for layer, module in self.layers.items()
             for term in module.terms
         ]
-        with self.space.replacing({name: adding(name) for name in names}):  # type: ignore[misc]
+        functions = {_pattern(*each): adding(_name(*each)) for each in names}
+        with self.space.replacing(functions):  # type: ignore[arg-type]
             yield leaves
 
     def _inputs(self, numbers: list[int]) -> Tensors:
         return {name: value[numbers] for name, value in self.space.problem.inputs.items()}
 
 
-def prefix(layer: str) -> str:
-    """What the names of a layer's inner values begin with."""
-    return f"{layer}." if layer else ""
+def calls(space: Space) -> dict[str, SpatialAttention]:
+    """The spatial attention of a network, {name: module}, each call of a module on its own.
+
+    Cost: one forward pass of one example.
+    """
+    values = space.inner_values()
+    found = {}
+    for name, module in space.problem.model.named_modules():
+        if isinstance(module, SpatialAttention):
+            call = 1
+            while _name(layer := name if call == 1 else f"{name}#{call}", "logits") in values:
+                found[layer] = module
+                call += 1
+    return found
+
+
+def _name(layer: str, value: str = "") -> str:
+    """The name of an inner value of a layer: `attention.logits#2` of the call `attention#2`."""
+    module, mark, call = layer.partition("#")
+    return ".".join(filter(None, (module, value))) + mark + call
+
+
+def _pattern(layer: str, value: str = "") -> str:
+    """What that name alone matches: without a number it would match every call."""
+    name = _name(layer, value)
+    return name if "#" in name else f"{name}#1"
+
+
+def _gradients(loss: Tensor, leaves: Tensors) -> Tensors:
+    """The gradient in each of the leaves that reach the loss: not past no_grad or detach."""
+    if not leaves or not loss.requires_grad:
+        return {}
+    slopes = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+    pairs = zip(leaves, slopes, strict=True)
+    return {name: slope for name, slope in pairs if slope is not None}
 
 
 def _settings(layers: Mapping[str, SpatialAttention]) -> list[str]:

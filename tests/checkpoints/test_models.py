@@ -121,23 +121,37 @@ def test_every_merge_trains_one_step_with_finite_gradients(merge: str, attention
     assert any(not p.equal(before[n]) for n, p in network.named_parameters())
 
 
-@pytest.mark.parametrize("merge", ["product", "bn_product_clamped"])
+CLAMPED = {
+    "bn_product_clamped": ("residual", "shortcut"),
+    "bn_product_clamped_unit": ("residual", "shortcut"),
+    "bn_sigmoid_shortcut": ("residual",),
+}
+
+
+@pytest.mark.parametrize("merge", MERGES)
 def test_clamped_biases_are_one_and_stay_so_and_no_other_is_frozen(merge: str) -> None:
+    """They are buffers: in the file, and no coordinate of the space of weights."""
     network = made("resnet8", width=4, merge=merge)
-    frozen = {n for n, p in network.named_parameters() if not p.requires_grad}
-    wanted = {
+    known = {
         f"layer{stage}.0.merge.norm_{factor}.bias"
         for stage in (1, 2, 3)
-        for factor in ("residual", "shortcut")
+        for factor in CLAMPED.get(merge, ())
     }
-    assert frozen == (wanted if merge == "bn_product_clamped" else set())
+    buffers = dict(network.named_buffers())
+    assert {name for name in buffers if name.endswith("bias")} == known
+    assert known <= set(network.state_dict())
+    assert all(p.requires_grad for p in network.parameters())
     optimizer = torch.optim.SGD(network.parameters(), 0.1, weight_decay=0.1)
     torch.autograd.backward(network(rand(6, 3, 8, 8).float()).square().sum())
     optimizer.step()
-    for name, parameter in network.named_parameters():
-        if name in frozen:
-            assert parameter.grad is None
-            assert (parameter == 1).all()
+    for name in known:
+        assert (network.state_dict()[name] == 1).all()
+    other = made("resnet8", width=4, merge=merge)
+    for name in known:
+        other.state_dict()[name].fill_(0.5)
+    other.load_state_dict(network.state_dict())
+    images = rand(2, 3, 8, 8).float()
+    assert torch.equal(other.eval()(images), network.eval()(images))
 
 
 def normalized(features: Tensor) -> Tensor:
@@ -154,6 +168,12 @@ CLOSED_FORMS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "bn_product_mean1": lambda r, s: (0.2 * normalized(r) + 1) * (normalized(s) + 1),
     "bn_product_mean1_unit": lambda r, s: (normalized(r) + 1) * (normalized(s) + 1),
     "bn_product_clamped": lambda r, s: (0.2 * normalized(r) + 1) * (normalized(s) + 1),
+    "bn_product_clamped_unit": lambda r, s: (normalized(r) + 1) * (normalized(s) + 1),
+    "bn_add": lambda r, s: normalized(r) + s,
+    "bn_sigmoid_shortcut": lambda r, s: (
+        (1 / (1 + (-normalized(s)).exp()) + 0.5) * (normalized(r) + 1)
+    ),
+    "bn_sigmoid_residual": lambda r, s: (1 / (1 + (-r).exp()) + 1) * normalized(s),
     "sigmoid_shortcut": lambda r, s: (1 / (1 + (-s).exp()) + 0.5) * r,
     "sigmoid_residual": lambda r, s: (1 / (1 + (-r).exp()) + 0.5) * s,
     "sigmoid_both": lambda r, s: 1 / (1 + (-normalized(r)).exp()) / (1 + (-normalized(s)).exp()),

@@ -300,16 +300,74 @@ def test_what_is_added_or_joined_is_no_gate(apply: str) -> None:
         sites.found(Inputs(made(build("se_resnet8", options))), (), 7)
 
 
+@pytest.mark.parametrize(
+    ("merge", "site", "gate"),
+    [
+        ("bn_sigmoid_shortcut", "merge", "shortcut"),
+        ("sigmoid_shortcut", "merge", "shortcut"),
+        ("bn_sigmoid_residual", "merge", "residual"),
+        ("tanh_residual", "merge", "residual"),
+        ("bn_product_clamped_unit", "merge", "residual"),  # neither is a mask
+        ("inner_gate", "merge.product", "gate"),
+    ],
+)
+def test_the_mask_is_the_gate_of_a_product(merge: str, site: str, gate: str) -> None:
+    torch.manual_seed(0)
+    network = build("wrn10_1", {"channels": 1, "classes": CLASSES, "merge": merge})
+    space = Inputs(made(network))
+    found = sites.found(space, (), 7)
+    assert [each.name for each in found] == [f"layer{stage}.0.{site}" for stage in (1, 2, 3)]
+    factor = f"layer1.0.merge.factors.{gate}"
+    with torch.no_grad(), space.reading([factor, found[0].gate]) as values:
+        space.outputs(space.origin)
+    assert torch.equal(values[factor], values[found[0].gate])
+
+
 def test_what_has_no_gate_is_refused_in_a_line() -> None:
     plain = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(64, CLASSES))
     with pytest.raises(ValueError, match="multiplies no features by a gate"):
         measured(made(plain))
-    with pytest.raises(ValueError, match="sites layer9: no gate is named so. There are attention."):
+    with pytest.raises(ValueError, match="sites layer9: no gate matches. There are 1: attention."):
         measured(made(), sites="layer9")
     problem = made()
     wide = replace(problem, targets=problem.targets.double(), correct=None, loss=nn.MSELoss)
     with pytest.raises(ValueError):
         measured(wide)
+
+
+class Frozen(Network):
+    """The same, after whose gate nothing is recorded."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.stem(images)
+        with torch.no_grad():
+            gated = self.attention(features)
+        return self.head(gated.mean(dim=(2, 3))) + 0 * features.mean()
+
+
+def test_a_map_that_no_gradient_reaches_is_refused_in_a_line() -> None:
+    space = Inputs(made(Frozen()))
+    (site,) = sites.found(space, (), 7)
+    means = Gates.of(space, [site], (0,)).means
+    where = (space.problem.inputs, space.problem.targets, means, Spec(), [0])
+    with pytest.raises(ValueError, match="no gradient reaches attention.before, whose"):
+        Importance(space, *where).of(site, site.before, "gradient")
+    found = Importance(space, *where).of(site, site.before, "occlusion_zero")
+    assert (found > 0).all()
+
+
+def test_an_importance_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Erasing by falling importance takes that of the agreement."""
+    paths = []
+    path = Importance._path
+    monkeypatch.setattr(
+        Importance, "_path", lambda self, *given: paths.append(given[1:]) or path(self, *given)
+    )
+    problem = made()
+    whole = measured(problem, parts=("agreement", "erasure"), importance="gradient")
+    assert len(paths) == 2  # before the gate, and after it
+    alone = measured(problem, parts="erasure")
+    xr.testing.assert_identical(whole["erased_probability"], alone["erased_probability"])
 
 
 def test_an_importance_needs_only_its_own_examples() -> None:

@@ -190,6 +190,16 @@ def test_help_names_every_option_and_its_default(capsys: pytest.CaptureFixture[s
         assert flag in printed
 
 
+@pytest.mark.parametrize("probe", PROBES)
+def test_help_names_the_network_that_is_measured_without_a_name(
+    probe: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(PROBES[probe], ["--help"])
+    printed = " ".join(capsys.readouterr().out.split())
+    assert f"such as resnet18.pt (default: {PROBES[probe].ckpt or 'resnet8.pt'})" in printed
+
+
 def test_the_batch_size_of_a_file_is_kept_when_it_is_continued(
     network: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

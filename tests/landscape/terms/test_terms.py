@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+import xarray as xr
+from torch import Tensor, nn
 
 import landscape
 from analysis.figures import draw
 from checkpoints import hooks
 from checkpoints.checkpoint import Checkpoint, build, save
-from checkpoints.models.spatial_attention import TERMS
+from checkpoints.models.spatial_attention import TERMS, SpatialAttention
 from checkpoints.problem import Problem
 from landscape.core.cli import main
 from landscape.registry import PROBES
@@ -187,8 +190,58 @@ def test_divergences_have_their_known_values() -> None:
 
 
 def test_a_network_without_spatial_attention_is_refused() -> None:
-    with pytest.raises(ValueError, match="the network has no spatial attention"):
+    with pytest.raises(ValueError, match="the network has no spatial attention") as refusal:
         landscape.measure("terms", make_problem(torch.device("cpu")))
+    assert "Train one with python -m checkpoints.train, as in docs/terms.md" in str(refusal.value)
+    assert len(str(refusal.value)) <= 200
+
+
+class Attending(nn.Module):
+    """Two attentions, which may be one module; the first may run under no_grad."""
+
+    def __init__(self, *, second: bool, recorded: bool = True) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.conv, self.head = nn.Conv2d(1, 4, 3, padding=1), nn.Linear(4, 10)
+            self.first = SpatialAttention(4, heads=2, key_stride=2)
+            self.never = SpatialAttention(4, heads=2)
+        if second:
+            self.second = copy.deepcopy(self.first)
+        self.recorded = recorded
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = torch.tanh(self.conv(images))
+        with torch.set_grad_enabled(self.recorded and torch.is_grad_enabled()):
+            attended = self.first(features)
+        features = features + attended
+        # smaller maps in the second call
+        features = getattr(self, "second", self.first)(features[:, :, ::2, ::2])
+        return self.head(features.mean(dim=(2, 3)))
+
+
+def of(network: nn.Module) -> xr.Dataset:
+    problem = make_problem(torch.device("cpu"), count=5, batch_size=3)
+    return landscape.measure("terms", replace(problem, model=network.double()))
+
+
+def test_a_module_that_is_called_twice_is_two_layers() -> None:
+    twice, two = of(Attending(second=False)), of(Attending(second=True))
+    assert list(twice["layer"].values) == ["first", "first#2"]
+    assert list(two["layer"].values) == ["first", "second"]
+    for name in two.data_vars:
+        np.testing.assert_array_equal(twice[name], two[name], err_msg=str(name))
+    assert not two.isel(layer=0)["entropy"].equals(two.isel(layer=1)["entropy"])
+
+
+def test_a_gradient_that_is_not_recorded_is_nan_and_no_other_number() -> None:
+    whole, partly = of(Attending(second=True)), of(Attending(second=True, recorded=False))
+    for name in whole.data_vars:
+        if "gradient_norm" not in str(name):
+            np.testing.assert_array_equal(partly[name], whole[name], err_msg=str(name))
+    found, wanted = partly["gradient_norm"], whole["gradient_norm"]
+    assert found.sel(layer="first").isnull().all()
+    np.testing.assert_array_equal(found.sel(layer="second"), wanted.sel(layer="second"))
 
 
 def test_the_command_measures_a_checkpoint_and_says_what_it_found(

@@ -27,7 +27,13 @@ class Layer(nn.Module):
     """
 
     def __init__(
-        self, width: int, heads: int, self_terms: str | int, cross_terms: str | int | None, *, scaled: bool
+        self,
+        width: int,
+        heads: int,
+        self_terms: str | int,
+        cross_terms: str | int | None,
+        *,
+        scaled: bool,
     ) -> None:
         super().__init__()
 
@@ -67,6 +73,30 @@ class Layer(nn.Module):
 
 
 class Seq2Seq(nn.Module):
+    """A Transformer for sequences, with generalised spatial attention on their one axis.
+
+    Without absolute positions: attention sees relative ones, in terms E2 and E4. The attention to
+    the source counts both sequences from their start, so that k - q is 0 where both are in step.
+    Layers stand behind a layer norm, not before it. No query attends to what lies behind the end
+    of the source, none in the decoder to later positions.
+
+    Args:
+        width: channels of every layer, divisible by 2 and by `heads`.
+        layers: of the encoder, and of the decoder.
+        heads: of each attention.
+        self_terms: terms of self-attention in encoder and decoder, see `SpatialAttention`.
+        cross_terms: terms of the attention to the source.
+        scaled: divide the energies by sqrt(d), as Vaswani et al. do, and Zhu et al. do not.
+        classes: number of symbols that are predicted.
+        channels: number of symbols that are read.
+
+    Raises:
+        ValueError: an option has a value that is not allowed.
+
+    Source: Vaswani et al. 2017, arXiv:1706.03762, section 3, with the attention of Zhu et al. 2019,
+    arXiv:1904.05873, and norms as in Xiong et al. 2020, arXiv:2002.04745.
+    """
+
     def __init__(
         self,
         *,
@@ -80,34 +110,51 @@ class Seq2Seq(nn.Module):
         channels: int = 12,
     ) -> None:
         super().__init__()
-        self.source_embedding = nn.Linear(channels, width, bias=False)
-        self.target_embedding = nn.Linear(channels, width, bias=False)
-        for embedding in (self.source_embedding, self.target_embedding):
+        if layers < 1:
+            raise ValueError(f"Seq2Seq: layers={layers}; expected 1 or more.")
+        self.read, self.written = (nn.Linear(channels, width, bias=False) for _ in range(2))
+        for embedding in (self.read, self.written):
             nn.init.normal_(embedding.weight)
-        self.encoder = nn.ModuleList(Layer(width, heads, self_terms, None, scaled=scaled) for _ in range(layers))
-        self.encoder_norm = nn.LayerNorm(width)
-        self.decoder = nn.ModuleList(
-            Layer(width, heads, self_terms, cross_terms, scaled=scaled) for _ in range(layers)
+        encoder, decoder = (
+            nn.ModuleList(
+                Layer(width, heads, self_terms, terms, scaled=scaled) for _ in range(layers)
+            )
+            for terms in (None, cross_terms)
         )
-        self.decoder_norm = nn.LayerNorm(width)
+        self.encoder, self.encoder_norm = encoder, nn.LayerNorm(width)
+        self.decoder, self.decoder_norm = decoder, nn.LayerNorm(width)
         self.fc = nn.Linear(width, classes)
 
     def forward(self, symbols: Tensor) -> Tensor:
+        """Logits (N, classes, T) of the symbol that follows each one of the target.
+
+        Args:
+            symbols: (N, channels, 2, T), one-hot: the source, and the target as written so far, see
+                `checkpoints.data.sequences`. A position of the source whose symbols sum to less
+                than a half is none, save the first. This is constant near a real example, and the
+                outputs are differentiable there.
+        """
         source, target = symbols.unbind(2)
-        there = (source.sum(dim=1) > 0.5)[:, None, None]
-        there = there | (torch.arange(there.shape[-1], device=there.device) == 0)
-        encoded = self.source_embedding(tokens(source)).mT
-        for layer in self.encoder:
-            encoded = layer(encoded, there)
-        encoded = _normed(self.encoder_norm, encoded)
         steps = torch.arange(target.shape[-1], device=target.device)
-        before = steps[:, None] >= steps
-        decoded = self.target_embedding(tokens(target)).mT
+        there = ((source.sum(dim=1) >= 0.5) | (steps == 0))[:, None, None]
+        features = self.read(tokens(source)).mT
+        for layer in self.encoder:
+            features = layer(features, there)
+        encoded = _normed(self.encoder_norm, features)
+        features = self.written(tokens(target)).mT
         for layer in self.decoder:
-            decoded = layer(decoded, before, encoded, there)
-        return cast(Tensor, self.fc(tokens(_normed(self.decoder_norm, decoded)))).mT
+            features = layer(features, steps[:, None] >= steps, encoded, there)
+        return cast(Tensor, self.fc(tokens(_normed(self.decoder_norm, features)))).mT
 
 
 def _normed(norm: nn.Module, features: Tensor) -> Tensor:
     """A layer norm over the channels of (N, C, T)."""
     return cast(Tensor, norm(features.mT)).mT
+
+
+def candidates(keys: Iterable[str]) -> list[str]:
+    """None: how many heads there are does not follow from the parameters."""
+    return []
+
+
+FAMILY = Family({"seq2seq": Seq2Seq}, candidates=candidates)

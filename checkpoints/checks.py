@@ -76,8 +76,9 @@ def checked(
         say(f"the loss of example {at} is {float(losses[at])} at the network itself.")
     for line in _implausible(problem, together):
         say(line)
-    classes = together.shape[1] if isinstance(together, Tensor) and together.ndim == 2 else 0
-    if problem.correct is top1 and classes < 2:
+    classes = together.shape[1] if isinstance(together, Tensor) and together.ndim > 1 else 0
+    fits = classes > 1 and together.ndim == problem.targets.ndim + 1
+    if problem.correct is top1 and not fits:
         say("accuracy is left out: it needs outputs of shape (N, classes), two classes or more.")
         return replace(problem, correct=None)
     return problem

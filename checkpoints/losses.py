@@ -30,6 +30,9 @@ def unit_of(loss: object) -> str:
 def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
     """The negative log-likelihood of each example in nat: (N,) from (N, classes) and (N,).
 
+    With a label for each position, (N, ...) for outputs (N, classes, ...), it is the mean over the
+    example's own positions, those not `IGNORED`; 0 if it has none.
+
     Computed as ln(1 + sum of exp(z_c - z_target) over the other classes c), which does not cancel
     where the network is confident: loss, gradient and curvature keep their relative precision
     there. For other targets, such as probabilities, torch's own cross-entropy is used.
@@ -37,8 +40,12 @@ def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
     Raises:
         ValueError: the outputs have a single class, whose likelihood is always 1.
     """
-    if outputs.ndim != 2 or targets.ndim != 1 or targets.is_floating_point():
+    if targets.is_floating_point() or not 1 <= targets.ndim == outputs.ndim - 1:
         return functional.cross_entropy(outputs, targets, reduction="none")
+    if targets.ndim > 1:
+        every = outputs.movedim(1, -1).flatten(0, -2)
+        each = cross_entropy(every, targets.flatten())
+        return mean_over_positions(each.view(targets.shape), targets)
     classes = outputs.shape[1]
     if classes < 2:
         raise ValueError(
@@ -59,5 +66,23 @@ def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 def top1(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Whether the largest output is that of the target: (N,) bool from (N, classes) and (N,)."""
-    return outputs.argmax(dim=1) == targets
+    """Whether the largest output is that of the target: (N,) bool from (N, classes) and (N,).
+
+    With a label for each position, (N, ...), it is the share of the example's own positions at
+    which that is so, (N,) float64.
+    """
+    right = outputs.argmax(dim=1) == targets
+    return right if targets.ndim == 1 else mean_over_positions(right.double(), targets)
+
+
+def all_right(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Whether the largest output is that of the target at every position: (N,) bool."""
+    right = (outputs.argmax(dim=1) == targets) | (targets == IGNORED)
+    return right.flatten(1).all(dim=1)
+
+
+def mean_over_positions(values: Tensor, targets: Tensor) -> Tensor:
+    """The mean of values (N, ...) over each example's own positions, (N,); 0 if it has none."""
+    own = targets != IGNORED
+    sums = values.where(own, 0.0).flatten(1).sum(dim=1)
+    return sums / own.flatten(1).sum(dim=1).clamp(min=1)

@@ -71,7 +71,7 @@ class Problem:
         targets: (N, ...).
         loss: (outputs, targets) to (N,), one value per example. Floating-point outputs reach it
             as float64, since in float32 a confident example's loss cancels.
-        correct: (outputs, targets) to (N,) bool; None where accuracy means nothing.
+        correct: (outputs, targets) to (N,), bool or a share; None where accuracy means nothing.
         normalization: applied to a single input before the model sees it.
         batch_norm: `running` uses the running statistics, as in deployment; `recompute` replaces
             them, at every point, by the exact statistics of `calibration` at that point.

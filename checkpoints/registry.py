@@ -18,13 +18,25 @@ FAMILY_PLACES = [
     "checkpoints.models.wide_resnet:FAMILY",
     "checkpoints.models.spatial:FAMILY",
     "checkpoints.models.sk:FAMILY",
+    "checkpoints.models.seq2seq:FAMILY",
 ]
 DATASET_PLACES = {
     "fashion-mnist-sample": "checkpoints.data.sample:load",
     "fashion-mnist": "checkpoints.data.fashion_mnist:load",
     "cifar10": "checkpoints.data.cifar:load10",
     "cifar100": "checkpoints.data.cifar:load100",
+    "copy": "checkpoints.data.sequences:load_copy",
+    "reverse": "checkpoints.data.sequences:load_reverse",
+    "sort": "checkpoints.data.sequences:load_sort",
+    "translate": "checkpoints.data.sequences:load_translate",
+    "copy-long": "checkpoints.data.sequences:load_longer_copy",
+    "reverse-long": "checkpoints.data.sequences:load_longer_reverse",
+    "sort-long": "checkpoints.data.sequences:load_longer_sort",
+    "translate-long": "checkpoints.data.sequences:load_longer_translate",
 }
+
+# {data set of sequences: test sequences of the same task that are longer}
+LONGER = {name: f"{name}-long" for name in DATASET_PLACES if f"{name}-long" in DATASET_PLACES}
 
 FAMILIES: list[Family] = [resolve_name(place) for place in FAMILY_PLACES]
 MODELS: dict[str, Callable[..., nn.Module]] = {

@@ -20,6 +20,7 @@ from checkpoints.batch_norm import recompute_statistics
 from checkpoints.checkpoint import Checkpoint
 from checkpoints.data.images import Images, interleave
 from checkpoints.device import device_named, exact_arithmetic, memory_exhausted
+from checkpoints.losses import IGNORED
 from checkpoints.options import in_callers_words, option
 from checkpoints.problem import BatchNorm, Normalization, Problem, Tensors, is_real
 from checkpoints.reader import one_line
@@ -159,6 +160,7 @@ class Source:
             classes=images.classes,
             indices=images.indices[measured],
             index_label=f"position in {images.source or images.name} ({images.split})",
+            input_unit="symbol" if images.sequences else "",
             provenance=provenance,
         )
         _check(problem, checkpoint, images)
@@ -310,7 +312,10 @@ def _at_fitted_temperature(problem: Problem, held_out: Images) -> Problem:
         "examples": len(held_out),
         "sha256": held_out.fingerprint(),
     }
-    fitted = temperature_of.fit(logits.double().numpy(), held_out.labels)
+    known = held_out.labels != IGNORED  # one row for each position of a sequence
+    fitted = temperature_of.fit(
+        logits.double().movedim(1, -1).numpy()[known], held_out.labels[known]
+    )
     return replace(
         problem, temperature=fitted, provenance={**problem.provenance, "temperature": described}
     )
@@ -389,7 +394,8 @@ def _check(problem: Problem, source: Checkpoint, images: Images) -> None:
     """Try a forward pass of two images, to report what does not fit in one line."""
     first = {name: value[:2] for name, value in problem.inputs.items()}
     shape = tuple(images.pixels.shape[1:])
-    if source.input_shape and shape != source.input_shape:
+    fixed = slice(-1 if images.sequences else None)  # a sequence may have any length
+    if source.input_shape and shape[fixed] != source.input_shape[fixed]:
         raise ValueError(
             f"{source.file} was trained on images of shape {source.input_shape}, {images.name} has "
             f"{shape}. Pass other --data, or --size for a folder."
@@ -405,8 +411,9 @@ def _check(problem: Problem, source: Checkpoint, images: Images) -> None:
             f"{source.file}: {source.model} does not take images of shape {shape} of "
             f"{images.name}: {reason}"
         ) from error
-    if not is_real(outputs) or outputs.ndim != 2:
-        raise ValueError(f"{source.model} does not return logits of shape (N, classes).")
+    expected = "(N, classes, length)" if images.sequences else "(N, classes)"
+    if not is_real(outputs) or outputs.ndim != images.labels.ndim + 1:
+        raise ValueError(f"{source.model} does not return logits of shape {expected}.")
     classes = cast(int, outputs.shape[1])
     if len(images.classes) != classes:
         raise ValueError(

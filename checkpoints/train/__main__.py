@@ -10,9 +10,9 @@ from pathlib import Path
 from checkpoints import checkpoint, interrupts, loading, options
 from checkpoints.device import device_named, keep_freed_memory
 from checkpoints.reader import one_line
-from checkpoints.registry import load_images
+from checkpoints.registry import LONGER, load_images
 from checkpoints.train.loop import train
-from checkpoints.train.recipe import Recipe
+from checkpoints.train.recipe import Recipe, completed
 
 
 @options.given_as_flags()
@@ -85,6 +85,7 @@ def main(arguments: list[str] | None = None) -> int:
             load_images(chosen.data, "train", chosen.data_root, size),
             load_images(chosen.data, "test", chosen.data_root, size),
             recipe,
+            longer=load_images(longer, "test") if (longer := LONGER.get(chosen.data)) else None,
             seed=chosen.seed,
             device=device,
             state_file=out.with_name(out.name + ".train.pt"),
@@ -116,16 +117,17 @@ def _check_complete(out: Path, chosen: argparse.Namespace, recipe: Recipe) -> No
         there = loading.load(out)
     except ValueError as error:
         raise ValueError(f"{out} exists already, and is no checkpoint. {advice}") from error
+    was = completed(there.recipe)
     asked = {
         "model": (there.model, chosen.model),
         "seed": (there.seed, chosen.seed),
         "data": (there.data, chosen.data),
-        **{name: (there.recipe.get(name), value) for name, value in asdict(recipe).items()},
+        **{name: (was.get(name), value) for name, value in asdict(recipe).items()},
         **{name: (there.options.get(name), value) for name, value in chosen.option},
     }
-    for name, (was, now) in asked.items():
-        if was != now:
-            raise ValueError(f"{out} exists already, with {name}={was}, not {now}. {advice}")
+    for name, (found, now) in asked.items():
+        if found != now:
+            raise ValueError(f"{out} exists already, with {name}={found}, not {now}. {advice}")
 
 
 if __name__ == "__main__":

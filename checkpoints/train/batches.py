@@ -20,7 +20,7 @@ class Batches:
 
     Args:
         pixels: (N, C, H, W) uint8.
-        labels: (N,) int64.
+        labels: (N,) int64, or (N, T) of sequences.
         mean: (C,) in [0, 1].
         std: (C,) in [0, 1].
         kernels: the network's kernels; see `checkpoints.kernels`.
@@ -95,9 +95,13 @@ def split(images: Images, validation: int, examples: int) -> tuple[Images, Image
 def statistics(images: Images) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation per channel over all pixels, in [0, 1], to four decimals.
 
+    Of sequences 0 and 1, which leave their symbols as they are.
+
     Raises:
         ValueError: a channel is constant.
     """
+    if images.sequences:
+        return (0.0,) * images.pixels.shape[1], (1.0,) * images.pixels.shape[1]
     shares = np.stack(
         [np.bincount(channel.ravel(), minlength=256) for channel in images.pixels.swapaxes(0, 1)]
     ) / (images.pixels.size / images.pixels.shape[1])

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
@@ -19,31 +19,38 @@ from checkpoints import checkpoint, kernels
 from checkpoints.checkpoint import Checkpoint
 from checkpoints.data.images import Images
 from checkpoints.device import KERNELS, Kernels, exact_arithmetic, in_order
+from checkpoints.losses import all_right, cross_entropy, mean_over_positions, top1
 from checkpoints.options import LARGEST_SEED
-from checkpoints.problem import Problem
+from checkpoints.problem import Loss, Problem
 from checkpoints.reader import read
 from checkpoints.train.batches import Batches, split, statistics
 from checkpoints.train.monitor import gradient_norms, watched
-from checkpoints.train.recipe import Recipe, learning_rate
+from checkpoints.train.recipe import Recipe, completed, learning_rate
 from checkpoints.whole_file import whole
 
 STATE_VERSION = 1
 REMEDY = "Try a smaller --rate, a longer --warmup, or another merge."
 
 
-@torch.inference_mode()
 def evaluate(network: nn.Module, batches: Batches, size: int = 100) -> tuple[float, float]:
     """Mean cross-entropy (nat) and accuracy (fraction), in eval mode and float32."""
+    loss, accuracy = _means(network, batches, size, cross_entropy, top1)
+    return loss, accuracy
+
+
+@torch.inference_mode()
+def _means(network: nn.Module, batches: Batches, size: int, *functions: Loss) -> list[float]:
+    """The mean over examples of functions of (outputs, labels) that give a value for each."""
     training = network.training
     network.eval()
-    loss, hits = 0.0, 0
+    totals = [0.0] * len(functions)
     with exact_arithmetic(batches.kernels):
         for images, labels in batches.plain(size):
             logits = network(images).double()
-            loss += functional.cross_entropy(logits, labels, reduction="sum").item()
-            hits += int((logits.argmax(1) == labels).sum())
+            found = [float(function(logits, labels).double().sum()) for function in functions]
+            totals = [total + each for total, each in zip(totals, found, strict=True)]
     network.train(training)
-    return loss / len(batches.labels), hits / len(batches.labels)
+    return [total / len(batches.labels) for total in totals]
 
 
 def train(
@@ -55,6 +62,7 @@ def train(
     *,
     seed: int,
     device: torch.device,
+    longer: Images | None = None,
     state_file: Path | None = None,
     progress: bool = False,
 ) -> Checkpoint:
@@ -68,6 +76,7 @@ def train(
         options: the builder's keyword arguments; `classes` and `channels` come from the data.
         train_images: a part is held out to select the epoch that `validation_selected` reports.
         test_images: evaluated after every epoch, for reporting only.
+        longer: test sequences that are longer than those, evaluated after the last epoch.
         recipe: all hyperparameters.
         seed: seed of the initial weights, the order and the augmentation.
         device: the device to train on.
@@ -93,6 +102,11 @@ def train(
                 f"{train_images.name}: the {what} is {first} in training and {second} in testing; "
                 "expected the same."
             )
+    if train_images.sequences and (recipe.shift or recipe.flip):
+        raise ValueError(
+            f"{train_images.name} holds sequences, which cannot be shifted or mirrored. Pass "
+            "--shift 0 --no-flip."
+        )
     kept, held = split(train_images, recipe.validation, recipe.examples)
     if recipe.batch > len(kept):
         raise ValueError(
@@ -120,12 +134,7 @@ def train(
     using = trusted_kernels(network, training, recipe, say, _kernels_so_far(state_file))
     network = in_order(network, using)
     training, validation, test = (replace(b, kernels=using) for b in (training, validation, test))
-    optimizer = torch.optim.SGD(
-        parameter_groups(network, recipe),
-        lr=recipe.rate,
-        momentum=recipe.momentum,
-        nesterov=recipe.momentum > 0,
-    )
+    optimizer = recipe.stepping(parameter_groups(network, recipe))
     identity = {
         "version": STATE_VERSION,
         "model": model,
@@ -196,9 +205,25 @@ def train(
             "test_loss": history[-1]["test_loss"],
             "train_loss": final_loss,
             "train_accuracy": final_accuracy,
+            **_of_sequences(network, test, None if longer is None else batches(longer)),
         },
         history=tuple(history),
     )
+
+
+def _of_sequences(network: nn.Module, test: Batches, longer: Batches | None) -> dict[str, float]:
+    """Further metrics of a network for sequences: the share that is wholly right, and longer ones.
+
+    Nothing of a network for images.
+    """
+    found = {}
+    if test.labels.ndim > 1:
+        found["test_sequences_right"] = _means(network, test, 100, all_right)[0]
+    if longer is not None:
+        values = _means(network, longer, 100, cross_entropy, top1, all_right)
+        names = ("longer_loss", "longer_accuracy", "longer_sequences_right")
+        found |= dict(zip(names, values, strict=True))
+    return found
 
 
 def parameter_groups(network: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
@@ -278,7 +303,7 @@ def _restored(
     if "identity" not in state:
         raise ValueError(f"{state_file} is not a training state. Delete it, or pass --out.")
     was, now = (
-        {k: v for k, v in entries.items() if k != "recipe"} | entries["recipe"]
+        {k: v for k, v in entries.items() if k != "recipe"} | completed(entries["recipe"])
         for entries in (state["identity"], identity)
     )
     for name, value in now.items():
@@ -290,6 +315,14 @@ def _restored(
     network.load_state_dict(state["network"])
     optimizer.load_state_dict(state["optimizer"])
     return list(state["history"])
+
+
+def _training_loss(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
+    """The mean cross-entropy of a batch; of sequences, of each one's mean over its positions."""
+    if labels.ndim == 1:
+        return functional.cross_entropy(logits, labels, label_smoothing=smoothing)
+    each = functional.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
+    return mean_over_positions(each, labels).mean()
 
 
 def _train_epoch(
@@ -333,9 +366,7 @@ def _train_epoch(
             watching = watched(network) if last else nullcontext({})
             with watching as seen, autocast:
                 logits = network(images)
-            loss = functional.cross_entropy(
-                logits.float(), labels, label_smoothing=recipe.smoothing
-            )
+            loss = _training_loss(logits.float(), labels, recipe.smoothing)
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
             if last:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -23,7 +24,12 @@ class Recipe:
     warmup: float = option(
         1.0, "epochs of linear warm-up; then the rate follows a cosine to zero", least=0
     )
-    momentum: float = option(0.9, "Nesterov momentum of SGD", least=0, below=1)
+    optimizer: Literal["sgd", "adam"] = option(
+        "sgd", "SGD with Nesterov momentum, or Adam with weight decay apart from it (AdamW)"
+    )
+    momentum: float = option(
+        0.9, "Nesterov momentum of SGD; Adam's of the gradient (beta 1)", least=0, below=1
+    )
     decay: float = option(5e-4, "weight decay of tensors with two or more axes", least=0)
     smoothing: float = option(0.0, "label smoothing", least=0, below=1)
     shift: int = option(2, "random crops are shifted by up to this many pixels", least=0)
@@ -38,11 +44,27 @@ class Recipe:
         "auto", "of the training's convolutions; auto: bfloat16 if the hardware supports it"
     )
 
+    def stepping(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        """The optimizer of these groups of parameters, each with its own weight decay.
+
+        Adam's average of squares, beta 2, is 0.98 as in Vaswani et al. 2017, section 5.3.
+        """
+        if self.optimizer == "adam":
+            return torch.optim.AdamW(groups, lr=self.rate, betas=(self.momentum, 0.98))
+        return torch.optim.SGD(
+            groups, lr=self.rate, momentum=self.momentum, nesterov=self.momentum > 0
+        )
+
     def resolved(self, device: torch.device) -> Recipe:
         """This recipe with `precision` chosen for `device` if it is `auto`."""
         if self.precision != "auto":
             return self
         return replace(self, precision="bfloat16" if _has_bfloat16(device) else "float32")
+
+
+def completed(recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe from a file, with the defaults of options that are younger than it."""
+    return {field.name: field.default for field in fields(Recipe)} | dict(recorded)
 
 
 def _has_bfloat16(device: torch.device) -> bool:

@@ -36,11 +36,12 @@ class Evaluation:
 
     Args:
         losses: (N,) float64, nat.
-        hits: (N,) bool, whether each example is classified correctly; None if not defined.
+        hits: (N,) whether each example is classified correctly, bool, or the share of its
+            positions that are, float64; None if not defined.
     """
 
     losses: NDArray[np.float64]
-    hits: NDArray[np.bool_] | None
+    hits: NDArray[np.bool_] | NDArray[np.float64] | None
 
     def summary(self) -> dict[str, float]:
         """Mean loss and accuracy over the examples, with their standard errors.

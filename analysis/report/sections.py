@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -263,11 +263,14 @@ def _effects(
         for v in members:
             label = v.endpoint if v.row == "treatment" else _compared(v)
             margin = endpoints[v.endpoint].margin
-            rows.append(Row(label, v.effect, v.low, v.high, v.effects, margin, v.primary))
+            row = Row(label, v.effect, v.low, v.high, v.effects, margin, v.primary)
+            said = endpoints[v.endpoint].predicts if v.row == "treatment" else ""
+            rows.append(replace(row, predicts=said))
             numbers.append(f"{label}: {interval(v, compare)}.")
         caption = (
             f"Effects of {members[0].arm} against {members[0].against}, with 95 % intervals; each "
-            "stroke is a pair of seeds, the grey band what is too small to matter."
+            "stroke is a pair of seeds, the grey band what is too small to matter, the arrow the "
+            "side that the claim predicts."
         )
         name = f"{claim}.effects" + (f"-{at + 1}" if at else "")
         figure = effects(rows, unit=f"{UNITS[compare]} (below 0: lower)")

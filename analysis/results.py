@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import unicodedata
 from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,16 @@ VARIABLES = {  # always there; accuracy only where it is defined
     "surface": ("loss", "loss_stderr"),
     "terms": ("setting_loss",),
 }
+
+_LETTERS = (
+    "alpha|beta|gamma|delta|epsilon|zeta|eta|theta|kappa|lambda|mu|nu|xi|rho|sigma|tau|phi|chi|psi"
+    "|omega"
+)
+_SPELLED = {"lambda": "LAMDA"}  # as Unicode has it
+_GREEK = re.compile(rf"(?<![^\W_])({_LETTERS})(?:_([^\W_]+))?(?![^\W_])", re.IGNORECASE)
+_INDEX = 3  # letters of an index, such as max
+_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+_LOWERED = str.maketrans("0123456789aehijklmnoprstuvx", "₀₁₂₃₄₅₆₇₈₉ₐₑₕᵢⱼₖₗₘₙₒₚᵣₛₜᵤᵥₓ")
 
 
 def load(path: str | Path) -> xr.Dataset:
@@ -135,14 +147,38 @@ def names(results: Sequence[xr.Dataset]) -> list[str]:
 
 
 def axis_label(variable: xr.DataArray) -> str:
-    """Name and unit for an axis or colour bar, such as `loss (nat)`; a unit of 1 is left out."""
-    text, own = str(variable.attrs.get("long_name", variable.name)), units(variable)
+    """Name and unit for an axis or colour bar, such as `loss (nat)`; a unit of 1 is left out.
+
+    Names are written as the field does: `kappa_max` is κₘₐₓ, `tau` is τ.
+    """
+    text, own = _written(str(variable.attrs.get("long_name", variable.name))), units(variable)
     return text if own == "1" else f"{text} ({own})"
 
 
 def units(variable: xr.DataArray) -> str:
-    """Of a variable, powers as a reader wants them: `nat / weight²`; "1" where there is none."""
-    return str(variable.attrs.get("units", "1")).replace("^2", "²").replace("1 / ", "per ")
+    """Of a variable, powers and roots as a reader wants them: `nat / weight²`; "1" for none."""
+    own = str(variable.attrs.get("units", "1"))
+    own = re.sub(r"(?:\^|\*\*)(-?\d+)", lambda power: power[1].translate(_RAISED), own)
+    own = re.sub(r"\bsqrt\((\w+)\)", "\N{SQUARE ROOT}\\1", own)
+    return re.sub(r"^1 / ", "per ", _written(own))
+
+
+def _written(text: str) -> str:
+    """`text` with Greek letters for their names, and no underscores."""
+    words = _GREEK.sub(lambda found: _letter(found[1]) + _lowered(found[2] or ""), text)
+    return words.replace("_", " ")
+
+
+def _letter(name: str) -> str:
+    case = "CAPITAL" if name[0].isupper() else "SMALL"
+    return unicodedata.lookup(f"GREEK {case} LETTER {_SPELLED.get(name.lower(), name.upper())}")
+
+
+def _lowered(index: str) -> str:
+    """A short index below the line, where all of its letters exist there; else after a space."""
+    lowered = index.translate(_LOWERED)
+    short = len(index) <= _INDEX and not any(c.isascii() for c in lowered)
+    return lowered if short or not index else f" {index}"
 
 
 def grid_label(result: xr.Dataset, dim: Hashable) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -16,6 +17,7 @@ from analysis.figures.arrange import fit_height, legend, new_figure, wrapped
 _LABELS = 1.5  # inches of the width that the names of the rows may take
 _LINE, _GAP = 0.13, 0.13  # inches: a line of a name, between rows
 _WIDTH = 1.7  # inches that the labels leave to the Axes, about
+_CLAIM, _REACH = "#D55E00", 0.12  # of what is predicted; length of its arrow, of the width
 _HALF = 0.32  # of the distance of two rows: half the height of a band
 
 
@@ -32,6 +34,7 @@ class Row:
         margin: smallest effect that matters.
         primary: whether the verdict rests on it.
         bound: of an effect that is predicted above it or below it, and then there is no margin.
+        predicts: the side of 0 on which the claim has it; empty where it says nothing.
     """
 
     label: str
@@ -42,12 +45,14 @@ class Row:
     margin: float
     primary: bool
     bound: float | None = None
+    predicts: Literal["lower", "higher", ""] = ""
 
 
 def effects(rows: Sequence[Row], *, unit: str) -> Figure:
     """Draw effects as dots on their intervals, seeds as strokes, and what is too small to matter.
 
-    An end that is infinite is an arrow at the edge. What is not known leaves its row empty.
+    An arrow from 0 points to the side on which the claim has the effect. An end that is infinite is
+    an arrow at the edge. What is not known leaves its row empty.
 
     Args:
         rows: from top to bottom, of one unit.
@@ -60,6 +65,9 @@ def effects(rows: Sequence[Row], *, unit: str) -> Figure:
         finite = [value for value in values if np.isfinite(value)]
         room = 0.06 * (max(finite) - min(finite))
         edges = (min(finite) - room, max(finite) + room)
+        if any(row.predicts for row in rows):  # room for an arrow on either side of 0
+            reach = 1.2 * _REACH * (edges[1] - edges[0])
+            edges = (min(edges[0], -reach), max(edges[1], reach))
         ax.axvline(0, color="0.5", lw=0.6, linestyle="-")
         for place, row in enumerate(rows):
             _row(ax, place, row, edges)
@@ -76,6 +84,8 @@ def effects(rows: Sequence[Row], *, unit: str) -> Figure:
         ax.set(xlim=edges, ylim=(len(rows) - 0.45, -0.55))
         ax.set_xlabel(wrapped(unit, 1.9))
         ax.locator_params(axis="x", nbins=4)
+        if any(row.predicts for row in rows):
+            ax.plot([], [], color=_CLAIM, marker=">", ms=4, lw=1.0, label="predicted by the claim")
         legend(figure, [ax])
         tallest = max(name.count("\n") + 1 for name in names)
         fit_height(figure, [ax], 1, len(rows) * (tallest * _LINE + _GAP) / _WIDTH)
@@ -92,6 +102,11 @@ def _row(ax: Axes, place: int, row: Row, edges: tuple[float, float]) -> None:
     ax.add_patch(box)
     if row.bound is not None:
         ax.plot([row.bound] * 2, [place - _HALF, place + _HALF], ":", color="#D55E00", lw=1.4)
+    if row.predicts:
+        to = _REACH * (edges[1] - edges[0]) * (1 if row.predicts == "higher" else -1)
+        arrow = {"arrowstyle": "-|>", "color": _CLAIM, "lw": 1.0, "shrinkA": 0, "shrinkB": 0}
+        at = place - _HALF
+        ax.annotate("", (to, at), (0, at), arrowprops=arrow | {"mutation_scale": 6})
     ax.plot(row.seeds, np.full(len(row.seeds), place), "|", color="0.4", ms=7, mew=0.8)
     ends = np.clip([row.low, row.high], *edges)
     ax.plot(ends, [place, place], "-", color="black", lw=1.4 if row.primary else 0.8)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -279,15 +279,20 @@ def _effects(
         for v in members:
             label = v.endpoint if v.row in _MAIN else _compared(v)
             margin, bound = endpoints[v.endpoint].margin, None
-            if endpoints[v.endpoint].predicts in ("above", "below"):
+            predicts = endpoints[v.endpoint].predicts
+            if predicts in ("above", "below"):
                 margin, bound = 0.0, margin
-            rows.append(Row(label, v.effect, v.low, v.high, v.effects, margin, v.primary, bound))
+            row = Row(label, v.effect, v.low, v.high, v.effects, margin, v.primary, bound)
+            side = predicts if v.row == "treatment" and predicts in ("lower", "higher") else ""
+            rows.append(replace(row, predicts=side))
             numbers.append(f"{label}: {interval(v, compare)}.")
         bounds = any(row.bound is not None for row in rows)
         dotted = ", the dotted mark what an effect should pass" if bounds else ""
+        claimed = any(row.predicts for row in rows)
+        arrows = ", the arrow the side that the claim predicts" if claimed else ""
         caption = (
             f"Effects{_whose(members[0])}, with 95 % intervals; each stroke is a pair of seeds, "
-            f"the grey band what is too small to matter{dotted}."
+            f"the grey band what is too small to matter{dotted}{arrows}."
         )
         name = f"{claim}.effects" + (f"-{at + 1}" if at else "")
         figure = effects(rows, unit=f"{UNITS[compare]} (below 0: lower)")

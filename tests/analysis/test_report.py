@@ -23,6 +23,7 @@ from analysis.report.effects import Row, effects
 from analysis.report.sections import Report, report
 from analysis.report.tables import Column, Table
 from analysis.study import CLAIMS
+from tests.analysis.extents import faults
 from tests.analysis.planted import ARMS, EFFECT, planted
 
 pytestmark = pytest.mark.timeout(240)
@@ -398,6 +399,23 @@ def test_effects_figure_shows_effects_intervals_seeds_and_margins():
     assert widths[:2] == [0.1, 0.4]
     assert [label.get_text() for label in ax.get_yticklabels()] == ["a", "b"]
     assert sum(line.get_marker() in "<>" and line.get_marker() != "" for line in ax.lines) == 2
+
+
+def test_effects_figure_points_to_the_side_that_the_claim_predicts():
+    rows = [
+        Row("a", 0.5, 0.3, 0.7, (), 0.05, True, predicts="lower"),
+        Row("b", 0.1, 0, 0.2, (), 0.2, False, predicts="higher"),
+        Row("control", 0.1, 0, 0.2, (), 0.2, False),
+    ]
+    figure = effects(rows, unit="log ratio")
+    arrows = [text for text in figure.axes[0].texts if text.arrow_patch]
+    assert [np.sign(arrow.xy[0]) for arrow in arrows] == [-1, 1]
+    assert [round(arrow.xy[1]) for arrow in arrows] == [0, 1]
+    low, high = figure.axes[0].get_xlim()
+    assert all(low < arrow.xy[0] < high for arrow in arrows)
+    said = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert "predicted by the claim" in said
+    assert faults(figure) == []
 
 
 def test_report_needs_no_torch_and_no_measuring_package():

@@ -265,3 +265,24 @@ def test_a_name_is_no_control_sequence(bowl):
     about["checkpoint"]["file"] = "r$\\frac{x$\x1b[31m.pt"
     named = results.name(bowl.assign_attrs(provenance=json.dumps(about)))
     assert named == "r$\\frac{x$ [31m"
+
+
+@pytest.mark.parametrize(
+    ("name", "units", "label"),
+    [
+        ("kappa_max", "nat / weight^2", "κₘₐₓ (nat / weight²)"),
+        ("Kendall's tau-b", "1", "Kendall's τ-b"),
+        ("lambda_1", "nat^-1", "λ₁ (nat⁻¹)"),
+        ("sigma", "pixel range**2", "σ (pixel range²)"),
+        ("Delta_loss", "nat", "Δ loss (nat)"),
+        ("alpha_b", "1 / pixel range", "α b (per pixel range)"),
+        ("jensen_shannon", "sqrt(nat)", "jensen shannon (√nat)"),
+        ("max_beta", "1", "max β"),
+        ("a number of betas", "nu", "a number of betas (ν)"),
+        ("L2 norm of the loss gradient", "1", "L2 norm of the loss gradient"),
+    ],
+)
+def test_labels_are_written_as_the_field_writes_them(name: str, units: str, label: str) -> None:
+    described = xr.DataArray(0.0, attrs={"long_name": name, "units": units})
+    unnamed = xr.DataArray(0.0, name=name, attrs={"units": units})
+    assert results.axis_label(described) == results.axis_label(unnamed) == label

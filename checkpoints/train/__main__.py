@@ -9,6 +9,7 @@ from pathlib import Path
 
 from checkpoints import checkpoint, interrupts, loading, options
 from checkpoints.device import device_named, keep_freed_memory
+from checkpoints.reader import one_line
 from checkpoints.registry import load_images
 from checkpoints.train.loop import train
 from checkpoints.train.recipe import Recipe
@@ -92,7 +93,7 @@ def main(arguments: list[str] | None = None) -> int:
         checkpoint.save(trained, out, half=chosen.half)
         out.with_name(out.name + ".train.pt").unlink()
     except (ValueError, OSError) as error:
-        print(" ".join(str(error).split("\n")), file=sys.stderr)
+        print(one_line(" ".join(str(error).split("\n"))), file=sys.stderr)
         return 1
     except KeyboardInterrupt as stopped:
         print("Stopped. The same command continues after the last complete epoch.", file=sys.stderr)

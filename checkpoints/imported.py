@@ -9,7 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from checkpoints.reader import reason
+from checkpoints.reader import listed, one_line, reason
 
 
 def module_at(source: str) -> ModuleType:
@@ -38,7 +38,7 @@ def imported(name: str, what: str, known: Mapping[str, Any]) -> Callable[..., An
     source, colon, function = name.rpartition(":")
     if not colon:
         raise ValueError(
-            f"{what} {name!r} is not known. Known: {', '.join(known)}; "
+            f"{what} {one_line(name, 40)!r} is not known. Known: {listed(known, 60)}; "
             "or pass path/to/file.py:function or package.module:function."
         )
     try:

@@ -2,32 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from checkpoints.models.family import Family
-from checkpoints.network_file import (
-    DIGEST,
-    SCHEMA_VERSION,
-    Checkpoint,
-    build,
-    digest,
-    find,
-    outline,
-    spelled,
-)
+from checkpoints.fitting import State, fitted, reading, spelled_by
+from checkpoints.network_file import DIGEST, SCHEMA_VERSION, Checkpoint, digest, find
 from checkpoints.options import checked
-from checkpoints.reader import FORMAT, one_line, read
+from checkpoints.reader import FORMAT, listed, one_line, read, sha256
 from checkpoints.registry import FAMILIES, MODELS
 from checkpoints.state_dict import (
-    below,
+    COUNTER,
     differences,
     renamed,
     state_dict_in,
@@ -35,13 +24,7 @@ from checkpoints.state_dict import (
     told_of,
     unwrapped,
 )
-
-# Names that torch's own tools leave in a state dict which is not that of the plain network.
-ENDINGS = {
-    "_packed_params": "was quantised. Expected the float network's state dict.",
-    "weight_mask": "was pruned. Call torch.nn.utils.prune.remove before saving.",
-    "_flat_param": "was flattened by FSDP. Save a full state dict (StateDictType.FULL_STATE_DICT).",
-}
+from checkpoints.values import check_values, explain_misfit
 
 
 def load(
@@ -62,7 +45,8 @@ def load(
 
     Args:
         name: a path, or the name of a file that ships.
-        weights: the entry to take, of a foreign file that holds several state dicts.
+        weights: the entry, or the prefix of the names, to take, of a foreign file that holds
+            several state dicts.
         model: the architecture; needed for a foreign file unless exactly one of `MODELS` fits, and
             for one of ours that names code outside this package: no file decides what code runs.
         options: keyword arguments for the builder, beyond those that the file or the shapes tell.
@@ -77,19 +61,20 @@ def load(
     """
     path = find(name)
     content = read(path)
-    with path.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     options = dict(options or {})
     if content.get("format") == FORMAT:
         checkpoint = _with_architecture(_own(content, path), path, model, options, say)
     else:
         state = state_dict_in(content, path, weights, say)
-        check_values(state, path)
-        checkpoint = _foreign(state, path, model, options, say)
+        try:
+            checkpoint = fitted(state, path, model, options, say)
+        except ValueError:
+            explain_misfit(state, path)
+            raise
     check_values(checkpoint.state_dict, path)
     given: dict[str, Any] = {"mean": mean, "std": std, "data": data}
     return replace(
-        checkpoint, file=path.name, sha256=sha256, **{k: v for k, v in given.items() if v}
+        checkpoint, file=path.name, sha256=sha256(path), **{k: v for k, v in given.items() if v}
     )
 
 
@@ -130,15 +115,13 @@ def load_end(
             first = _with_defaults(own.model, first) if what == "options" else first
             if value != first:
                 raise ValueError(
-                    f"{path} has {what} {value}, the first checkpoint {first}; expected the same. "
+                    f"{path} has {what} {one_line(str(value), 60)}, the first checkpoint "
+                    f"{one_line(str(first), 60)}; expected the same. "
                     "Both ends of a line need one architecture and normalisation."
                 )
         best = dict(own.state_dict)
     else:
-        chosen = weights if isinstance(content.get(weights or ""), Mapping) else None
-        spellings = unwrapped(state_dict_in(content, path, chosen, say))
-        spellings += [_spelled_by(family, spellings[-1]) for family in FAMILIES]
-        best = min(spellings, key=lambda state: len(set(origin) - set(state)))
+        best = _end_in(content, path, origin, tensors, weights, say)
     return end_of(best, str(path), origin, tensors)
 
 
@@ -162,62 +145,51 @@ def end_of(
     misfits = differences(origin, {key: value for key, value in best.items() if key in origin})
     if misfits:
         raise ValueError(
-            f"{path}: the first checkpoint's network {told_of(misfits)} A direction fits only the "
-            "architecture that it was made for."
+            f"{path}: the first checkpoint's network {told_of(misfits)} Both need "
+            "the same architecture."
         )
-    known_names = best if tensors is None else tensors
-    beyond = [k for k in best if k not in known_names and not k.endswith("num_batches_tracked")]
+    beyond = _beyond(best, tensors)
     if beyond:
-        more = f" and {len(beyond) - 3} more" if len(beyond) > 3 else ""
         raise ValueError(
-            f"{path} has {one_line(', '.join(beyond[:3]))}{more}, which the first checkpoint's "
-            "network lacks. A line needs two networks of one architecture."
+            f"{path} has {listed(beyond, 60)}, which the first checkpoint's network lacks. "
+            "A line needs two networks of one architecture."
         )
     check_values(best, path)
     return {key: best[key] for key in origin}
 
 
-def check_values(state: Mapping[str, Tensor], path: Path | str) -> None:
-    """Refuse weights that are no real numbers.
-
-    Raises:
-        ValueError: one line that names the first tensor with NaN, infinity or complex numbers.
-    """
-    for name, value in state.items():
-        shown = one_line(name)[:60]
-        what = _unusual(name, value)
-        if what:
-            raise ValueError(f"{path}: {shown} is {what}; expected a dense tensor of real numbers.")
-        if value.is_floating_point() and not bool(value.isfinite().all()):
-            count = int((~value.isfinite()).sum())
-            raise ValueError(
-                f"{path}: {shown} has {count} NaN or infinite values of {value.numel()}. "
-                "The training has diverged, or the file is damaged."
-            )
-        if name.endswith("running_var") and bool((value < 0).any()):
-            raise ValueError(f"{path}: {shown} has negative variances: the file is damaged.")
-    for ending, what in ENDINGS.items():
-        first = next((name for name in state if name.endswith(ending)), "")
-        if first:
-            raise ValueError(f"{path}: {one_line(first)[:60]} says that the network {what}")
+def _beyond(state: Mapping[str, Tensor], tensors: Collection[str] | None) -> list[str]:
+    """The names that a network with these `tensors` lacks, but for batch counters."""
+    return [k for k in state if tensors is not None and k not in tensors and COUNTER not in k]
 
 
-def _unusual(name: str, value: Tensor) -> str:
-    """What keeps a tensor from being weights, in words; empty for dense real numbers."""
-    if value.is_quantized:
-        return f"quantised ({value.dtype})"
-    if value.is_nested:
-        return "a nested tensor"
-    if value.layout != torch.strided:
-        return f"sparse ({value.layout})".replace("torch.", "")
-    if value.is_meta:
-        return "without values (on the meta device)"
-    if value.is_complex():
-        return "complex"
-    real = name.rpartition(".")[2] in ("weight", "bias", "running_mean", "running_var")
-    if real and not value.is_floating_point():
-        return f"{value.dtype}, rounded to whole numbers".replace("torch.", "")
-    return ""
+def _end_in(
+    content: Mapping[str, Any],
+    path: Path,
+    origin: Mapping[str, Tensor],
+    tensors: Collection[str] | None,
+    weights: str | None,
+    say: Callable[[str], None],
+) -> State:
+    """A foreign file's tensors under the names of `origin`, or as close to it as they come."""
+
+    def named(part: State) -> State:
+        spellings = [part, *(spelled_by(family, part) for family in FAMILIES)]
+        spellings = [renamed(origin, spelling) for spelling in spellings]
+        return min(spellings, key=lambda state: len(set(origin) - set(state)))
+
+    def fit(part: State) -> State | None:
+        state = named(part)
+        known = {key: value for key, value in state.items() if key in origin}
+        return None if differences(origin, known) or _beyond(state, tensors) else state
+
+    try:
+        state = state_dict_in(content, path, weights, say)
+    except ValueError:
+        if weights is None:
+            raise
+        state = state_dict_in(content, path, None, say)
+    return reading(state, fit, path, say) or named(unwrapped(state)[-1])
 
 
 def _with_defaults(model: str, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -271,154 +243,10 @@ def _with_architecture(
     """One of our checkpoints, with the architecture and options that the caller passed, if any."""
     if model is None and own.model not in MODELS and ":" in own.model:
         raise ValueError(
-            f"{path} names the model {one_line(own.model)}, which is code outside this package. "
-            "A file never decides what code runs: pass it as --model if you trust it."
+            f"{path} names the model {one_line(own.model, 40)}, which is code outside this "
+            "package. A file never decides what code runs: pass it as --model if you trust it."
         )
     if model in (None, own.model) or {model, own.model}.isdisjoint(MODELS):
         return replace(own, model=model or own.model, options={**own.options, **options})
-    other = _foreign(dict(own.state_dict), path, model, options, say)
+    other = fitted(dict(own.state_dict), path, model, options, say)
     return replace(own, model=other.model, options=other.options, state_dict=other.state_dict)
-
-
-def _foreign(
-    state: dict[str, Tensor],
-    path: Path,
-    model: str | None,
-    options: dict[str, Any],
-    say: Callable[[str], None],
-) -> Checkpoint:
-    if model is not None and model not in MODELS:
-        network = build(model, options)
-        return _fitted(network, unwrapped(state), path, model, options, say)
-    spellings = unwrapped(state)
-    if model is not None:
-        family = next(f for f in _families() if model in f.builders)
-        named = [_spelled_by(family, spelling) for spelling in spellings]
-        if not _fits(model, _options_of(family, named[-1]) | options, named[-1]):
-            spelled_parts = {
-                prefix: _spelled_by(family, part) for prefix, part in below(state).items()
-            }
-            fitting = [
-                prefix
-                for prefix, part in spelled_parts.items()
-                if _fits(model, _options_of(family, part) | options, part)
-            ]
-            if len(fitting) == 1:
-                named = [spelled_parts[fitting[0]]]
-                say(_taken(path, fitting[0], state, named[0]))
-        options = _options_of(family, named[-1]) | options
-        return _fitted(build(model, options), named, path, model, options, say)
-    fits = _fitting(spellings[-1], options)
-    if not fits:
-        for prefix, part in below(state).items():
-            found = _fitting(part, options)
-            fits += found
-            if found:
-                say(_taken(path, prefix, state, part))
-    if len(fits) != 1:
-        what = (
-            f"{len(fits)} registered models fit ({', '.join(name for name, _, _ in fits)})"
-            if fits
-            else "no registered model fits"
-        )
-        raise ValueError(
-            f"{path}: {what}. Pass --model NAME, --model path/to/file.py:function or "
-            "--model package.module:function."
-        )
-    name, options, bare = fits[0]
-    say(f"{path.name}: loaded as {name} with {spelled(options)}, the only model that fits.")
-    return _fitted(build(name, options), [bare], path, name, options, say)
-
-
-def _fitting(
-    state: dict[str, Tensor], options: dict[str, Any]
-) -> list[tuple[str, dict[str, Any], dict[str, Tensor]]]:
-    """(model, its options, state dict in its names) of all registered models that it fits."""
-    fits = []
-    for family in _families():
-        bare = _spelled_by(family, state)
-        asked = _options_of(family, bare) | options
-        plausible = family.candidates(bare) if family.candidates else family.builders
-        fits += [(name, asked, bare) for name in plausible if _fits(name, asked, bare)]
-    return fits
-
-
-def _taken(path: Path, prefix: str, state: Mapping[str, Tensor], part: Mapping[str, Tensor]) -> str:
-    left = len(state) - len(part)
-    others = f"; {left} other entries were left out" if left else ""
-    return f"{path.name}: took the entries under {one_line(prefix)}, which alone fit{others}."
-
-
-def _families() -> list[Family]:
-    """All families, and one more for models that were registered without a family."""
-    known = {name for family in FAMILIES for name in family.builders}
-    others = {name: builder for name, builder in MODELS.items() if name not in known}
-    return [*FAMILIES, *([Family(others)] if others else [])]
-
-
-def _spelled_by(family: Family, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict with its keys renamed to the names that the family uses."""
-    return {family.canonical_key(key): value for key, value in state.items()}
-
-
-def _options_of(family: Family, state: Mapping[str, Tensor]) -> dict[str, Any]:
-    return family.options_from({key: tuple(value.shape) for key, value in state.items()}) or {}
-
-
-def _fits(name: str, options: Mapping[str, Any], state: Mapping[str, Tensor]) -> bool:
-    try:
-        return not differences(outline(name, options), state)
-    except ValueError:  # a builder that does not take these options
-        return False
-
-
-def _fitted(
-    network: nn.Module,
-    spellings: list[dict[str, Tensor]],
-    path: Path,
-    model: str,
-    options: dict[str, Any],
-    say: Callable[[str], None],
-) -> Checkpoint:
-    needed = network.state_dict()
-    misfits = [differences(needed, spelling) for spelling in spellings]
-    best = min(range(len(spellings)), key=lambda i: len(misfits[i]))
-    state = spellings[best]
-    if misfits[best] and (translated := _by_load_hooks(network, spellings)):
-        return Checkpoint(translated, model, options, classes=_classes(network))
-    if misfits[best]:
-        parts = {
-            prefix: part
-            for prefix, part in below(spellings[0]).items()
-            if not differences(needed, part)
-        }
-        if len(parts) != 1:
-            names = one_line(", ".join(list(state)[:3]))
-            raise ValueError(
-                f"{path}: {model} {told_of(misfits[best])} The file's own names begin with {names}."
-            )
-        ((prefix, state),) = parts.items()
-        say(_taken(path, prefix, spellings[0], state))
-    return Checkpoint(state, model, options, classes=_classes(network))
-
-
-def _classes(network: nn.Module) -> int:
-    outputs = [m for m in network.modules() if isinstance(m, nn.Linear)]
-    return outputs[-1].out_features if outputs else 0
-
-
-def _by_load_hooks(
-    network: nn.Module, spellings: list[dict[str, Tensor]]
-) -> dict[str, Tensor] | None:
-    """The state dict that the network's own load hooks make of a file's, if they take it whole.
-
-    Torch's weight normalisation reads the names of its predecessor so, and a module may read those
-    of its earlier versions.
-    """
-    for spelling in spellings:
-        try:
-            network.load_state_dict(renamed(network.state_dict(), spelling))
-        except Exception:  # hooks are the user's own and may raise anything
-            continue
-        return {name: value.detach() for name, value in network.state_dict().items()}
-    return None

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from checkpoints.imported import imported
-from checkpoints.reader import FORMAT, reason
+from checkpoints.reader import FORMAT, one_line, reason
 from checkpoints.registry import MODELS
 from checkpoints.state_dict import differences, told_of, with_counters
 from checkpoints.whole_file import whole
@@ -68,9 +68,10 @@ class Checkpoint:
             ValueError: names or shapes do not fit; the message lists the first of them.
         """
         # Its shapes first: the options of a file do not decide how much memory is taken.
-        misfits = differences(outline(self.model, self.options), self.state_dict)
+        misfits = differences(tensors(outline(self.model, self.options)), self.state_dict)
         if misfits:
-            raise ValueError(f"{self.file or 'checkpoint'}: {self.model} {told_of(misfits)}")
+            model = one_line(self.model, 60)
+            raise ValueError(f"{self.file or 'checkpoint'}: {model} {told_of(misfits)}")
         network = build(self.model, self.options)
         network.load_state_dict(with_counters(network, self.state_dict))
         return network.eval()
@@ -114,7 +115,8 @@ def build(model: str, options: Mapping[str, Any]) -> nn.Module:
         network = builder(**options)
     except Exception as error:  # the builder may be the user's own and raise anything
         raise ValueError(
-            f"{model} cannot be built with {spelled(options) or 'no options'}: {reason(error)}"
+            f"{one_line(model, 40)} cannot be built with "
+            f"{one_line(spelled(options), 60) or 'no options'}: {reason(error)}"
         ) from error
     if not isinstance(network, nn.Module):
         found = type(network).__name__
@@ -122,8 +124,8 @@ def build(model: str, options: Mapping[str, Any]) -> nn.Module:
     return network
 
 
-def outline(model: str, options: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The names and shapes of a network's tensors, without the memory of their values.
+def outline(model: str, options: Mapping[str, Any]) -> nn.Module:
+    """A network without the memory of its values, on the meta device.
 
     Code outside this package, which may not be made for that, is built as it is.
 
@@ -131,9 +133,15 @@ def outline(model: str, options: Mapping[str, Any]) -> dict[str, Tensor]:
         ValueError: see `build`.
     """
     if model not in MODELS:
-        return build(model, options).state_dict()
+        return build(model, options)
     with torch.device("meta"):
-        return build(model, options).state_dict()
+        return build(model, options)
+
+
+def tensors(network: nn.Module) -> dict[str, Tensor]:
+    """A network's parameters and buffers by name, without what else its state dict may hold."""
+    state = network.state_dict()
+    return {name: value for name, value in state.items() if isinstance(value, Tensor)}
 
 
 def save(checkpoint: Checkpoint, path: Path, *, half: bool = False) -> None:
@@ -169,7 +177,6 @@ def save(checkpoint: Checkpoint, path: Path, *, half: bool = False) -> None:
         raise ValueError(
             f"{path} cannot be written: {error}. Expected numbers, strings, lists and dicts."
         ) from error
-
     about = json.loads(description)
     about[DIGEST] = digest(about, state)
     path.parent.mkdir(parents=True, exist_ok=True)

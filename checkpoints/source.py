@@ -140,6 +140,7 @@ class Source:
         normalization = Normalization(*_for_channels(checkpoint.mean, checkpoint.std, images))
         provenance = _provenance(checkpoint, normalization, images.take(measured))
         provenance["source"] = self._record()
+        _check_shape(checkpoint, images)
         calibrating: Tensors = {}
         pool: Images | None = None
         if self.batch_norm == "recompute":
@@ -211,9 +212,9 @@ class Source:
             )
         if self.data is None and ":" in checkpoint.data:
             raise ValueError(
-                f"{self.ckpt} was trained on {one_line(checkpoint.data)}, which lies outside this "
-                "package. A checkpoint never decides what is opened or run: pass it as --data if "
-                "you trust it."
+                f"{self.ckpt} was trained on {one_line(checkpoint.data, 40)}, which lies outside "
+                "this package. A checkpoint never decides what is opened or run: pass it as --data "
+                "if you trust it."
             )
         return checkpoint
 
@@ -390,9 +391,8 @@ def _provenance(source: Checkpoint, normalization: Normalization, images: Images
     }
 
 
-def _check(problem: Problem, source: Checkpoint, images: Images) -> None:
-    """Try a forward pass of two images, to report what does not fit in one line."""
-    first = {name: value[:2] for name, value in problem.inputs.items()}
+def _check_shape(source: Checkpoint, images: Images) -> None:
+    """Refuse images of another shape before they take memory as floats or pass the network."""
     shape = tuple(images.pixels.shape[1:])
     fixed = slice(-1 if images.sequences else None)  # a sequence may have any length
     if source.input_shape and shape[fixed] != source.input_shape[fixed]:
@@ -400,6 +400,12 @@ def _check(problem: Problem, source: Checkpoint, images: Images) -> None:
             f"{source.file} was trained on images of shape {source.input_shape}, {images.name} has "
             f"{shape}. Pass other --data, or --size for a folder."
         )
+
+
+def _check(problem: Problem, source: Checkpoint, images: Images) -> None:
+    """Try a forward pass of two images, to report what does not fit in one line."""
+    first = {name: value[:2] for name, value in problem.inputs.items()}
+    shape = tuple(images.pixels.shape[1:])
     try:
         with torch.inference_mode():
             outputs = problem.outputs(problem.model, first)

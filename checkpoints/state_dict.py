@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from checkpoints.reader import one_line
+from checkpoints.reader import listed, one_line
 
 # Prefixes of wrapped keys: DataParallel, torch.compile, and the usual Lightning attributes.
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
 # Entries under which training checkpoints store the network's state dict.
 ENTRIES = ("state_dict", "model", "net", "model_state_dict")
+LEVELS = 6  # of entries within entries that are looked through
+# Of weight and spectral normalisation: how `torch.nn.utils` ends a parameter's name, and what
+# `torch.nn.utils.parametrizations` calls the same.
+GENERATIONS = (
+    ("_g", "original0"),
+    ("_v", "original1"),
+    ("_orig", "original"),
+    ("_u", "0._u"),
+    ("_v", "0._v"),
+)
+COUNTER = "num_batches_tracked"
 DEPTH = 3  # components of a prefix that is taken off
 
 
@@ -37,45 +49,77 @@ def state_dict_in(
     Args:
         content: of the file.
         path: its name, for messages.
-        weights: the entry to take; by default the first of `ENTRIES` that is there.
+        weights: the entry to take, with dots between entries within entries, or the prefix of the
+            names to take; by default the first of `ENTRIES` that is there.
         say: is handed a line where another entry holds weights of the same network.
 
     Raises:
         ValueError: there is no state dict, or there are several and none has a usual name.
     """
-    found = {
-        str(key): tensors
-        for key, value in content.items()
-        if isinstance(value, Mapping) and (tensors := tensors_of(value))
-    }
+    levels = list(_states_in(content))
+    found = {name: state for level in levels for name, state in level.items()}
     if weights is not None:
-        if weights not in found:
-            there = one_line(", ".join(found)) or "none"
-            raise ValueError(
-                f"--weights {weights}: {path} has no such state dict (it has {there})."
-            )
-        return found[weights]
+        return _named(weights, found, path)
+    top = found.pop("", {})
+    nearest = next(filter(None, levels[1:2] if top else levels[1:]), {})
     for key in ENTRIES:
-        if key in found:
-            others = [name for name in found if name != key and _alike(found[name], found[key])]
+        taken = next((name for name in nearest if name.rpartition(".")[2] == key), None)
+        if taken is not None:
+            state = nearest[taken]
+            others = [name for name in found if name != taken and _alike(found[name], state)]
             if others:
                 say(
-                    f"{path.name}: took {key}; there is also {one_line(', '.join(others))} "
-                    f"(--weights {one_line(others[0])} takes it)."
+                    f"{path.name}: took {one_line(taken, 40)}; there is also {listed(others, 40)} "
+                    f"(--weights {one_line(others[0], 40)} takes it)."
                 )
-            return found[key]
-    tensors = tensors_of(content)
-    if any(value.ndim for value in tensors.values()):  # not only a loss or an accuracy
-        return tensors
-    if len(found) == 1:
-        return next(iter(found.values()))
-    names = one_line(", ".join(found or map(str, content)))
-    first = next(iter(found), "")
-    if found:
+            return state
+    real = any(value.ndim and value.is_floating_point() for value in top.values())
+    if top and (real or not nearest):  # not the state of a random generator alone
+        return top
+    if len(nearest) == 1:
+        return next(iter(nearest.values()))
+    if nearest:
         raise ValueError(
-            f"{path} holds several state dicts, {names}. Say which: --weights {one_line(first)}."
+            f"{path} holds several state dicts, {listed(nearest, 60)}. "
+            f"Say which: --weights {one_line(next(iter(nearest)), 40)}."
         )
-    raise ValueError(f"{path} contains no state dict; its entries: {names or 'none'}.")
+    names = listed(map(str, content), 60) or "none"
+    raise ValueError(f"{path} contains no state dict; its entries: {names}.")
+
+
+def _named(weights: str, found: Mapping[str, dict[str, Tensor]], path: Path) -> dict[str, Tensor]:
+    """The entry called `weights`, or what has that prefix in the first entry where there is one."""
+    prefix = weights + "."
+    parts = (
+        {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+        for state in found.values()
+    )
+    state = found.get(weights) or next(filter(None, parts), None)
+    if state is None:
+        there = listed(name for name in found if name) or "none"
+        raise ValueError(f"--weights {weights}: {path} has no such state dict (it has {there}).")
+    return state
+
+
+def _states_in(content: Mapping[str, Any]) -> Iterator[dict[str, dict[str, Tensor]]]:
+    """{entry: its tensors}, one level of entries within entries after another.
+
+    An entry is no state dict if it holds numbers alone, such as a loss.
+    """
+    level: dict[str, Any] = {"": content}
+    for _ in range(LEVELS):
+        states = {name: tensors_of(entry) for name, entry in level.items()}
+        yield {name: s for name, s in states.items() if any(v.ndim for v in s.values())}
+        level = {
+            f"{name}.{key}".lstrip("."): dict(enumerate(value)) if _is_list(value) else value
+            for name, entry in level.items()
+            for key, value in entry.items()
+            if isinstance(value, Mapping) or _is_list(value)
+        }
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list | tuple)
 
 
 def _alike(other: dict[str, Tensor], state: dict[str, Tensor]) -> bool:
@@ -109,24 +153,28 @@ def unwrapped(state: dict[str, Tensor]) -> list[dict[str, Tensor]]:
 
 
 def renamed(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """`state` with the older names of weight normalisation where those are expected."""
-    newer = {
-        "parametrizations.weight.original0": "weight_g",
-        "parametrizations.weight.original1": "weight_v",
-    }
-    found = {}
-    for key, value in state.items():
-        older = next((key.replace(n, o) for n, o in newer.items() if key.endswith(n)), key)
-        found[older if older in expected else key] = value
-    return found
+    """`state` with the names that torch gives to normalised weights in the expected generation."""
+    wanted = {other: key for key in expected for other in _other_generation(key)}
+    return {key if key in expected else wanted.get(key, key): v for key, v in state.items()}
+
+
+def _other_generation(key: str) -> Iterator[str]:
+    """What `torch.nn.utils` calls a tensor of `parametrizations`, and the other way round."""
+    head, dot, name = key.rpartition(".")
+    newer = re.fullmatch(r"(.*\.)?parametrizations\.(\w+)\.(.+)", key)
+    for older, tail in GENERATIONS:
+        if newer and newer[3] == tail:
+            yield f"{newer[1] or ''}{newer[2]}{older}"
+        elif name.endswith(older):
+            yield f"{head}{dot}parametrizations.{name.removesuffix(older)}.{tail}"
 
 
 def differences(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
     """One phrase per name or shape in which a file's `state` differs from a model's `expected`."""
     phrases = [
-        f"{key} is {tuple(state[key].shape)} in the file and {tuple(value.shape)} in the model"
+        f"{key} is {_shape(state[key])} in the file and {_shape(value)} in the model"
         for key, value in expected.items()
-        if key in state and state[key].shape != value.shape
+        if key in state and _shape(state[key]) != _shape(value)
     ]
     phrases += [
         f"{key} is {state[key].dtype} in the file and {value.dtype} in the model"
@@ -136,19 +184,26 @@ def differences(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> 
     phrases += [
         f"{key} is not in the file"
         for key in expected
-        if key not in state and not key.endswith("num_batches_tracked")
+        if key not in state and not key.endswith(COUNTER)
     ]
     return phrases + [f"{key} is not in the model" for key in state if key not in expected]
 
 
+def _shape(value: Tensor) -> tuple[int, ...] | str:
+    """A tensor's shape; a nested tensor has none."""
+    return "nested" if value.is_nested else tuple(value.shape)
+
+
 def told_of(misfits: list[str]) -> str:
-    """The first three `differences` and their number, for an error message."""
-    more = f"; and {len(misfits) - 3} more" if len(misfits) > 3 else ""
-    first = one_line("; ".join(misfits[:3]))
-    return f"does not fit the file: {first}{more} ({len(misfits)} in all)."
+    """The first `differences` and their number, for an error message."""
+    return f"does not fit the file: {listed(misfits, 75, '; ')} ({len(misfits)} in all)."
 
 
-def with_counters(network: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """`state` plus the batch counters that files written before torch 0.4.1 lack."""
-    counters = {k: v for k, v in network.state_dict().items() if k.endswith("num_batches_tracked")}
-    return counters | dict(state)
+def with_counters(network: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """`state` plus what a file need not hold: batch counters, and entries that are no tensors.
+
+    Files written before torch 0.4.1 lack the counters.
+    """
+    own = network.state_dict().items()
+    optional = {k: v for k, v in own if not isinstance(v, Tensor) or k.endswith(COUNTER)}
+    return optional | dict(state)

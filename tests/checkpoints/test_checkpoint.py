@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from checkpoints import loading, reader
+from checkpoints import fitting, loading, reader
 from checkpoints.checkpoint import Checkpoint, build, find, save
 from checkpoints.loading import load, load_end
 from checkpoints.models.resnet import FAMILY, ResNet
@@ -564,7 +564,7 @@ def test_a_builder_must_return_a_module(own_code: Path) -> None:
     )
 
 
-def test_misfits_are_counted_and_the_first_three_named(tmp_path: Path) -> None:
+def test_misfits_are_counted_and_the_first_named(tmp_path: Path) -> None:
     state = network().state_dict()
     state["conv1.weight"] = torch.zeros(4, 1, 5, 5)
     state["extra\nline"] = torch.zeros(3)
@@ -573,13 +573,12 @@ def test_misfits_are_counted_and_the_first_three_named(tmp_path: Path) -> None:
     line = refusal(lambda: load(tmp_path / "net.pth", model="resnet8"))
     assert line == (
         f"{tmp_path / 'net.pth'}: resnet8 does not fit the file: conv1.weight is (4, 1, 5, 5) in "
-        "the file and (4, 1, 3, 3) in the model; bn1.weight is not in the file; fc.bias is not in "
-        "the file; and 1 more (4 in all). The file's own names begin with conv1.weight, bn1.bias, "
-        "bn1.running_mean."
+        "the file and (4, 1, 3, 3) in the model; and 3 more (4 in all). It has conv1.weight, "
+        "bn1.bias, bn1.running_mean, and 51 more."
     )
     del state["bn1.running_var"], state["bn1.running_mean"], state["bn1.bias"]
     save(example(state_dict=state), tmp_path / "own.pt")
-    assert "and 4 more (7 in all)" in refusal(load(tmp_path / "own.pt").network)
+    assert "and 6 more (7 in all)" in refusal(load(tmp_path / "own.pt").network)
 
 
 def test_a_file_that_fits_no_model_asks_for_one(tmp_path: Path) -> None:
@@ -602,7 +601,7 @@ def test_a_file_that_fits_several_models_asks_which(
         return nn.Linear(2, 2)
 
     alike = replace(FAMILY, builders={"other8": other}, candidates=None)
-    monkeypatch.setattr(loading, "FAMILIES", [FAMILY, alike])
+    monkeypatch.setattr(fitting, "FAMILIES", [FAMILY, alike])
     monkeypatch.setitem(MODELS, "other8", other)
     monkeypatch.setitem(MODELS, "takes-no-options", strict)
     torch.save(prefixed(prefix, network().state_dict()), tmp_path / "net.pth")
@@ -695,9 +694,11 @@ def test_two_parts_that_both_fit_are_refused(tmp_path: Path) -> None:
     both = {**prefixed("student.", state), **prefixed("teacher.", network(seed=5).state_dict())}
     torch.save(both, tmp_path / "net.pt")
     line = refusal(lambda: load(tmp_path / "net.pt", model="resnet8"))
-    assert "does not fit" in line
-    assert "The file's own names begin with student." in line
-    assert "2 registered models fit" in refusal(lambda: load(tmp_path / "net.pt"))
+    assert "the entries under student., teacher. fit alike" in line
+    assert "Say which: --weights student." in line
+    assert refusal(lambda: load(tmp_path / "net.pt")) == line
+    found = load(tmp_path / "net.pt", weights="teacher").state_dict
+    assert found["fc.bias"].equal(network(seed=5).state_dict()["fc.bias"])
 
 
 @pytest.mark.parametrize(
@@ -789,12 +790,9 @@ def test_a_whole_pickled_network_is_refused_with_its_classes(tmp_path: Path) -> 
     saved_in(tmp_path / "net.pth", network(), "zip")
     line = refusal(lambda: load(tmp_path / "net.pth"))
     assert (
-        "asks for more than tensors: checkpoints.hooks.Exposed, checkpoints.models.merge.Add, "
-        "checkpoints.models.resnet.Block, checkpoints.models.resnet.ResNet, "
-        "torch.nn.modules.batchnorm.BatchNorm2d, and 5 more. It was not loaded"
+        "holds a whole pickled module (checkpoints.hooks.Exposed, and 9 more), and loading one "
+        "runs code. Save its state_dict() alone."
     ) in line
-    assert len(line) < 500 + len(str(tmp_path))
-    assert "Save model.state_dict() alone" in line
 
 
 def test_a_global_with_a_line_break_in_its_name_is_told_in_one_line(tmp_path: Path) -> None:
@@ -821,14 +819,14 @@ def test_a_truncated_pickle_is_refused_wherever_it_ends(
     for cut in cuts | {len(whole) - back for back in (1, 2, 10, 100, 1000)}:
         (tmp_path / "cut.pth").write_bytes(whole[:cut])
         line = refusal(lambda: load(tmp_path / "cut.pth"))
-        assert "cut.pth is not a checkpoint, or damaged, or a pickle that could run code (" in line
+        wanted = "is not a checkpoint, or damaged, or a pickle that could run code ("
+        assert f"cut.pth {wanted if cut else 'is empty'}" in line
 
 
 def test_damaged_safetensors_are_refused(tmp_path: Path) -> None:
     save(example(), tmp_path / "net.safetensors")
     whole = (tmp_path / "net.safetensors").read_bytes()
     damaged = {
-        "empty": b"",
         "length": b"\xff" * 8 + whole[8:],
         "header": whole[:20] + b"}{" + whole[22:],
         "cut in the header": whole[:100],
@@ -846,15 +844,14 @@ def test_damaged_safetensors_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "content",
     [
-        b"",
         b"hello\nworld\n",
-        b'{"weights": 3}\n',
+        b'{"weights: 3}\n',
         b"connect\nto\nthis\n",
         b"PK\x03\x04" + bytes(100),
         bytes(100),
         b"\x80\x02" + bytes(range(256)),
     ],
-    ids=("empty", "text", "JSON", "like an opcode", "zip", "zeros", "bytes"),
+    ids=("text", "JSON", "like an opcode", "zip", "zeros", "bytes"),
 )
 def test_what_is_no_checkpoint_is_refused(tmp_path: Path, suffix: str, content: bytes) -> None:
     (tmp_path / f"net{suffix}").write_bytes(content)

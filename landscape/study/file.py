@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from analysis import upgrade
 from analysis.study import CHECKPOINT, Arm, Endpoint, check_endpoints, check_roles
 from checkpoints import checkpoint
 from checkpoints.options import LARGEST_SEED, as_arguments, built, checked
@@ -140,7 +141,7 @@ def _loaded(path: Path, above: tuple[Path, ...] = ()) -> tuple[dict[str, Any], b
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is no TOML file: {error}.") from error
     if "base" not in own:
-        return own, text
+        return upgrade.tables(own), text
     chain = (*above, path.resolve())
     try:
         name = checked(own, "the file", SHAPE | {"base": str}).pop("base")
@@ -153,7 +154,7 @@ def _loaded(path: Path, above: tuple[Path, ...] = ()) -> tuple[dict[str, Any], b
     base, below = _loaded(file, chain)
     _checked_study(base, file)
     try:
-        return _over(base, own), text + below
+        return upgrade.tables(_over(base, own)), text + below
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 

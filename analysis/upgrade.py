@@ -30,14 +30,24 @@ UNITS = {"L2 distance a filter": "L2 distance per filter"}
 BETWEEN_NETWORKS = {"part": "batch_norm_statistics"}  # an interpolation with `to`
 
 
+# {probe: {option: {name of a value in an earlier version: its name now}}}, in any schema. `filter`
+# was the Hessian's word for what moves biases too, which the surface's `filter` does not.
+VALUES = {"hessian": {"scale": {"filter": "relative"}}}
+
+
 def result(stored: xr.Dataset) -> xr.Dataset:
     """A result of any known schema in the current one; of the current one as it is.
 
     What the earlier schema did not store, such as `index`, is left out.
     """
+    probe, spec = str(stored.attrs["probe"]), json.loads(stored.attrs["spec"])
+    if (today := options(probe, spec)) != spec:
+        encoding = dict(stored.encoding)
+        stored = stored.assign_attrs(spec=json.dumps(today))
+        stored.encoding = encoding
     if stored.attrs["schema_version"] == SCHEMA_VERSION:
         return stored
-    names = renamed(str(stored.attrs["probe"]), json.loads(stored.attrs["spec"]))
+    names = renamed(probe, spec)
     found = stored.rename({old: new for old, new in names.items() if old in stored.variables})
     for name in list(found.variables):
         if "flag_meanings" in found[name].attrs:
@@ -56,6 +66,30 @@ def renamed(probe: str, spec: Mapping[str, Any]) -> dict[str, str]:
     return BETWEEN_NETWORKS if between_networks else RENAMED.get(probe, {})
 
 
+def options(probe: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """A probe's options with the current names of their values."""
+    renamed_values = VALUES.get(probe, {})
+    return {
+        name: renamed_values.get(name, {}).get(value, value) if isinstance(value, str) else value
+        for name, value in given.items()
+    }
+
+
+def tables(study: Mapping[str, Any]) -> dict[str, Any]:
+    """The tables of a study file, with the current names of its probes' options.
+
+    Tables of another shape stay as they are, for the checks that refuse them.
+    """
+    probes = study.get("probes")
+    if not isinstance(probes, Mapping):
+        return dict(study)
+    upgraded = {
+        label: options(str(table.get("probe")), table) if isinstance(table, Mapping) else table
+        for label, table in probes.items()
+    }
+    return {**study, "probes": upgraded}
+
+
 def selection(probe: str, spec: Mapping[str, Any], select: Mapping[str, Any]) -> dict[str, Any]:
     """An endpoint's `select` in current names."""
     names = renamed(probe, spec)
@@ -64,20 +98,22 @@ def selection(probe: str, spec: Mapping[str, Any], select: Mapping[str, Any]) ->
 
 def study(content: Mapping[str, Any]) -> dict[str, Any]:
     """What a `study.json` holds, in the current schema."""
+    if isinstance(content.get("study"), Mapping):
+        content = {**content, "study": tables(content["study"])}
     if content.get("schema_version") != 1:
         return dict(content)
-    tables = content["study"]
-    probes = tables["probes"]
+    table = content["study"]
+    probes = table["probes"]
     endpoints = [
         {**row, "select": selection(probes[row["probe"]]["probe"], probes[row["probe"]], selected)}
         if (selected := row.get("select")) and row.get("probe") in probes
         else row
-        for row in tables["endpoints"]
+        for row in table["endpoints"]
     ]
     return {
         **content,
         "schema_version": SCHEMA_VERSION,
-        "study": {**tables, "endpoints": endpoints},
+        "study": {**table, "endpoints": endpoints},
     }
 
 

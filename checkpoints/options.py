@@ -50,6 +50,7 @@ def option(
     above: float | None = None,
     most: float | None = None,
     below: float | None = None,
+    earlier: Mapping[str, str] = types.MappingProxyType({}),
 ) -> Any:
     """A dataclass field that is a flag on the command line.
 
@@ -63,6 +64,7 @@ def option(
         above: allowed are numbers above this.
         most: the largest number allowed.
         below: allowed are numbers below this.
+        earlier: {name of a value in an earlier version: its name now}; still taken.
     """
     bounds = {"at least": least, "above": above, "at most": most, "below": below}
     metadata = {
@@ -71,6 +73,7 @@ def option(
         "flag": flag,
         "group": group,
         "bounds": {words: bound for words, bound in bounds.items() if bound is not None},
+        "earlier": earlier,
     }
     if isinstance(default, type):
         return dataclasses.field(default_factory=default, metadata=metadata)
@@ -100,7 +103,7 @@ def spec(cls: type[D]) -> type[D]:
     def convert(self: Any) -> None:
         annotations = typing.get_type_hints(type(self))
         for field in fields(self):
-            value, annotation = getattr(self, field.name), annotations[field.name]
+            value, annotation = _today(getattr(self, field.name), field), annotations[field.name]
             bounds = field.metadata.get("bounds", {})
             found = [each for each in _converted(value, annotation) if _within(each, bounds)]
             if not found:
@@ -241,6 +244,12 @@ def key_value(text: str) -> tuple[str, Any]:
         return name, {"True": True, "False": False, "None": None}.get(value, value)
 
 
+def _today(value: Any, field: dataclasses.Field[Any]) -> Any:
+    """A value that had another name in an earlier version, by its name now."""
+    earlier = field.metadata.get("earlier", {})
+    return earlier.get(value, value) if isinstance(value, str) else value
+
+
 def _argument(annotation: Any, default: Any, metadata: Mapping[str, Any]) -> dict[str, Any]:
     text = metadata["help"]
     if all(default is not none for none in (None, False, (), "", dataclasses.MISSING)):
@@ -260,7 +269,9 @@ def _argument(annotation: Any, default: Any, metadata: Mapping[str, Any]) -> dic
         return {"action": "append", "type": key_value, "metavar": metavar, "help": text}
     if typing.get_origin(annotation) is Literal:
         choices = typing.get_args(annotation)
-        return {"choices": choices, "type": type(choices[0]), "help": text}
+        earlier = metadata.get("earlier", {})
+        word = partial(_word, earlier) if earlier else type(choices[0])
+        return {"choices": choices, "type": word, "help": text}
     if typing.get_origin(annotation) is tuple:
         kind, *others = typing.get_args(annotation)
         metavar = _metavar(kind, metadata)
@@ -275,6 +286,10 @@ def _argument(annotation: Any, default: Any, metadata: Mapping[str, Any]) -> dic
         metavars = tuple(metavar.split()) if " " in metavar else metavar
         return {"nargs": 1 + len(others), "type": kind, "metavar": metavars, "help": text}
     return {"type": annotation, "metavar": _metavar(annotation, metadata), "help": text}
+
+
+def _word(earlier: Mapping[str, str], text: str) -> str:
+    return earlier.get(text, text)
 
 
 def _one_of(kinds: tuple[Any, ...], text: str) -> Any:

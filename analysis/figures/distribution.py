@@ -45,9 +45,14 @@ def few_ticks(axis: Axis, low: float, high: float) -> None:
 
 
 def tick_text(value: float, position: object = None) -> str:
-    """A round number of either sign, as a power of ten where it is long."""
+    """A number of either sign to three digits, with a power of ten where it is long."""
     del position  # matplotlib hands it to every tick formatter
     size = abs(value)
-    short = size == 0 or 0.01 <= size < 1000
-    text = f"{size:g}" if short else f"$10^{{{np.log10(size):.0f}}}$"
+    if size == 0 or 0.01 <= size < 1000 or not np.isfinite(size):
+        text = f"{size:g}"
+    else:
+        digits, exponent = f"{size:.2e}".split("e")
+        power = rf"10^{{{int(exponent)}}}"
+        short = f"{float(digits):g}"
+        text = f"${power}$" if short == "1" else rf"${short}\times{power}$"
     return f"\N{MINUS SIGN}{text}" if value < 0 else text

@@ -281,7 +281,7 @@ def _parameters(result: xr.Dataset) -> int:
 def _axis_label(result: xr.Dataset, variable: str) -> str:
     spec = results.spec(result)
     units = results.units(result[variable])
-    scaled = ", scaled by filters" if spec.get("scale") == "filter" else ""
+    scaled = ", relative to the weights" if spec.get("scale") == "relative" else ""
     return f"eigenvalue of the {MATRICES[spec.get('matrix', 'hessian')]}{scaled} ({units})"
 
 

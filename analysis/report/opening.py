@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -108,7 +109,7 @@ def outcome(evaluation: Evaluation) -> str:
     predicts = {endpoint.name: endpoint.predicts for endpoint in evaluation.endpoints}
     primary = evaluation.primary()
     ways = Counter(_way(verdict, predicts[verdict.endpoint]) for verdict in primary)
-    every = "The" if len(primary) == 1 else f"All {spelled(len(primary))}"
+    every = _every(len(primary)).capitalize()
     noun = f"primary endpoint{'s' * (len(primary) != 1)}"
     if len(ways) == 1:
         (way,) = ways
@@ -118,6 +119,7 @@ def outcome(evaluation: Evaluation) -> str:
         points = f"Of the {spelled(len(primary))} {noun}, {listed(_pointing(of, ways))}."
     words = Counter(verdict.verdict for verdict in primary)
     said = [_verdict(words[word], len(primary), word) for word in _SAID if words[word]]
+    said[1:] = [re.sub(r" claims?( is| are)?\b", "", text) for text in said[1:]]  # said once
     return f"{points} {listed(said).capitalize()}."
 
 
@@ -136,7 +138,11 @@ def _verdict(count: int, total: int, word: Word) -> str:
     said = _SAID[word].format(is_are="is" if one else "are", has_have="has" if one else "have")
     if count < total:
         return f"{spelled(count)} claim{'s' * (not one)} {said}"
-    return f"the claim {said}" if one else f"all {spelled(count)} claims {said}"
+    return f"{_every(count)} claim{'s' * (not one)} {said}"
+
+
+def _every(count: int) -> str:
+    return {1: "the", 2: "both"}.get(count, f"all {spelled(count)}")
 
 
 def _claim(treatment: Arm, baseline: Arm, study: Study, evaluation: Evaluation) -> str:

@@ -21,7 +21,7 @@ from landscape.core.plan import Cell, Plan, Values
 from landscape.core.spaces import Weights
 from landscape.core.variables import Coordinate, Variable, Variables, numbered
 from landscape.hessian import lanczos, quadrature, trace, verify
-from landscape.hessian.operator import Curvature, filter_scale
+from landscape.hessian.operator import Curvature, relative_scale
 from landscape.hessian.spec import Decided, Spec
 from landscape.hessian.variables import eigenpair_variables, stream_seed, tell
 
@@ -60,7 +60,7 @@ class _Measurement:
             }
             asked = sum(products[part] for part in spec.parts)
             keep = asked * len(list(space.parts())) >= WORTH_TRACING
-        scale = filter_scale(space.origin) if spec.scale == "filter" else None
+        scale = relative_scale(space.origin) if spec.scale == "relative" else None
         return Curvature(space, spec.matrix, names=self.names, scale=scale, keep=keep)
 
     @cached_property
@@ -199,7 +199,7 @@ def plan(problem: Problem, spec: Spec) -> Plan:
     run = store.identity("hessian", asdict(stored), provenance)
     measured = _Measurement(space, names, spec, rows, run)
     parts, top, steps = spec.parts, spec.top, spec.steps
-    unit = "nat" if spec.scale == "filter" else "nat / weight^2"
+    unit = "nat" if spec.scale == "relative" else "nat / weight^2"
     variables: Variables = {}
     coords = {"measurement": Coordinate(measured.cells, "part of the measurement")}
     if "eigenpairs" in parts:

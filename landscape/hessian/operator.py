@@ -331,7 +331,7 @@ def free_memory(device: torch.device) -> int:
     return 1024 * free[0] if free else 2**31
 
 
-def filter_scale(origin: Tensors) -> Tensors:
+def relative_scale(origin: Tensors) -> Tensors:
     """For every tensor the norms of its slices along the first axis, shaped to broadcast.
 
     As `scale` of `Curvature`: a step of 1 moves each filter by its own norm, and each bias and

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, TypeAlias, get_args
 
+from analysis import upgrade
 from checkpoints import options
 from checkpoints.options import option, seed_option
 
@@ -29,10 +30,11 @@ class Spec:
         "only the parameters whose names match one of these patterns, such as 'layer3.*'",
         "PATTERN",
     )
-    scale: Literal["none", "filter"] = option(
+    scale: Literal["none", "relative"] = option(
         "none",
-        "filter: in coordinates in which a step of 1 moves each filter by its own norm, so that "
-        "rescalings that cancel change nothing",
+        "relative: in coordinates in which a step of 1 moves each filter by its own norm, and each "
+        "bias and norm parameter by its own size, so that rescalings that cancel change nothing",
+        earlier=upgrade.VALUES["hessian"]["scale"],
     )
     parts: tuple[Part, ...] | None = option(
         None, f"which of {', '.join(PARTS)} (default: all; in the inputs eigenpairs)", "PART"
@@ -85,7 +87,7 @@ class Spec:
                 flag
                 for flag, given in (
                     ("--layers", self.layers),
-                    ("--scale filter", self.scale != "none"),
+                    (f"--scale {self.scale}", self.scale != "none"),
                     (f"--matrix {self.matrix}", self.matrix != "hessian"),
                     (f"--parts {' '.join(parts)}", parts != ("eigenpairs",)),
                     ("--save-directions", self.save_directions),

@@ -13,6 +13,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from analysis import upgrade
 from analysis.contrasts import Design
 from analysis.study import (
     ARMS,
@@ -158,7 +159,7 @@ def _loaded(path: Path, above: tuple[Path, ...] = ()) -> tuple[dict[str, Any], b
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is no TOML file: {error}.") from error
     if "base" not in own:
-        return own, text
+        return upgrade.tables(own), text
     chain = (*above, path.resolve())
     try:
         name = checked(own, "the file", SHAPE | {"base": str}).pop("base")
@@ -171,7 +172,7 @@ def _loaded(path: Path, above: tuple[Path, ...] = ()) -> tuple[dict[str, Any], b
     base, below = _loaded(file, chain)
     _checked_study(base, file)
     try:
-        return _over(base, own), text + below
+        return upgrade.tables(_over(base, own)), text + below
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 

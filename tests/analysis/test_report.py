@@ -16,13 +16,22 @@ import pytest
 import xarray as xr
 
 from analysis import claims
-from analysis.report import numbers, plots, render
+from analysis.report import numbers, opening, plots, render
 from analysis.report.__main__ import main
-from analysis.report.blocks import Details, Figures, Heading, Items, Listing, Section, Text
+from analysis.report.blocks import (
+    Details,
+    Figures,
+    Glossary,
+    Heading,
+    Items,
+    Listing,
+    Section,
+    Text,
+)
 from analysis.report.effects import Row, effects
 from analysis.report.sections import Report, report
 from analysis.report.tables import Column, Table
-from analysis.study import CLAIMS
+from analysis.study import CLAIMS, Endpoint
 from tests.analysis.extents import faults
 from tests.analysis.planted import ARMS, EFFECT, planted
 
@@ -94,11 +103,12 @@ class Reader(HTMLParser):
             self.headings.append((tag, self._text))
 
 
-def test_verdict_table_comes_first_and_agrees_with_the_evaluation(folder, page):
+def test_verdict_table_agrees_with_the_evaluation(folder, page):
     evaluation = claims.evaluate(folder)
     reader = Reader(page)
-    (caption, (heading, *rows)), *_ = reader.tables.items()
-    assert caption == "What the seeds say of each claim: multiplicative against vanilla"
+    heading, *rows = reader.tables[
+        "What the seeds say of each claim: multiplicative against vanilla"
+    ]
     assert heading[:3] == ["claim", "verdict", "effect and 95 % interval"]
     assert len(rows) == len(evaluation.primary()) == 2
     for row, verdict in zip(rows, evaluation.primary(), strict=True):
@@ -111,6 +121,95 @@ def test_verdict_table_comes_first_and_agrees_with_the_evaluation(folder, page):
         assert float(row[3]) == pytest.approx(verdict.p_holm, rel=0.05)  # two digits
         assert float(row[4]) == pytest.approx(verdict.p, rel=0.05)
         assert row[5] == str(verdict.seeds) == "8"
+
+
+def test_page_begins_with_the_claim_its_words_and_both_directions(page):
+    (caption, (heading, *rows)), *_ = Reader(page).tables.items()
+    first = html.unescape(page[page.index("<main>") : page.index("</table>")])
+    assert "compared with vanilla, multiplicative is smoother near real samples and" in first
+    terms = re.findall(r"<dt>(.*?)</dt>", first)
+    assert terms == ["vanilla", "multiplicative", "arm", "endpoint"]
+    assert "(resnet8, 8 networks)" in first
+    assert caption.startswith("multiplicative against vanilla")
+    assert heading[2:] == ["predicted", "measured, 95 % interval", "verdict"]
+    assert [row[2] for row in rows] == ["lower", "higher"]
+    near, generalises = (row[3].replace("\N{NO-BREAK SPACE}", " ") for row in rows)
+    assert re.fullmatch(r"lower: \N{MULTIPLICATION SIGN}0\.6\d+ \[0\.\d+, 0\.\d+\]", near)
+    assert generalises.startswith("the same: 0 [0, 0]")
+    assert "<nav" not in first and "<details" not in first
+
+
+def decided(effect: float, predicts: str, verdict: claims.Word, name: str) -> tuple:
+    endpoint = Endpoint("near", name, "x", "y", predicts, 0.1, "difference", primary=True)
+    row = claims.Verdict(
+        *("near", name, True, "treatment", "a", "b", verdict, effect),
+        *(effect - 0.1, effect + 0.1, 0.5, 0.5, 0.5, 8, 1),
+    )
+    return endpoint, row
+
+
+@pytest.mark.parametrize(
+    ("cases", "said"),
+    [
+        (
+            [(0.1, "lower", "undecided"), (-0.2, "higher", "undecided")],
+            "Both primary endpoints point the other way. Both claims are undecided.",
+        ),
+        ([(0.1, "higher", "supported")], "The primary endpoint points as the claim predicts."),
+        (
+            [
+                (0.1, "lower", "contradicted"),
+                (0.1, "higher", "supported"),
+                (float("nan"), "higher", "undecided"),
+                (0.0, "lower", "no relevant difference"),
+                (0.3, "higher", "undecided"),
+            ],
+            "Of the five primary endpoints, two point as the claim predicts, one the other way and "
+            "two neither way. One claim is supported, one contradicted, one has no relevant "
+            "difference and two undecided.",
+        ),
+    ],
+)
+def test_directions_and_verdicts_are_said_as_they_are(cases, said):
+    rows = [decided(*case, name=str(at)) for at, case in enumerate(cases)]
+    endpoints, verdicts = zip(*rows, strict=True)
+    evaluation = claims.Evaluation("t", endpoints, verdicts, (), ())
+    assert opening.outcome(evaluation).startswith(said)
+
+
+def test_what_the_study_file_says_of_an_arm_is_its_meaning(small):
+    for path in small.glob("*.h5"):  # nothing to draw: the test is quicker
+        path.unlink()
+    path = small / "study.json"
+    content = json.loads(path.read_text())
+    content["study"]["arms"][1]["about"] = "branches are <multiplied>"
+    path.write_text(json.dumps(content))
+    page = report(small).html()
+    assert "<dd>branches are &lt;multiplied&gt; (resnet8, 2 networks)</dd>" in page
+
+
+def test_captions_have_no_labels_of_the_study(made):
+    captions = [d.caption for section in made.sections for d in section.drawings]
+    assert len(captions) >= 4
+    for caption in captions:
+        assert not re.search(r"\bnear\b|seed \d|\.h5", caption)
+        assert caption.endswith(".")
+    assert any(c.startswith("Sensitivity around each real sample. The share") for c in captions)
+    assert any(c.startswith("Loss around the trained weights, on a random") for c in captions)
+
+
+def test_figures_call_networks_by_their_arms(made):
+    (alt,) = [d.alt for s in made.sections for d in s.drawings if d.name.endswith(".norms")]
+    assert "multiplicative, L2 norm of the loss gradient:" in alt
+
+
+def test_numbers_are_folded_and_verdicts_and_figures_are_not(made):
+    for section in made.sections:
+        whole = [block for block in section.blocks if not isinstance(block, Details)]
+        assert not [block for block in whole if isinstance(block, Table) and block.name]
+        folded = Section("", "", [b for b in section.blocks if isinstance(b, Details)])
+        assert not folded.drawings
+        assert folded.tables == section.tables
 
 
 def test_planted_effect_is_supported_and_the_same_accuracy_is_no_difference(made):
@@ -220,7 +319,7 @@ def test_plotly_is_there_once_and_only_for_surfaces_that_turn(made, page):
         for s in made.sections
     ]
     without = render.page(title="t", summary="s", footer="f", sections=still)
-    assert "<script" not in without
+    assert "plotly" not in without
     assert len(Reader(without).images) == len(Reader(page).images)
 
 
@@ -230,7 +329,15 @@ def test_every_block_escapes_its_texts(bowl, kind):
     (drawing, *_), _ = plots.drawings([bowl], "x", bad)
     cells = [["supported", "supported"]] if kind == "verdict" else [[bad, bad]]
     table = Table("t", bad, [Column(bad, kind), Column(bad, kind)], cells, [])
-    blocks = [Text(bad), Heading(bad), Items([bad]), Listing(bad), Figures([drawing]), table]
+    blocks = [
+        Text(bad),
+        Heading(bad),
+        Glossary([(bad, bad)]),
+        Items([bad]),
+        Listing(bad),
+        Figures([drawing]),
+        table,
+    ]
     section = Section("s", bad, [*blocks, Details(bad, blocks)])
     page = render.page(title=bad, summary=bad, footer=bad, sections=[section])
     assert "<b>" not in page
@@ -287,9 +394,8 @@ def test_page_is_made_without_results_and_shows_how_to_make_them(small, capsys):
         assert command.endswith(f"--out {file}")
     assert reader.tables["What the seeds say of each claim: multiplicative against vanilla"][1:]
     # The first seed that both arms have is drawn.
-    headings = [text for _, text in reader.headings]
-    assert "Figures of near, seed 1" in headings
-    assert "Figures of plane, seed 1" in headings
+    assert out.read_text().count("<summary>How this was measured; seed 1 is drawn</summary>") == 2
+    assert "5 results missing, damaged or incomplete." in out.read_text()
 
 
 def test_page_is_made_where_nothing_was_measured(small):

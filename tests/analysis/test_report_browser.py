@@ -160,6 +160,30 @@ def test_text_stands_out_from_its_ground(browser, page, scheme):
     assert 4.5 <= worst[0] < 21, worst[1]
 
 
+def test_a_phone_s_first_screen_has_claim_words_and_verdicts(browser, page):
+    browser.open(page, width=390)
+    ends = browser.run(
+        "['dl', '#verdicts > .scroll', 'nav'].map(s => document.querySelector(s)"
+        ".getBoundingClientRect().bottom)"
+    )
+    assert ends == sorted(ends)
+    assert ends[1] < 844  # pixels of the window
+
+
+def test_what_is_folded_is_printed(browser, page):
+    browser.open(page)
+    shown = "[...document.querySelectorAll('details')].map(d => d.offsetHeight > 60)"
+    assert not any(browser.run(shown))
+    browser.call("Emulation.setEmulatedMedia", media="print")  # by the style sheet alone
+    assert all(browser.run(shown))
+    browser.call("Emulation.setEmulatedMedia", media="")
+    opened = "[...document.querySelectorAll('details')].map(d => d.open)"
+    browser.run("dispatchEvent(new Event('beforeprint'))")
+    assert all(browser.run(opened))
+    browser.run("dispatchEvent(new Event('afterprint'))")
+    assert not any(browser.run(opened))
+
+
 def test_print_shows_still_surfaces_in_place_of_those_that_turn(browser, page):
     browser.open(page)
     shown = "[...document.querySelectorAll('.still, .surfaces')].map(e => e.offsetHeight > 0)"

@@ -11,6 +11,7 @@ from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 
 from analysis.figures import FIGURES, draw, fitting, save
+from analysis.figures.distribution import tick_text
 from analysis.figures.sensitivity import distribution, radius_curve
 
 RADII = np.array([0.001, 0.1, 1.0])
@@ -240,3 +241,23 @@ def test_noise_counts_only_the_examples_measured_and_tells_of_losses_not_finite(
     assert "1 not finite" in [text.get_text() for text in loss.texts]
     one = result.isel(example=[1])  # no standard error
     assert len(draw(one, kind="noise").axes) == 2
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (1000, "$10^{3}$"),
+        (2000, r"$2\times10^{3}$"),
+        (999.9999, "1000"),
+        (5e-3, r"$5\times10^{-3}$"),
+        (1e-3, "$10^{-3}$"),
+        (9.999e5, "$10^{6}$"),
+        (3162.27766, r"$3.16\times10^{3}$"),
+        (-2e4, "\N{MINUS SIGN}" + r"$2\times10^{4}$"),
+        (0.02, "0.02"),
+        (0.0, "0"),
+        (float("inf"), "inf"),
+    ],
+)
+def test_a_tick_reads_its_own_value_and_not_the_nearest_power_of_ten(value, text):
+    assert tick_text(value) == text

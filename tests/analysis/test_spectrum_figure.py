@@ -220,8 +220,10 @@ def test_eigenvalues_by_rank_tell_sign_residual_and_convergence():
 
 def test_other_matrices_are_named():
     ax = Figure().add_subplot()
-    spectrum(weights_result(matrix="gauss_newton", scale="filter"), ax)
-    assert ax.get_xlabel().startswith("eigenvalue of the Gauss-Newton matrix, scaled by filters")
+    spectrum(weights_result(matrix="gauss_newton", scale="relative"), ax)
+    assert ax.get_xlabel().startswith(
+        "eigenvalue of the Gauss-Newton matrix, relative to the weights"
+    )
 
 
 def test_input_curvature_is_the_distribution_over_examples():

@@ -81,3 +81,22 @@ def test_a_study_of_the_first_schema_selects_by_today_s_names(tmp_path: Path) ->
     )
     assert upgrade.study(upgrade.study(content)) == upgrade.study(content)
     assert {"end": "magnitude", "rank": 0} in new.values(), "an eigenpair keeps its rank"
+
+
+def test_the_hessian_s_scale_is_read_by_its_earlier_name() -> None:
+    path = shipped("scaled-curvature")
+    with h5py.File(path) as file:
+        assert json.loads(file.attrs["spec"])["scale"] == "filter"
+    found = results.load(path)
+    assert results.spec(found)["scale"] == "relative"
+    assert results.source(found) == path.name
+    again = upgrade.result(found)
+    assert again.attrs == found.attrs
+    assert study.read(SHIPPED).probes["scaled-curvature"]["scale"] == "relative"
+    normalised = upgrade.options("surface", {"normalize": "filter", "points": (3,)})
+    assert normalised == {"normalize": "filter", "points": (3,)}
+
+
+@pytest.mark.parametrize("tables", [{}, {"probes": 3}, {"probes": {"a": False, "b": {}}}])
+def test_study_tables_of_another_shape_are_left_to_the_checks(tables: dict) -> None:
+    assert upgrade.tables(tables) == tables

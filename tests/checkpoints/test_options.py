@@ -322,3 +322,15 @@ def test_a_source_says_what_it_expected(given: dict[str, Any], line: str) -> Non
     with pytest.raises(ValueError) as told:
         Source(**given)
     assert str(told.value) == line
+
+
+def test_a_value_of_an_earlier_version_is_taken_by_its_name_now() -> None:
+    spec = PROBES["hessian"].spec
+    assert spec(scale="filter") == spec(scale="relative")
+    parser = argparse.ArgumentParser()
+    add_flags(parser, spec)
+    given = from_flags(spec, parser.parse_args(["--scale", "filter"]))
+    assert given == spec(scale="relative")
+    assert as_flags(spec, {"scale": given.scale}) == ["--scale", "relative"]
+    with pytest.raises(ValueError, match="scale filters; expected 'none' or 'relative'"):
+        spec(scale="filters")

@@ -116,7 +116,7 @@ def test_eigenvectors_of_the_scaled_matrix_are_stored_as_steps_in_the_weights(
 ) -> None:
     problem, file = small(), tmp_path / "eigenvectors.h5"
     result = measured(
-        problem, parts=("eigenpairs",), scale="filter", tol=1e-8, save_directions=str(file)
+        problem, parts=("eigenpairs",), scale="relative", tol=1e-8, save_directions=str(file)
     )
     line = landscape.measure(
         "surface", problem, dimensions=1, points=3, extent=1e-5, directions=str(file)

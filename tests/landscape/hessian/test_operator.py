@@ -17,7 +17,7 @@ from checkpoints.problem import Problem
 from landscape.core.directions import matching
 from landscape.core.spaces import Inputs, Space, Weights
 from landscape.hessian import lanczos, operator, quadrature, trace
-from landscape.hessian.operator import Curvature, filter_scale
+from landscape.hessian.operator import Curvature, relative_scale
 from tests.oracles import LinearRegression, make_problem
 
 pytestmark = pytest.mark.second_derivative
@@ -247,7 +247,7 @@ def test_a_pattern_without_a_parameter_is_refused() -> None:
 def test_a_scale_multiplies_from_both_sides() -> None:
     problem = small()
     space = Weights(problem)
-    scale = filter_scale(space.origin)
+    scale = relative_scale(space.origin)
     diagonal = torch.cat(
         [
             s.expand_as(v).flatten()
@@ -272,13 +272,13 @@ def test_the_scaled_spectrum_does_not_see_a_rescaling_that_cancels() -> None:
         return problem
 
     tops = {}
-    for kind in ("none", "filter"):
+    for kind in ("none", "relative"):
         for factor in (1.0, 3.0):
             space = Weights(rescaled(factor))
-            scale = filter_scale(space.origin) if kind == "filter" else None
+            scale = relative_scale(space.origin) if kind == "relative" else None
             tops[kind, factor] = torch.linalg.eigvalsh(dense(Curvature(space, scale=scale)))
     # rounding
-    torch.testing.assert_close(tops["filter", 1.0], tops["filter", 3.0], rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(tops["relative", 1.0], tops["relative", 3.0], rtol=1e-9, atol=1e-12)
     assert (tops["none", 1.0] - tops["none", 3.0]).abs().max() > 1e-2
 
 

@@ -17,6 +17,7 @@ import torch
 import xarray as xr
 
 from analysis import study as analysis_study
+from analysis import upgrade
 from checkpoints import checkpoint, loading
 from checkpoints.checkpoint import Checkpoint
 from checkpoints.models.resnet import ResNet
@@ -687,6 +688,25 @@ def test_a_factorial_is_measured_where_its_probes_are_asked_for_and_costs_once(
     monkeypatch.setattr("landscape.study.folder.cost", again)
     assert run(tmp_path / "own.toml", out) == 0
     assert [row["cost"] for row in manifest(out)["checkpoints"]] == costs
+
+
+def test_a_study_that_ships_is_the_one_of_the_results_that_ship() -> None:
+    """Under today's names of options, which its folder records under earlier ones."""
+    folder = Path(__file__).parents[3] / "results" / "fashion-mnist"
+    stored = json.loads((folder / "study.json").read_text())
+    assert stored["study"]["probes"]["scaled-curvature"]["scale"] == "filter"
+    content = json.loads(json.dumps(read_study("fashion-mnist").content))
+    assert upgrade.study(stored)["study"] == upgrade.study({**stored, "study": content})["study"]
+
+
+def test_an_option_by_its_earlier_name_is_no_change(tmp_path: Path) -> None:
+    text = 'base = "fashion-mnist"\ntitle = "t"\n[probes.scaled-curvature]\nscale = "{}"\n'
+    found = []
+    for name in ("filter", "relative"):
+        (tmp_path / "own.toml").write_text(text.format(name))
+        found.append(read_study(str(tmp_path / "own.toml")))
+    assert found[0].content == found[1].content
+    assert found[0].probes == found[1].probes
 
 
 def test_a_study_replaces_what_it_says_otherwise_than_its_base(file: Path, tmp_path: Path) -> None:

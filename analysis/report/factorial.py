@@ -8,18 +8,18 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis.claims import Evaluation
+from analysis.claims import Evaluation, Verdict
 from analysis.factors import Factorial
 from analysis.figures import style
 from analysis.figures.arrange import fit_height, legend, new_figure
 from analysis.report.blocks import Block, Details, Figures, Section, Text
-from analysis.report.numbers import alike, interval, number, p_value
+from analysis.report.numbers import MINUS, alike, interval, number, p_value
 from analysis.report.plots import Drawing
 from analysis.report.tables import Column, Table, columns
 from analysis.stats.arrays import Floats
 from analysis.stats.factorial import Contrast
 from analysis.stats.student import t_reach
-from analysis.study import Endpoint, Study
+from analysis.study import COST, Endpoint, Study
 
 VERDICTS = [
     *columns("text", "claim", "what must hold"),
@@ -43,7 +43,7 @@ def verdicts(study: Study, evaluation: Evaluation) -> list[Block]:
     for v in evaluation.primary():
         endpoint = endpoints[v.endpoint]
         cells = [study.claims[v.claim], v.endpoint, v.verdict, predicted(endpoint)]
-        effect = interval(v, endpoint.compare)
+        effect = effect_text(v, endpoint)
         rows.append([*cells, effect, p_value(v.p_holm), p_value(v.p), str(v.seeds)])
         data.append(
             {
@@ -72,6 +72,13 @@ def verdicts(study: Study, evaluation: Evaluation) -> list[Block]:
             note=True,
         ),
     ]
+
+
+def effect_text(verdict: Verdict, endpoint: Endpoint) -> str:
+    """An effect with its interval; of costs that are counts, which have none, the count."""
+    if endpoint.probe == COST and verdict.low == verdict.high and endpoint.compare == "difference":
+        return f"{verdict.effect:,.0f}".replace("-", MINUS)
+    return interval(verdict, endpoint.compare)
 
 
 def predicted(endpoint: Endpoint) -> str:

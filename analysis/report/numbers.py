@@ -49,8 +49,6 @@ def p_value(value: float) -> str:
 
 def interval(of: Effect, compare: str) -> str:
     """An effect and its interval; of a log ratio, in a second line the ratio itself."""
-    if of.low == of.high and compare == "difference" and float(of.effect).is_integer():
-        return f"{of.effect:,.0f}".replace("-", MINUS)  # a count, without error
     ends = [of.effect, of.low, of.high]
     form = "{}, no interval" if math.isnan(of.low) else "{} [{}, {}]"
     text = form.format(*alike(ends, null=0.0))

@@ -197,7 +197,7 @@ def _claim(section: Section, evaluation: Evaluation, claim: str) -> None:
     for v in verdicts:
         endpoint = endpoints[v.endpoint]
         name = f"primary: {v.endpoint}" if endpoint.primary else v.endpoint
-        effect = interval(v, endpoint.compare)
+        effect = factorial.effect_text(v, endpoint)
         ps = map(p_value, (v.p, v.p_holm, v.p_equivalence))
         rows.append([name, _compared(v), effect, v.verdict, *ps, str(v.seeds), f"{v.samples:,}"])
     data = [_record(v, evaluation) for v in verdicts]
@@ -236,10 +236,10 @@ def _seeds(section: Section, evaluation: Evaluation, endpoints: dict[str, Endpoi
 
 
 def _sentence(verdict: Verdict, endpoint: Endpoint) -> str:
-    measured = interval(verdict, endpoint.compare).replace("\n", ", that is ")
+    measured = factorial.effect_text(verdict, endpoint).replace("\n", ", that is ")
     known = verdict.low == verdict.low  # one pair has no interval
     each = f", {verdict.samples:,} samples each" * (verdict.samples > 1)
-    bracket = " (in brackets the 95 % interval)" if known else ""
+    bracket = " (in brackets the 95 % interval)" if known and "[" in measured else ""
     claimed = f"a {endpoint.predicts} {endpoint.name} in {verdict.arm} than in {verdict.against}"
     matters = f"The smallest {UNITS[endpoint.compare]} that matters is "
     if endpoint.contrast:
@@ -285,7 +285,7 @@ def _effects(
             row = Row(label, v.effect, v.low, v.high, v.effects, margin, v.primary, bound)
             side = predicts if v.row == "treatment" and predicts in ("lower", "higher") else ""
             rows.append(replace(row, predicts=side))
-            numbers.append(f"{label}: {interval(v, compare)}.")
+            numbers.append(f"{label}: {factorial.effect_text(v, endpoints[v.endpoint])}.")
         bounds = any(row.bound is not None for row in rows)
         dotted = ", the dotted mark what an effect should pass" if bounds else ""
         claimed = any(row.predicts for row in rows)

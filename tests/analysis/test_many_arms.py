@@ -245,4 +245,5 @@ def test_the_report_shows_effects_trade_off_and_what_decides(tmp_path):
     assert costs["11"] == (FLOPS["11"] - FLOPS["none"]) / 1e6
     assert [row["name"] for row in tables["factors.1"]] == ["A", "B", "A:B"]
     assert {"factors.1.effects", "overhead"} <= {d.name for s in made.sections for d in s.drawings}
+    assert "\N{MINUS SIGN}2,000,000, corrected p" in page  # a count has no interval
     assert "none, 00, other" in page.replace("\n", " ")  # the envelope

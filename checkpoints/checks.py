@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils import _pytree as pytree
 
 from checkpoints.device import memory_exhausted
@@ -87,12 +88,12 @@ def checked(
 def _check_labels(problem: Problem, outputs: Any) -> None:
     """Refuse class labels that the network has no output for."""
     labels = problem.targets
-    known_loss = problem.loss is cross_entropy or isinstance(problem.loss, nn.CrossEntropyLoss)
-    if not known_loss or labels.is_floating_point():
+    by_class = isinstance(problem.loss, nn.CrossEntropyLoss | nn.NLLLoss)
+    if not (by_class or problem.loss is cross_entropy) or labels.is_floating_point():
         return
     if not isinstance(outputs, Tensor) or outputs.ndim < 2 or labels.ndim != outputs.ndim - 1:
         return
-    known = labels[labels != IGNORED]
+    known = labels[labels != getattr(problem.loss, "ignore_index", IGNORED)]
     if known.numel() and not 0 <= int(known.min()) <= int(known.max()) < outputs.shape[1]:
         raise ValueError(
             f"targets run from {int(known.min())} to {int(known.max())}, and the network has "
@@ -148,15 +149,33 @@ def _close(a: Tensor, b: Tensor, tolerance: float) -> bool:
     return bool(torch.isclose(a, b, rtol=0, atol=tolerance * largest, equal_nan=True).all())
 
 
+def _probabilities(outputs: Any) -> bool:
+    """Whether outputs (N, C, ...) look like probabilities of two classes or more."""
+    if not is_real(outputs) or outputs.ndim < 2 or outputs.shape[1] < 2:
+        return False
+    sums = outputs.double().sum(dim=1)
+    return bool((outputs >= 0).all()) and bool(((sums - 1).abs() < 1e-3).all())
+
+
 def _implausible(problem: Problem, outputs: Any) -> Iterator[str]:
     """What is probably not what was meant, a line each."""
-    if problem.loss is cross_entropy and is_real(outputs) and outputs.ndim == 2:
-        sums = outputs.double().sum(dim=1)
-        likely = bool((outputs >= 0).all()) and bool(((sums - 1).abs() < 1e-3).all())
-        if likely and outputs.shape[1] > 1:
+    softmax = problem.loss is cross_entropy or isinstance(problem.loss, nn.CrossEntropyLoss)
+    logs = problem.loss is functional.nll_loss or isinstance(problem.loss, nn.NLLLoss)
+    if (softmax or logs) and _probabilities(outputs):
+        takes, remedy = (
+            ("the cross-entropy, takes logits", "Leave out the network's softmax")
+            if softmax
+            else ("NLLLoss, takes log-probabilities", "End the network in log_softmax")
+        )
+        yield (
+            "the outputs look like probabilities (not negative, rows sum to 1), and the loss, "
+            f"{takes}. {remedy}."
+        )
+    for name, value in problem.inputs.items():
+        if value.numel() > 1 and bool((value == value.flatten()[0]).all()):
             yield (
-                "the outputs look like probabilities (not negative, rows sum to 1), and the loss, "
-                "the cross-entropy, takes logits. Leave out the network's softmax."
+                f"all values of {name} are {float(value.flatten()[0]):.3g}, in all {len(value)} "
+                "examples: the data may not have been read as they should."
             )
     norm = problem.normalization
     if norm is not None and max(*norm.mean, *norm.std) > BYTES:

@@ -12,10 +12,17 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from checkpoints.models.family import Family
-from checkpoints.network_file import Checkpoint, build, outline, spelled, tensors
+from checkpoints.network_file import (
+    Checkpoint,
+    build,
+    declared_options,
+    outline,
+    spelled,
+    tensors,
+)
 from checkpoints.reader import listed, one_line
 from checkpoints.registry import FAMILIES, MODELS
-from checkpoints.state_dict import below, differences, renamed, told_of, unwrapped
+from checkpoints.state_dict import below, differences, renamed, shape_of, told_of, unwrapped
 
 T = TypeVar("T")
 State = dict[str, Tensor]
@@ -53,6 +60,10 @@ def fitted(
         spellings = [spelled_by(family, spelling) for spelling in unwrapped(state)]
         network = outline(model, _options_of(family, spellings[-1]) | options)
         raise ValueError(_misfit(tensors(network), spellings, path, model))
+    if options and not found:
+        plain = reading(state, partial(_registered, None, {}), path, lambda line: None) or []
+        for fit in plain:  # what the options are refused for
+            fitted(state, path, fit.model, options, say)
     names = listed((fit.model for fit in found), 60)
     what = f"{len(found)} registered models fit ({names})" if found else "no registered model fits"
     raise ValueError(
@@ -106,6 +117,7 @@ def _of_other_code(
     say: Callable[[str], None],
 ) -> Checkpoint:
     """The network that the caller's own builder makes, with the tensors of a state dict."""
+    options = declared_options(model, options)
     network = build(model, options)
     expected = tensors(network)
 
@@ -129,10 +141,11 @@ def _registered(model: str | None, options: dict[str, Any], state: State) -> lis
     fits = []
     for family in _families():
         named = spelled_by(family, state)
-        asked = _options_of(family, named) | options
+        from_shapes = _options_of(family, named)
         plausible = family.candidates(named) if family.candidates else family.builders
         for name in plausible if model is None else {model} & set(family.builders):
             try:
+                asked = from_shapes | declared_options(name, options)
                 network = outline(name, asked)
             except ValueError:  # a builder that does not take these options
                 continue
@@ -150,7 +163,7 @@ def _families() -> list[Family]:
 
 
 def _options_of(family: Family, state: Mapping[str, Tensor]) -> dict[str, Any]:
-    return family.options_from({key: tuple(value.shape) for key, value in state.items()}) or {}
+    return family.options_from({key: shape_of(value) for key, value in state.items()}) or {}
 
 
 def _classes(network: nn.Module) -> int:

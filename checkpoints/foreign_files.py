@@ -79,9 +79,17 @@ def described(path: Path) -> str:
         return _archive(path)
     if first.startswith(b"\x80") and path.suffix != ".joblib":  # a pickle, which its reader names
         return ""
-    if path.suffix == ".onnx" or (first[:1] == b"\x08" and b"onnx" in first.lower()):
+    if path.suffix == ".onnx" or _is_onnx(first):
         return ENDINGS[".onnx"]
     return ENDINGS.get(path.suffix.lower(), "")
+
+
+def _is_onnx(first: bytes) -> bool:
+    """Whether a file begins as ONNX models do: a version, and the name of what wrote it."""
+    if first[:1] != b"\x08" or first[2:3] != b"\x12" or len(first) < 5:
+        return False
+    writer = first[4 : 4 + first[3]]
+    return len(writer) == first[3] > 2 and writer.decode("latin-1").isprintable()
 
 
 def _archive(path: Path) -> str:

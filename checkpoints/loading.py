@@ -11,7 +11,14 @@ from typing import Any, get_type_hints
 from torch import Tensor
 
 from checkpoints.fitting import State, fitted, reading, spelled_by
-from checkpoints.network_file import DIGEST, SCHEMA_VERSION, Checkpoint, digest, find
+from checkpoints.network_file import (
+    DIGEST,
+    SCHEMA_VERSION,
+    Checkpoint,
+    declared_options,
+    digest,
+    find,
+)
 from checkpoints.options import checked
 from checkpoints.reader import FORMAT, listed, one_line, read, sha256
 from checkpoints.registry import FAMILIES, MODELS
@@ -65,9 +72,10 @@ def load(
     if content.get("format") == FORMAT:
         checkpoint = _with_architecture(_own(content, path), path, model, options, say)
     else:
-        state = state_dict_in(content, path, weights, say)
+        state: Mapping[str, Any] = content
         try:
-            checkpoint = fitted(state, path, model, options, say)
+            state = state_dict_in(content, path, weights, say)
+            checkpoint = fitted(dict(state), path, model, options, say)
         except ValueError:
             explain_misfit(state, path)
             raise
@@ -247,6 +255,7 @@ def _with_architecture(
             "package. A file never decides what code runs: pass it as --model if you trust it."
         )
     if model in (None, own.model) or {model, own.model}.isdisjoint(MODELS):
-        return replace(own, model=model or own.model, options={**own.options, **options})
+        given = declared_options(model or own.model, options)
+        return replace(own, model=model or own.model, options={**own.options, **given})
     other = fitted(dict(own.state_dict), path, model, options, say)
     return replace(own, model=other.model, options=other.options, state_dict=other.state_dict)

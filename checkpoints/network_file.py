@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from importlib import resources
 from pathlib import Path
@@ -15,7 +15,9 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from checkpoints.declared import as_declared
 from checkpoints.imported import imported
+from checkpoints.problem import add_tensor
 from checkpoints.reader import FORMAT, one_line, reason
 from checkpoints.registry import MODELS
 from checkpoints.state_dict import differences, told_of, with_counters
@@ -110,18 +112,32 @@ def build(model: str, options: Mapping[str, Any]) -> nn.Module:
     Raises:
         ValueError: there is no such builder, or it rejects the options or does not return a module.
     """
-    builder = MODELS.get(model) or imported(model, "model", known=MODELS)
+    builder = _builder(model)
+    options = as_declared(model, builder, options)
     try:
         network = builder(**options)
     except Exception as error:  # the builder may be the user's own and raise anything
+        shown = one_line(spelled(options), 50) or "no options"
         raise ValueError(
-            f"{one_line(model, 40)} cannot be built with "
-            f"{one_line(spelled(options), 60) or 'no options'}: {reason(error)}"
+            f"{one_line(model, 40)} cannot be built with {shown}: {one_line(reason(error), 90)}"
         ) from error
     if not isinstance(network, nn.Module):
         found = type(network).__name__
         raise ValueError(f"{model} returned a {found}; expected a torch.nn.Module.")
     return network
+
+
+def declared_options(model: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options as the types that the model's builder declares; see `as_declared`.
+
+    Raises:
+        ValueError: there is no such builder, or an option is of another type.
+    """
+    return as_declared(model, _builder(model), options) if options else {}
+
+
+def _builder(model: str) -> Callable[..., Any]:
+    return MODELS.get(model) or imported(model, "model", known=MODELS)
 
 
 def outline(model: str, options: Mapping[str, Any]) -> nn.Module:
@@ -200,9 +216,7 @@ def digest(about: Mapping[str, Any], state: Mapping[str, Tensor]) -> str:
     plain = {key: value for key, value in about.items() if key not in (DIGEST, "state_dict")}
     found = hashlib.sha256(json.dumps(plain, sort_keys=True).encode())
     for name in sorted(state):
-        value = state[name].contiguous()
-        found.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
-        found.update(value.view(-1).view(torch.uint8).numpy().data)
+        add_tensor(found, name, state[name])
     return found.hexdigest()
 
 

@@ -105,7 +105,7 @@ def spec(cls: type[D]) -> type[D]:
         for field in fields(self):
             value, annotation = _today(getattr(self, field.name), field), annotations[field.name]
             bounds = field.metadata.get("bounds", {})
-            found = [each for each in _converted(value, annotation) if _within(each, bounds)]
+            found = [each for each in converted(value, annotation) if _within(each, bounds)]
             if not found:
                 expected = _expected(value, annotation, bounds)
                 name = _flag(field) if _flags.get() else field.name
@@ -301,7 +301,7 @@ def _one_of(kinds: tuple[Any, ...], text: str) -> Any:
         if typing.get_origin(kind) is not Literal:
             with suppress(ValueError):
                 return kind(text)
-    expected = " or ".join(_described(kind) for kind in kinds)
+    expected = " or ".join(described(kind) for kind in kinds)
     raise argparse.ArgumentTypeError(f"{text!r} is not {expected}")
 
 
@@ -315,7 +315,7 @@ def _separated(kind: Any, text: str) -> list[Any]:
         return parts if words else [kind(part) for part in parts]
     except ValueError:
         raise argparse.ArgumentTypeError(
-            f"{text!r} is not {_described(kind)}, nor a comma-separated list"
+            f"{text!r} is not {described(kind)}, nor a comma-separated list"
         ) from None
 
 
@@ -374,11 +374,11 @@ def checked(
     missing = [key for key in required if key not in table]
     if missing:
         raise ValueError(
-            f"[{where}] {missing[0]} is missing; expected {_described(hints[missing[0]])}."
+            f"[{where}] {missing[0]} is missing; expected {described(hints[missing[0]])}."
         )
     values = {}
     for key, value in table.items():
-        found = list(_converted(value, hints[key]))
+        found = list(converted(value, hints[key]))
         if not found:
             expected = _expected(value, hints[key], {})
             raise ValueError(f"[{where}] {key} = {value!r}; expected {expected}.")
@@ -386,28 +386,28 @@ def checked(
     return values
 
 
-def _converted(value: Any, annotation: Any) -> Iterator[Any]:
+def converted(value: Any, annotation: Any) -> Iterator[Any]:
     """Yield `value` converted to the annotation; nothing if it does not fit."""
     value = _plain(value)
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin in (typing.Union, types.UnionType):
         for each in arguments:
-            yield from _converted(value, each)
+            yield from converted(value, each)
     elif origin is Literal:
         yield from (each for each in arguments if each == value and type(each) is type(value))
     elif origin is tuple:
         items = value if isinstance(value, list | tuple) else [value]
         kinds = [arguments[0]] * len(items) if arguments[-1] is ... else list(arguments)
         if len(kinds) == len(items):
-            rows = [list(_converted(v, kind)) for v, kind in zip(items, kinds, strict=True)]
+            rows = [list(converted(v, kind)) for v, kind in zip(items, kinds, strict=True)]
             if all(rows) and (not _is_choice(annotation) or 0 < len(set(items)) == len(items)):
                 yield tuple(row[0] for row in rows)
     elif origin is list:
-        if isinstance(value, list) and all(list(_converted(v, arguments[0])) for v in value):
+        if isinstance(value, list) and all(list(converted(v, arguments[0])) for v in value):
             yield value
     elif isinstance(origin, type) and issubclass(origin, Mapping):
         if isinstance(value, dict) and all(
-            list(_converted(v, arguments[1])) for v in value.values()
+            list(converted(v, arguments[1])) for v in value.values()
         ):
             yield value
     elif annotation is Any:
@@ -458,7 +458,7 @@ def _shown(value: Any) -> str:
 
 def _expected(value: Any, annotation: Any, bounds: Mapping[str, float]) -> str:
     """What was expected in place of `value`, in words."""
-    words = _described(annotation, bounds)
+    words = described(annotation, bounds)
     items = value if isinstance(value, tuple | list) else [value]
     if "" in items:
         words = re.sub("(a |of )string", r"\1non-empty string", words)
@@ -467,13 +467,13 @@ def _expected(value: Any, annotation: Any, bounds: Mapping[str, float]) -> str:
     return words
 
 
-def _described(annotation: Any, bounds: Mapping[str, float] = types.MappingProxyType({})) -> str:
+def described(annotation: Any, bounds: Mapping[str, float] = types.MappingProxyType({})) -> str:
     """What an annotation and bounds allow, in words."""
     limits = " and ".join(f"{words} {bound:.15g}" for words, bound in bounds.items())
     limits = f", {limits}" if limits else ""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin in (typing.Union, types.UnionType):
-        return " or ".join(_described(e, bounds) for e in arguments if e is not types.NoneType)
+        return " or ".join(described(e, bounds) for e in arguments if e is not types.NoneType)
     if origin is Literal:
         return (
             ", ".join(map(repr, arguments[:-1]))

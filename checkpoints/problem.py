@@ -64,7 +64,7 @@ class Problem:
 
     Args:
         model: called with the inputs: one called `input` positionally, others by their names.
-            Outputs that are a mapping with `logits` stand for these. What DataParallel,
+            Outputs with an entry or attribute `logits` stand for these. What DataParallel,
             `torch.compile` or AveragedModel wrap is taken out. Probes
             work on a private copy in eval mode.
         inputs: {name: (N, ...)}, the first axis the example. Images are in [0, 1].
@@ -313,8 +313,10 @@ class Problem:
             ((name, value),) = inputs.items()
             value = self.normalization(value) if self.normalization else value
             outputs = call(value) if name == INPUT else call(**{name: value})
-        if isinstance(outputs, Mapping) and "logits" in outputs:
-            outputs = outputs["logits"]
+        if isinstance(outputs, Mapping):
+            outputs = outputs.get("logits", outputs)
+        elif not isinstance(outputs, Tensor):
+            outputs = getattr(outputs, "logits", outputs)
         return outputs if self.temperature == 1 else outputs / self.temperature
 
     def losses(self, outputs: Any, targets: Tensor) -> Tensor:
@@ -377,8 +379,13 @@ def is_real(value: Any) -> bool:
 
 def digest(tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 of names, shapes, dtypes and values, in the order of the mapping."""
-    digest = hashlib.sha256()
+    found = hashlib.sha256()
     for name, value in tensors.items():
-        digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
-        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+        add_tensor(found, name, value)
+    return found.hexdigest()
+
+
+def add_tensor(found: Any, name: str, value: Tensor) -> None:
+    """Add a tensor's name, shape, dtype and values to a digest of hashlib."""
+    found.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+    found.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)

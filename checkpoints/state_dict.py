@@ -32,10 +32,18 @@ DEPTH = 3  # components of a prefix that is taken off
 def tensors_of(state: Mapping[str, Any]) -> dict[str, Tensor]:
     """The tensors in `state`, floating-point ones as float32: float16 is for storage only."""
     return {
-        name: value.float() if value.is_floating_point() else value
+        name: _single(value) if value.is_floating_point() else value
         for name, value in state.items()
         if isinstance(name, str) and isinstance(value, Tensor)
     }
+
+
+def _single(value: Tensor) -> Tensor:
+    """A tensor as float32, or as it is where torch cannot convert it."""
+    try:
+        return value.float()
+    except (NotImplementedError, RuntimeError):  # such as of four bits
+        return value
 
 
 def state_dict_in(
@@ -172,9 +180,9 @@ def _other_generation(key: str) -> Iterator[str]:
 def differences(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
     """One phrase per name or shape in which a file's `state` differs from a model's `expected`."""
     phrases = [
-        f"{key} is {_shape(state[key])} in the file and {_shape(value)} in the model"
+        f"{key} is {shape_of(state[key])} in the file and {shape_of(value)} in the model"
         for key, value in expected.items()
-        if key in state and _shape(state[key]) != _shape(value)
+        if key in state and shape_of(state[key]) != shape_of(value)
     ]
     phrases += [
         f"{key} is {state[key].dtype} in the file and {value.dtype} in the model"
@@ -189,9 +197,9 @@ def differences(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> 
     return phrases + [f"{key} is not in the model" for key in state if key not in expected]
 
 
-def _shape(value: Tensor) -> tuple[int, ...] | str:
-    """A tensor's shape; a nested tensor has none."""
-    return "nested" if value.is_nested else tuple(value.shape)
+def shape_of(value: Tensor) -> tuple[int, ...]:
+    """A tensor's shape; that of a nested tensor, which has none, is -1 along each axis."""
+    return (-1,) * value.dim() if value.is_nested else tuple(value.shape)
 
 
 def told_of(misfits: list[str]) -> str:

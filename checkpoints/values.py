@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ MARKS = {
     r"flat_param": "was flattened by FSDP. Save a full state dict (StateDictType.FULL_STATE_DICT)",
     r"\.lora_[AB]\.": "holds LoRA adapters alone or beside the network. Merge them before saving",
 }
+USUAL = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 SHARD = r"-\d+-of-\d+\."  # in the name of one of several files
 
 
@@ -42,12 +44,13 @@ def check_values(state: Mapping[str, Tensor], path: Path | str) -> None:
             raise ValueError(f"{path}: {shown} has negative variances: the file is damaged.")
 
 
-def explain_misfit(state: Mapping[str, Tensor], path: Path) -> None:
+def explain_misfit(state: Mapping[str, Any], path: Path) -> None:
     """Say why a state dict fits no network, where its names or the kinds of its tensors show it.
 
     Raises:
         ValueError: they do.
     """
+    state = {name: value for name, value in state.items() if isinstance(name, str)}
     for pattern, what in MARKS.items():
         first = next((name for name in state if re.search(pattern, name)), "")
         if first:
@@ -55,7 +58,8 @@ def explain_misfit(state: Mapping[str, Tensor], path: Path) -> None:
     if re.search(SHARD, path.name):
         raise ValueError(f"{path} is one of several files. Pass their index, *.index.json.")
     for name, value in state.items():
-        _check_kind(name, value, path)
+        if isinstance(value, Tensor):
+            _check_kind(name, value, path)
 
 
 def _check_kind(name: str, value: Tensor, path: Path | str) -> None:
@@ -77,6 +81,8 @@ def _unusual(name: str, value: Tensor) -> str:
         return "without values (on the meta device)"
     if value.is_complex():
         return "complex"
+    if value.is_floating_point() and value.dtype not in USUAL:
+        return f"{value.dtype}, which cannot be converted to float32".replace("torch.", "")
     real = name.rpartition(".")[2] in ("weight", "bias", "running_mean", "running_var")
     if real and not value.is_floating_point():
         return f"{value.dtype}, rounded to whole numbers".replace("torch.", "")

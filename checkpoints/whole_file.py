@@ -20,7 +20,8 @@ def whole(path: Path) -> Iterator[Path]:
         OSError: no space, or no permission; `path` is as it was.
     """
     target = path.resolve()
-    partial = target.with_name(f".{target.name}.{secrets.token_hex(8)}.partial")
+    # Not made of the target's name, which may be as long as names can be.
+    partial = target.with_name(f".{secrets.token_hex(8)}.partial")
     os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     try:
         yield partial

@@ -16,6 +16,7 @@ from pathlib import Path
 
 VARIABLE = "LANDSCAPE_DATA"
 TIMEOUT = 30.0  # seconds without a response
+LARGEST = 2**28  # bytes of a member: ten times those of the largest of CIFAR
 
 
 def obtain(
@@ -76,9 +77,6 @@ def check_md5(file: Path, expected: str) -> None:
         found = hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
     if found != expected:
         raise ValueError(f"its MD5 is {found}; expected {expected}")
-
-
-LARGEST = 2**28  # bytes of a member: ten times those of the largest of CIFAR
 
 
 def read_members(source: Path, folder: str, names: Collection[str]) -> dict[str, bytes]:

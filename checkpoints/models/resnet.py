@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pkgutil import resolve_name
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypedDict, cast
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,16 @@ ATTENTIONS: dict[str, Callable[..., nn.Module]] = {
 
 # Blocks per stage of the four-stage networks; all other depths are 6n+2, in three stages.
 FOUR_STAGES = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
+
+
+class Options(TypedDict, total=False):
+    """The options of a ResNet that those built of it pass on; see `ResNet`."""
+
+    width: int
+    classes: int
+    channels: int
+    shortcut: Literal["A", "B"]
+    merge: str
 
 
 class PaddingShortcut(nn.Module):

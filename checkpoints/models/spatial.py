@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, Literal, cast, get_args
+from typing import Literal, Unpack, cast, get_args
 
 from torch import nn
 
 from checkpoints.models import resnet
 from checkpoints.models.aggregation import ScaledResidual
 from checkpoints.models.family import Family
-from checkpoints.models.resnet import Block, ResNet
+from checkpoints.models.resnet import Block, Options, ResNet
 from checkpoints.models.spatial_attention import Encoding, SpatialAttention
 from checkpoints.models.spatial_convolution import DeformableConvolution, DynamicConvolution
 
@@ -31,7 +31,7 @@ def spatial_resnet(
     groups: int = 16,
     kernel: int = 3,
     offset_kernel: int = 1,
-    **options: Any,
+    **options: Unpack[Options],
 ) -> nn.Module:
     """A ResNet whose last two stages attend, or sample, where the content says.
 

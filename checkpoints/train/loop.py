@@ -119,7 +119,7 @@ def train(
         scales = torch.tensor(mean, device=device), torch.tensor(std, device=device)
         return Batches(pixels.to(device), labels.to(device), *scales)
 
-    options = dict(options)
+    options = checkpoint.declared_options(model, options)
     options |= {"classes": len(train_images.classes), "channels": train_images.pixels.shape[1]}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

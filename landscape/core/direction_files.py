@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -119,8 +118,3 @@ def attributes(path: Path) -> dict[str, Any]:
         return {}
     with h5py.File(path) as file:
         return dict(file["directions"].attrs) if "directions" in file else {}
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file's bytes."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()

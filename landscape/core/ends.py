@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from checkpoints import checkpoint, loading
+from checkpoints import checkpoint, loading, reader
 from checkpoints.problem import Problem, Tensors, digest
 from landscape.core import direction_files, directions
 from landscape.core.spaces import Space, log
@@ -75,7 +75,7 @@ def network(space: Space, name: str) -> tuple[Tensors, str, str]:
             name, space.origin, known, space.tensors, weights=weights, say=log.warning
         )
         path = checkpoint.find(name)
-        found, sha256 = path.name, direction_files.file_digest(path)
+        found, sha256 = path.name, reader.sha256(path)
     directions.check(end, space.origin)
     return {n: end[n].to(v) for n, v in space.origin.items()}, found, sha256
 
@@ -84,7 +84,7 @@ def stored(space: Space, name: str) -> tuple[list[Tensors], str]:
     """The directions of a file, or those handed over, and the SHA-256 of their content."""
     if name not in space.problem.handed:
         path = Path(name)
-        return direction_files.load(path, space.origin), direction_files.file_digest(path)
+        return direction_files.load(path, space.origin), reader.sha256(path)
     drawn = space.problem.handed[name]
     for each in drawn:
         directions.check(each, space.origin)

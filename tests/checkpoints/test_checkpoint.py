@@ -559,7 +559,7 @@ def test_a_builder_must_return_a_module(own_code: Path) -> None:
     assert "resnet8 cannot be built with colour=red: TypeError: " in refusal(
         lambda: build("resnet8", {"colour": "red"})
     )
-    assert "shortcut='C'; expected one of A, B" in refusal(
+    assert "resnet8: shortcut=C; expected 'A' or 'B'." in refusal(
         lambda: build("resnet8", {"shortcut": "C"})
     )
 

@@ -97,6 +97,7 @@ def _dictionary() -> tuple[tuple[Words, ...], frozenset[int]]:
     return tuple(entries), frozenset(swapping)
 
 
+@cache
 def _sources(lengths: tuple[int, int], count: int) -> list[Words]:
     """Different sources, as tuples of word numbers."""
     fewest, most = lengths

@@ -2,8 +2,8 @@
 
 An example is teacher-forced. Its pixels (symbols, 2, T) are one-hot: row 0 is the source between a
 start and an end mark, row 1 the target behind a start mark, as a decoder is given it. Its labels
-(T,) are the target and an end mark: the symbol that follows at each position. What lies behind is
-0 in the pixels, and `IGNORED` in the labels.
+(T,) are the target and an end mark: the symbol that follows at each position. Behind its end the
+source is 0, and the target repeats the end mark, with labels that are `IGNORED`.
 """
 
 from __future__ import annotations
@@ -61,10 +61,10 @@ def load(task: str, lengths: tuple[int, int], split: Split, root: Path | None = 
     labels = np.full((len(pairs), length), IGNORED, np.int64)
     for row, (source, target) in enumerate(pairs):
         read = [START, *(FIRST + word for word in source), END]
-        written = [START, *(FIRST + word for word in target), END]
+        written = [START, *(FIRST + word for word in target)]
         pixels[row, read, 0, range(len(read))] = 255
-        pixels[row, written[:-1], 1, range(len(target) + 1)] = 255
-        labels[row, : len(target) + 1] = written[1:]
+        pixels[row, written + [END] * (length - len(written)), 1, range(length)] = 255
+        labels[row, : len(written)] = [*written[1:], END]
     return Images(pixels, labels, SYMBOLS, name, split)
 
 
@@ -97,6 +97,7 @@ def _dictionary() -> tuple[tuple[Words, ...], frozenset[int]]:
     return tuple(entries), frozenset(swapping)
 
 
+@cache
 def _sources(lengths: tuple[int, int], count: int) -> list[Words]:
     """Different sources, as tuples of word numbers."""
     fewest, most = lengths

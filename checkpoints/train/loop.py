@@ -183,6 +183,7 @@ def train(
             f"{model}: after the last epoch the training loss is {final_loss}, the test loss "
             f"{history[-1]['test_loss']}. {REMEDY}"
         )
+    beyond = None if longer is None else replace(batches(longer), kernels=using)
     accuracies = [row["test_accuracy"] for row in history]
     selected = selected_epoch(history)
     return Checkpoint(
@@ -205,7 +206,7 @@ def train(
             "test_loss": history[-1]["test_loss"],
             "train_loss": final_loss,
             "train_accuracy": final_accuracy,
-            **_of_sequences(network, test, None if longer is None else batches(longer)),
+            **_of_sequences(network, test, beyond),
         },
         history=tuple(history),
     )

@@ -52,19 +52,21 @@ def gradient(
         (seeds,) = torch.autograd.grad(scalar(wide).sum(), [wide], materialize_grads=True)
         # The loss of a confident example has slopes that float32 does not hold; their ratios it
         # does, and the network passes them on linearly.
-        size = seeds.abs().amax(dim=1, keepdim=True)
+        size = seeds.abs().flatten(1).amax(dim=1)
         size = size.where(size.isfinite() & (size > 0), 1.0)
         parts = torch.autograd.grad(
             logits,
             list(leaves.values()),
-            (seeds / size).to(logits),
+            (seeds / size.view(-1, *[1] * (seeds.ndim - 1))).to(logits),
             materialize_grads=True,
         )
-    return logits.detach(), size * flattened(parts).double()
+    return logits.detach(), size[:, None] * flattened(parts).double()
 
 
 def jacobian(space: Inputs, inputs: Tensors) -> tuple[Tensor, Tensor]:
     """Every logit's gradient in the inputs, exact.
+
+    Logits of sequences (n, classes, T) are taken in one row, as classes x T of them.
 
     Args:
         space: the only caller of the network.
@@ -77,7 +79,7 @@ def jacobian(space: Inputs, inputs: Tensors) -> tuple[Tensor, Tensor]:
     """
     leaves = {name: value.detach().requires_grad_() for name, value in inputs.items()}
     with space.exact():
-        logits = space.outputs(leaves)
+        logits = space.outputs(leaves).flatten(1)
         rows = list(_pulled_back(logits, leaves, torch.eye(logits.shape[1]).to(logits)))
     return logits.detach().double(), torch.stack(rows, dim=1)
 
@@ -139,7 +141,7 @@ def hutchinson(
     """
     leaves = {name: value.detach().requires_grad_() for name, value in inputs.items()}
     with space.exact():
-        outputs = outer(space.outputs(leaves).double())
+        outputs = outer(space.outputs(leaves).flatten(1).double())
         rows = _pulled_back(outputs, leaves, signs.to(outputs))
         squares = torch.stack([row.double().square().sum(dim=1) for row in rows])
     norm = squares.mean(dim=0).sqrt()

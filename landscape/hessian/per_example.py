@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from landscape.core.plan import Cell, Plan, Values
 from landscape.core.spaces import Inputs
 from landscape.core.variables import Variable, numbered, of_examples
 from landscape.hessian import lanczos
-from landscape.hessian.operator import Curvature
+from landscape.hessian.operator import Curvature, Matrix
 from landscape.hessian.spec import Spec
 from landscape.hessian.variables import eigenpair_variables, stream_seed, tell
 
@@ -77,24 +78,35 @@ def sample_curvature(
         ValueError: the loss is not the cross-entropy; more eigenpairs than there are pixels.
 
     Cost: one forward pass, one backward pass per class, and two products; with Lanczos about 15
-    products more.
+    products more. For sequences, Lanczos on both matrices.
     """
     if space.problem.loss is not cross_entropy:
         raise ValueError(
             "--space inputs: the loss is not the cross-entropy, whose Gauss-Newton matrix is known."
         )
 
-    def product_of(part: slice | Tensor) -> lanczos.Multiply:
-        operator = Curvature(space, "hessian", part=part)
+    def product_of(part: slice | Tensor, matrix: Matrix = "hessian") -> lanczos.Multiply:
+        operator = Curvature(space, matrix, part=part)
         return lambda vectors: operator.matvec(vectors.flatten()).view(operator.blocks, -1)
 
     multiply = product_of(part)
+    unit = start / start.norm(dim=1, keepdim=True)
+    if space.problem.targets.ndim > 1:
+        # Too many logits for their Jacobian, and no network for sequences is piecewise linear.
+        limits: dict[str, Any] = {"tol": tol, "max_products": max_products, "generator": generator}
+        products = product_of(part, "gauss_newton")
+        linear, true = products(unit).double(), multiply(unit).double()
+        return SampleCurvature(
+            lanczos.eigenpairs(multiply, start, count, which=which, **limits),
+            lanczos.eigenpairs(products, start, 1, which="largest", **limits).values[:, 0],
+            lanczos.relative((true - linear).norm(dim=1), true.norm(dim=1)),
+            torch.zeros(len(start), dtype=torch.bool, device=start.device),
+        )
     inputs = {name: value[part] for name, value in space.origin.items()}
     logits, rows = jacobian(space, inputs)
     probabilities = logits.softmax(dim=1)
     gauss_newton, top = gauss_newton_top(rows, probabilities)
 
-    unit = start / start.norm(dim=1, keepdim=True)
     forward = rows.double() @ unit.double()[:, :, None]
     linear = (rows.double().mT @ (softmax_jacobian(probabilities) @ forward))[:, :, 0]
     true = multiply(unit).double()

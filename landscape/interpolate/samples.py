@@ -27,8 +27,10 @@ GALLERY_VARIABLES = {
 
 def plan(problem: Problem, t: Floats, spec: BetweenSamples) -> Plan:
     """A cell for every path between samples; see `landscape.interpolate.interpolate`."""
-    if problem.correct is None:
-        raise ValueError("paths between samples need a classification problem; this has no labels.")
+    if problem.correct is None or problem.targets.ndim != 1:
+        raise ValueError(
+            "paths between samples need a classification problem: one label per sample."
+        )
     space = Inputs(problem)
     drawn = _drawn(space, spec)
     shown = _gallery(drawn, spec)

@@ -26,7 +26,8 @@ def sensitivity(problem: Problem, spec: Spec) -> Plan:
 
     Args:
         problem: with its batch size decided; outputs (n, classes). Where `correct` is None,
-            margins and quantities based on a softmax are left out.
+            margins and quantities based on a softmax are left out, and likewise of sequences, whose
+            outputs (n, classes, T) are taken as classes x T logits, of all positions.
         spec: see `Spec`.
 
     Returns:
@@ -35,7 +36,7 @@ def sensitivity(problem: Problem, spec: Spec) -> Plan:
         inf and NaN are stored as they are: a direction along a zero gradient is NaN.
 
     Raises:
-        ValueError: outputs that are not (n, classes), fewer examples than requested neighbours, or
+        ValueError: outputs without an axis of classes, fewer examples than requested neighbours, or
             coincident examples, whose distance of 0 cannot be the unit of the radii.
 
     Cost: with the defaults about 100 gradients and 150 further forward passes of all examples, a
@@ -46,10 +47,10 @@ def sensitivity(problem: Problem, spec: Spec) -> Plan:
     space = Inputs(problem)
     with torch.no_grad():
         outputs = space.outputs(problem.inputs, slice(0, 1))
-    if not isinstance(outputs, Tensor) or outputs.ndim != 2:
+    if not isinstance(outputs, Tensor) or outputs.ndim < 2:
         raise ValueError("sensitivity needs a network whose outputs are (n, classes).")
-    spec = spec.resolved(outputs.shape[1])
-    probe = Measurement(space, spec, outputs.shape[1])
+    spec = spec.resolved(outputs[0].numel())
+    probe = Measurement(space, spec, outputs[0].numel())
     kinds = spec.directions_by_kind()
     directions = [name for names in kinds.values() for name in names]
     length, multiple = "pixel range", "multiple of the median nearest-neighbour distance"

@@ -20,7 +20,7 @@ class Examples:
         space: the only caller of the network.
         inputs: {name: (n, ...)}.
         targets: (n, ...).
-        logits: (n, classes) float64.
+        logits: (n, classes) float64; of sequences all positions' in one row.
         losses: (n,) float64.
         gradients: (n, d) float64, of the loss.
     """
@@ -44,7 +44,7 @@ class Examples:
         problem = space.problem
         logits, rows = gradient(space, inputs, lambda outputs: problem.losses(outputs, targets))
         losses = problem.losses(logits, targets)
-        return cls(space, inputs, targets, logits.double(), losses, rows)
+        return cls(space, inputs, targets, logits.double().flatten(1), losses, rows)
 
     @classmethod
     def numbered(cls, space: Inputs, numbers: list[int]) -> Examples:
@@ -71,9 +71,12 @@ class Examples:
         """Logits (n, classes) and losses (n,) of the displaced examples: one forward pass."""
         with torch.no_grad():
             logits = self.space.outputs(self.moved(steps))
-        return logits.double(), self.space.problem.losses(logits, self.targets)
+        return logits.double().flatten(1), self.space.problem.losses(logits, self.targets)
 
     def hits(self, logits: Tensor) -> Tensors:
-        """{"accuracy": (n,)}, 0 or 1, for these logits; empty if it is not defined."""
+        """{"accuracy": (n,)}, from 0 to 1, for these logits; empty if it is not defined."""
         correct = self.space.problem.correct
-        return {} if correct is None else {"accuracy": correct(logits, self.targets).double()}
+        if correct is None:
+            return {}
+        rows = logits.view(len(logits), -1, *self.targets.shape[1:])
+        return {"accuracy": correct(rows, self.targets).double()}

@@ -34,16 +34,17 @@ def margin(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def itself(examples: Examples) -> Tensors:
-    """Loss of each example and, for classification, correctness and margin.
+    """Loss of each example, correctness where it is defined and, for classification, the margin.
 
     Returns:
-        {name: (n,)} float64: `loss`, `correct`, 0 or 1, and `margin`.
+        {name: (n,)} float64: `loss`; `correct`, 0 or 1, of sequences the share; and `margin`.
 
     Cost: no evaluation of the network.
     """
     values = {"loss": examples.losses}
+    for accuracy in examples.hits(examples.logits).values():
+        values["correct"] = accuracy
     if classified(examples.space.problem):
-        values["correct"] = examples.hits(examples.logits)["accuracy"]
         values["margin"] = margin(examples.logits, examples.targets)
     return values
 

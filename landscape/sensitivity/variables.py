@@ -76,7 +76,7 @@ BANDS: Variables = {
     "band_smoothness": Variable((), "effective smoothness down the gradient", BEND),
 }
 # Only if outputs are the logits of classes; accuracies whenever they are defined.
-OF_CLASSES = ("correct", "margin", "relative", "softmax", "gauss_newton")
+OF_CLASSES = ("margin", "relative", "softmax", "gauss_newton")
 
 
 def variables(parts: Sequence[str], *, classified: bool, accurate: bool, exact: bool) -> Variables:
@@ -101,7 +101,8 @@ def variables(parts: Sequence[str], *, classified: bool, accurate: bool, exact: 
         name: replace(each, dims=("example", *each.dims))
         for part in parts
         for name, each in tables[part].items()
-        if (classified or not name.startswith(OF_CLASSES)) and (accurate or "accuracy" not in name)
+        if (classified or not name.startswith(OF_CLASSES))
+        and (accurate or not (name == "correct" or "accuracy" in name))
     }
 
 

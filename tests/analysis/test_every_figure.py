@@ -15,7 +15,8 @@ from landscape.core import store
 from tests.analysis.every_figure import LONG, MATHS, RESULTS, UNBROKEN, parts, renamed
 from tests.analysis.extents import faults
 
-BLOCKS = ("contributions", "attention")  # of panels, one below the other: one result is enough
+# Of panels, one below the other: one result is enough.
+BLOCKS = ("contributions", "attention", "maps", "convergence")
 ONE_LINE = 260  # characters, with the names of two files
 
 

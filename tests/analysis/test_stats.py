@@ -482,7 +482,7 @@ def test_the_variance_over_seeds_is_that_of_a_mean_of_pairs():
 def test_the_interval_has_satterthwaites_degrees_of_freedom():
     arms = crossed(np.random.default_rng(19), 5, 4, 0.2, 0.3, 0.4, 0.1)
     for level in (0.95, 0.8):
-        found = interval(*arms, average_by="log_mean", compare_by="log_ratio", level=level)
+        found = interval(arms, average_by="log_mean", compare_by="log_ratio", level=level)
         seeds, samples = found.variance
         assert seeds > 0 < samples
         degrees = (seeds + samples) ** 2 / (seeds**2 / 4 + samples**2 / 3)
@@ -495,7 +495,7 @@ def test_draws_of_samples_follow_their_seed_and_number_and_not_the_memory_at_han
     arms = crossed(np.random.default_rng(20), 3, 10, 0.1, 0.1, 0.3, 0.3)
 
     def variance(**changes: Any) -> float:
-        return interval(*arms, average_by="mean", compare_by="difference", **changes).variance[1]
+        return interval(arms, average_by="mean", compare_by="difference", **changes).variance[1]
 
     usual = variance()
     assert usual == variance(seed=0, draws=1000, level=0.5)
@@ -508,12 +508,12 @@ def test_draws_of_samples_follow_their_seed_and_number_and_not_the_memory_at_han
 
 def test_a_single_pair_has_an_effect_and_no_interval_and_equal_pairs_one_of_no_width():
     alone = interval(
-        np.full((1, 3), 2.0), np.ones((1, 3)), average_by="mean", compare_by="difference"
+        [np.full((1, 3), 2.0), np.ones((1, 3))], average_by="mean", compare_by="difference"
     )
     assert alone.effect == 1 and alone.seeds.tolist() == [1]
     assert np.isnan([alone.low, alone.high, alone.variance[0]]).all()
     equal = interval(
-        np.full((4, 3), 2.0), np.ones((4, 3)), average_by="mean", compare_by="difference"
+        [np.full((4, 3), 2.0), np.ones((4, 3))], average_by="mean", compare_by="difference"
     )
     assert (equal.low, equal.effect, equal.high, equal.variance) == (1, 1, 1, (0, 0))
 
@@ -521,7 +521,7 @@ def test_a_single_pair_has_an_effect_and_no_interval_and_equal_pairs_one_of_no_w
 def test_an_average_that_other_samples_would_make_infinite_has_the_sign_tests_interval():
     treatment, baseline = np.tile([0.0, 0.0, 3.0], (7, 1)), np.ones((7, 3))
     treatment[:, 2] += np.arange(7)
-    found = interval(treatment, baseline, average_by="mean", compare_by="log_ratio")
+    found = interval([treatment, baseline], average_by="mean", compare_by="log_ratio")
     assert (found.low, found.high) == pytest.approx((0, np.log(3)))
     assert found.effect == pytest.approx(np.log(treatment.mean(axis=1)).mean())
     assert np.isnan(found.variance).all()
@@ -540,4 +540,4 @@ def test_order_interval_keeps_its_level_and_knows_nothing_of_nan():
 @pytest.mark.parametrize("shape", [(0, 3), (3, 0), (3,), (2, 3, 4)])
 def test_interval_refuses_what_is_no_table_of_pairs_and_samples(shape):
     with pytest.raises(ValueError, match="expected .pairs, samples."):
-        interval(np.ones(shape), np.ones(shape), average_by="mean", compare_by="difference")
+        interval([np.ones(shape), np.ones(shape)], average_by="mean", compare_by="difference")

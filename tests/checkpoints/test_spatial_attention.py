@@ -358,7 +358,7 @@ def test_every_resnet_has_its_three_variants_of_the_same_width() -> None:
 
 
 def test_an_unknown_mechanism_is_refused() -> None:
-    with pytest.raises(ValueError, match="attention='se'; expected one of spatial, dynamic, none"):
+    with pytest.raises(ValueError, match="attention=se; expected 'spatial', 'dynamic' or 'none'"):
         network("spatial_resnet8", attention="se")
 
 

@@ -510,6 +510,7 @@ def test_a_training_is_described_whole(straight: Checkpoint, tmp_path: Path) -> 
         "validation": 20,
         "examples": 0,
         "precision": "float32",
+        "optimizer": "sgd",
     }
     kept, _ = split(made_images(), 20, 0)
     assert (straight.mean, straight.std) == statistics(kept)
@@ -637,7 +638,9 @@ def test_another_run_s_state_is_refused_and_the_difference_named(
 @pytest.mark.parametrize("content", [b"", b"x" * 100])
 def test_a_damaged_state_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "state.pt").write_bytes(content)
-    assert "or damaged" in refusal(lambda: trained(state_file=tmp_path / "state.pt"))
+    assert ("damaged" if content else "is empty") in refusal(
+        lambda: trained(state_file=tmp_path / "state.pt")
+    )
     torch.save({"weight": torch.zeros(3)}, tmp_path / "state.pt")
     line = refusal(lambda: trained(state_file=tmp_path / "state.pt"))
     assert "state.pt is not a training state. Delete it, or pass --out." in line

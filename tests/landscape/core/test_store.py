@@ -190,14 +190,14 @@ def test_large_arrays_are_compressed_and_small_ones_are_not(tmp_path: Path) -> N
 
 def test_only_a_larger_batch_is_made_smaller(tmp_path: Path) -> None:
     file, blank = tmp_path / "a.h5", result(provenance=changed("batch_size", 50))
-    store.record_smaller_batch(file, blank, 100)
+    store.record_smaller_batch(file, blank, [100])
     assert not file.exists()
     store.save(result(), file)
     before = file.read_bytes()
-    store.record_smaller_batch(file, blank, 200)
-    store.record_smaller_batch(file, result(SPEC | {"seed": 1}, changed("batch_size", 50)), 100)
+    store.record_smaller_batch(file, blank, [200])
+    store.record_smaller_batch(file, result(SPEC | {"seed": 1}, changed("batch_size", 50)), [100])
     assert file.read_bytes() == before
-    store.record_smaller_batch(file, blank, 100)
+    store.record_smaller_batch(file, blank, [100])
     provenance = json.loads(store.resume(blank, file).attrs["provenance"])
     assert (provenance["batch_size"], provenance["larger_batches"]) == (50, [100])
     assert store.recorded(file, "batch_size") == 50

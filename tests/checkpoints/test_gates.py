@@ -415,7 +415,7 @@ def test_every_control_trains_every_parameter(apply: str) -> None:
 
 
 def test_an_application_that_is_not_known_is_refused() -> None:
-    with pytest.raises(ValueError, match="apply='x'; expected one of multiply, add, concat, mean"):
+    with pytest.raises(ValueError, match="apply=x; expected 'multiply', 'add', 'concat' or 'mean'"):
         network("se_resnet8", apply="x")
     with pytest.raises(ValueError, match="apply='add'; expected an attention that is applied so"):
         network("resnet8", apply="add")

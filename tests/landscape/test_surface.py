@@ -130,7 +130,7 @@ def test_a_second_checkpoint_of_another_architecture_is_refused(
 ) -> None:
     other = make_problem(problem.device, merge="bn_product_mean1").model
     torch.save(nn.Linear(2, 2).state_dict(), tmp_path / "linear.pt")
-    with pytest.raises(ValueError, match="A direction fits only the architecture"):
+    with pytest.raises(ValueError, match="Both need the same architecture"):
         landscape.measure("surface", problem, to=str(tmp_path / "linear.pt"))
     own = Checkpoint(other.state_dict(), "resnet8", {"merge": "x"}, mean=(0.5,), std=(0.5,))
     checkpoint.save(own, tmp_path / "own.pt")
@@ -346,7 +346,7 @@ def test_a_second_network_and_directions_may_be_objects(problem: Problem, tmp_pa
         landscape.measure("surface", problem, directions=[first], out=out, **grid)
     with pytest.raises(ValueError, match="to: found a dict; expected tensors by name"):
         landscape.measure("surface", problem, to={"conv1.weight": 3}, **grid)
-    with pytest.raises(ValueError, match="A direction fits only the architecture"):
+    with pytest.raises(ValueError, match="Both need the same architecture"):
         landscape.measure("surface", problem, to=torch.nn.Linear(2, 2), **grid)
 
 

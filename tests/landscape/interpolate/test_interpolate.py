@@ -594,7 +594,7 @@ def test_a_second_network_of_another_architecture_is_refused(
     problem: Problem, tmp_path: Path
 ) -> None:
     torch.save(nn.Linear(2, 2).state_dict(), tmp_path / "linear.pt")
-    with pytest.raises(ValueError, match="A direction fits only the architecture"):
+    with pytest.raises(ValueError, match="Both need the same architecture"):
         interpolate(problem, Spec(to=str(tmp_path / "linear.pt")))
 
 

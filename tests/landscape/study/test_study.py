@@ -476,7 +476,11 @@ def test_comments_may_change(whole: Path, file: Path, tmp_path: Path) -> None:
         ("examples = 20", "temperature = -1", "[problem] temperature -1.0; expected a number"),
         ("examples = 20", 'data = "fashion"', "[problem] 'fashion' is not a known data set"),
         ("calibration = 50", "calibration = 0", "[arms 3.problem] calibration 0; expected"),
-        ("options = { width = 4,", 'options = { width = "x",', "[arms 3] resnet8 cannot be built"),
+        (
+            "options = { width = 4,",
+            'options = { width = "x",',
+            "[arms 3] resnet8: width=x; expected",
+        ),
         ('claim = "near"', 'claim = "far"', "[endpoints 1] claim = 'far'; expected 'near'"),
         ("primary = true", "primary = false", "0 of claim 'near' are primary; expected exactly"),
         ('claim = "weights"', 'claim = "near"', "2 of claim 'near' are primary"),
@@ -561,7 +565,7 @@ def test_a_study_that_is_not_there_is_reported_with_those_that_are(
     assert main(["absent"]) == 1
     said = capsys.readouterr().err
     assert said == (
-        "absent: no such file, nor a study that ships (there are: cifar10, cross-attention, demo, "
+        "absent: no such file, nor a study that ships (there are: attention, cifar10, cross-attention, demo, "
         "fashion-mnist, spatial-attention).\n"
     )
 

@@ -565,8 +565,8 @@ def test_a_study_that_is_not_there_is_reported_with_those_that_are(
     assert main(["absent"]) == 1
     said = capsys.readouterr().err
     assert said == (
-        "absent: no such file, nor a study that ships (there are: attention, cifar10, cross-attention, demo, "
-        "fashion-mnist, spatial-attention).\n"
+        "absent: no such file, nor a study that ships (there are: attention, cifar10, "
+        "cross-attention, demo, fashion-mnist, spatial-attention).\n"
     )
 
 

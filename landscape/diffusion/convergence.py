@@ -14,10 +14,10 @@ from scipy import stats
 from torch import Tensor
 
 from landscape.core.plan import Cell, Plan, Values
-from landscape.core.variables import Coordinate, Variable, numbered
+from landscape.core.variables import Coordinate, Floats, Variable, numbered
 from landscape.diffusion import dynamics
-from landscape.diffusion.manifolds import DOUBLE, MANIFOLDS, Rule
-from landscape.diffusion.operators import generator
+from landscape.diffusion.manifolds import DOUBLE, MANIFOLDS
+from landscape.diffusion.operators import generator, squared_distance
 from landscape.diffusion.spec import Spec
 
 # How a query that is one of the points takes part: not at all (a new point), hidden from itself, or
@@ -38,8 +38,6 @@ SLOPES = {
 }
 MODES, STEPS = 7, 200  # eigenvalues, and repetitions of attention, that are stored
 ENDS = {"": "", "_low": ", 95% interval from", "_high": ", 95% interval to"}
-
-Floats = NDArray[np.float64]
 
 
 def convergence(spec: Spec) -> Plan:
@@ -127,10 +125,7 @@ class _Study:
 
     def measure(self, cells: Sequence[Cell]) -> Values:
         rows = [self._cell(cell) for cell in cells]
-        values = {name: np.stack([row[name] for row in rows]) for name in ("mean", "variance")}
-        for name in ("deviation", "error", "neighbors"):
-            values[name] = np.stack([row[name] for row in rows])
-        return values
+        return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
     def _cell(self, cell: Mapping[str, int]) -> dict[str, Floats]:
         epsilon = self.spec.epsilons[cell["epsilon"]]
@@ -158,60 +153,61 @@ class _Study:
         draws = np.random.default_rng([self.spec.seed, 1, count, repeat])
         u = self.manifold.draw(count, draws)
         keys, values = self.manifold.points(u), self.manifold.value(u)
-        new = generator(self.at, self.value, keys, values, epsilon)
-        masked = generator(self.at, self.value, keys[:-1], values[:-1], epsilon)
+        logits = squared_distance(self.at, keys).mul_(-1 / (2 * epsilon))
+        others = logits[:, :-1]
+        new = torch.softmax(logits, dim=1) @ values - self.value
+        masked = torch.softmax(others, dim=1) @ values[:-1] - self.value
         # One key more, of weight exp(0) = 1 among weights that sum to `mass`.
-        logits = torch.cdist(self.at, keys[:-1]).square_().mul_(-1 / (2 * epsilon))
-        mass = torch.logsumexp(logits, dim=1).exp()
+        mass = torch.logsumexp(others, dim=1).exp()
         included = masked * mass / (1 + mass)
-        return torch.stack([new, masked, included]).numpy(), float(mass.mean())
+        drawn = 2 / epsilon * torch.stack([new, masked, included])
+        return drawn.numpy(), float(mass.mean())
 
     def finish(self, result: xr.Dataset) -> Values:
-        spec, queries = self.spec, self.queries
-        exact = np.stack([self._at_infinity(epsilon) for epsilon in spec.epsilons])
-        edges = [self.manifold.at_edges(queries, e).numpy() for e in spec.epsilons]
-        found: Values = {"limit": self.limit, "quadrature": exact, "edges": np.stack(edges)}
+        spec = self.spec
+        rows = [self._at_infinity(epsilon) for epsilon in spec.epsilons]
+        found: Values = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+        found |= {"limit": self.limit, "rate_limit": self._rate_limit()}
         for name, factor in (("bias", 2.0), ("bias_drift_once", 1.0), ("bias_no_drift", 0.0)):
-            limit = self.manifold.limit(queries, factor).numpy()
-            found[name] = np.abs(exact - limit).max(axis=1)
+            limit = self.manifold.limit(self.queries, factor).numpy()
+            found[name] = np.abs(found["quadrature"] - limit).max(axis=1)
         best = result["error"].values.argmin(axis=0)
         found["best_epsilon"] = np.asarray(spec.epsilons)[best]
-        found |= self._bias_slope(exact - self.limit)
+        found |= self._bias_slope(found["quadrature"] - self.limit)
         found |= self._deviation_slopes(
             result["variance"].values, result["neighbors"].values >= ENOUGH
         )
-        found |= self._dynamics()
         return found
 
-    def _dynamics(self) -> Values:
-        """Spectrum, stationary density and collapse where the nodes are few enough, else NaN."""
-        spec = self.spec
+    def _at_infinity(self, epsilon: float) -> Values:
+        """By quadrature, N = infinity; the dynamics where the nodes are few enough, else NaN."""
+        manifold = self.manifold
+        rule = manifold.quadrature(math.ceil(SPACING / math.sqrt(epsilon)))
+        u, weights = rule
+        keys, values = manifold.points(u), manifold.value(u)
+        exact = generator(self.at, self.value, keys, values, epsilon, log_weights=weights.log())
         found: Values = {
-            "rate": np.full((len(spec.epsilons), MODES), np.nan),
-            "stationary_error": np.full(len(spec.epsilons), np.nan),
-            "collapse": np.full((len(spec.epsilons), STEPS), np.nan),
-            "rate_limit": self._rate_limit(),
-            "query_key_zeroth": np.full(len(spec.epsilons), np.nan),
-            "query_key_first": np.full(len(spec.epsilons), np.nan),
+            "quadrature": exact.numpy(),
+            "edges": manifold.at_edges(self.queries, epsilon).numpy(),
+            "rate": np.full(MODES, np.nan),
+            "stationary_error": np.array(np.nan),
+            "collapse": np.full(STEPS, np.nan),
+            "query_key_zeroth": np.array(np.nan),
+            "query_key_first": np.array(np.nan),
         }
-        for number, epsilon in enumerate(spec.epsilons):
-            rule = self._rule(epsilon)
-            if spec.manifold in SPHERES:
-                new, zeroth, first = dynamics.query_key(
-                    self.manifold, self.at, rule, self.matrix, 1 / epsilon
-                )
-                found["query_key_zeroth"][number] = float((new - zeroth).abs().max())
-                found["query_key_first"][number] = float((new - first).abs().max())
-            if len(rule[1]) > dynamics.LARGEST:
-                continue
-            walk = dynamics.Walk(self.manifold, rule, epsilon)
-            found["rate"][number] = walk.rates(MODES)
-            found["stationary_error"][number] = walk.stationary_error()
-            found["collapse"][number] = walk.collapse(STEPS)
+        if self.spec.manifold in SPHERES:
+            new, *orders = dynamics.query_key(manifold, self.at, rule, self._matrix, 1 / epsilon)
+            for name, predicted in zip(("zeroth", "first"), orders, strict=True):
+                found[f"query_key_{name}"] = (new - predicted).abs().max().numpy()
+        if len(weights) <= dynamics.LARGEST:
+            walk = dynamics.Walk(manifold, rule, epsilon)
+            found["rate"] = walk.rates(MODES)
+            found["stationary_error"] = np.array(walk.stationary_error())
+            found["collapse"] = walk.collapse(STEPS)
         return found
 
     @property
-    def matrix(self) -> Tensor:
+    def _matrix(self) -> Tensor:
         """A of the query-key score beta x^T A y: the identity and three tenths of noise."""
         size = self.at.shape[1]
         noise = np.random.default_rng([self.spec.seed, 2]).normal(size=(size, size))
@@ -224,17 +220,6 @@ class _Study:
         if spec.manifold in SPHERES and not spec.kappa:
             return dynamics.sphere_rates(self.manifold.dimension, MODES)
         return np.full(MODES, np.nan)
-
-    def _rule(self, epsilon: float) -> Rule:
-        return self.manifold.quadrature(math.ceil(SPACING / math.sqrt(epsilon)))
-
-    def _at_infinity(self, epsilon: float) -> Floats:
-        u, weights = self._rule(epsilon)
-        keys, values = self.manifold.points(u), self.manifold.value(u)
-        log_weights = weights.log()
-        return generator(
-            self.at, self.value, keys, values, epsilon, log_weights=log_weights
-        ).numpy()
 
     def _bias_slope(self, bias: Floats) -> Values:
         """The slope of log root mean square bias in log epsilon, by groups of queries.

@@ -6,13 +6,11 @@ import math
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from landscape.core.variables import Floats
 from landscape.diffusion.manifolds import Manifold, Rule
 from landscape.diffusion.operators import propagated, squared_distance
-
-Floats = NDArray[np.float64]
 
 LARGEST = 4000  # quadrature nodes of a dense operator
 
@@ -20,8 +18,8 @@ LARGEST = 4000  # quadrature nodes of a dense operator
 class Walk:
     """The random walk with transition matrix S on the nodes of a quadrature rule.
 
-    S is self-adjoint in the weights w_i q_i, q the kernel's density estimate, so these are its
-    stationary distribution and its eigenvalues are real.
+    With node weights w and the kernel's density estimate q, S is self-adjoint in the inner product
+    with weights w q: they are its stationary distribution, and its eigenvalues are real.
 
     Args:
         manifold: with its density.
@@ -36,10 +34,11 @@ class Walk:
         self.manifold, self.epsilon = manifold, epsilon
         x = manifold.points(self.u)
         kernel = squared_distance(x, x).mul_(-1 / (2 * epsilon)).exp_()
-        self.density = kernel @ self.weights
-        self._scale = (self.weights / self.density).sqrt()
-        symmetric = self._scale[:, None] * kernel * self._scale
-        self.eigenvalues = torch.linalg.eigvalsh(symmetric).flip(0)
+        density = kernel @ self.weights
+        self.stationary = self.weights * density / (self.weights @ density)
+        self.transition = kernel * self.weights / density[:, None]
+        scale = (self.weights / density).sqrt()
+        self.eigenvalues = torch.linalg.eigvalsh(scale[:, None] * kernel * scale).flip(0)
 
     def rates(self, count: int) -> Floats:
         """(2 / epsilon) (1 - lambda_k), which tend to the eigenvalues of the limit, (count,)."""
@@ -47,9 +46,8 @@ class Walk:
 
     def stationary_error(self) -> float:
         """Total variation between the stationary density and the limit's, p^2 over its integral."""
-        found = self.weights * self.density
         expected = self.weights * self.manifold.log_density(self.u).exp()
-        return float((found / found.sum() - expected / expected.sum()).abs().sum() / 2)
+        return float((self.stationary - expected / expected.sum()).abs().sum() / 2)
 
     def collapse(self, steps: int) -> Floats:
         """Standard deviation of S^t H in the stationary distribution, over that of H, (steps,).
@@ -58,14 +56,11 @@ class Walk:
         of the limit: attention alone makes all tokens the same.
         """
         values = self.manifold.value(self.u)
-        stationary = self.weights * self.density
-        stationary = stationary / stationary.sum()
-        x, log_weights = self.manifold.points(self.u), self.weights.log()
         spreads = []
         for _ in range(steps):
-            mean = (stationary * values).sum()
-            spreads.append(float((stationary * (values - mean) ** 2).sum().sqrt()))
-            values = propagated(x, x, values[:, None], self.epsilon, log_weights=log_weights)[:, 0]
+            mean = self.stationary @ values
+            spreads.append(float((self.stationary @ (values - mean) ** 2).sqrt()))
+            values = self.transition @ values
         return np.array(spreads) / spreads[0]
 
 

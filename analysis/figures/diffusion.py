@@ -4,39 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 
 from analysis import results
+from analysis.figures import style
 from analysis.figures.arrange import Kind, blocks
 
 _PANEL = {1: 1, 2: 2}  # panels side by side
 _HEIGHT = 0.55  # of a panel's width
 _LIMITS = {
-    "bias": ("drift twice: the theorem's", "o", "-"),
-    "bias_drift_once": ("drift once", "s", "--"),
-    "bias_no_drift": ("no drift", "^", ":"),
+    "bias": "drift twice: the theorem's",
+    "bias_drift_once": "drift once",
+    "bias_no_drift": "no drift",
 }
-_MARKS = ("o", "s", "^", "D", "v", "P", "X", "*")
-_DASHES = ("-", "--", "-.", ":")
 _BANDWIDTHS = 3  # curves of the collapse
 _COLLAPSED = 1e-3  # of the spread at the start, below which a curve is not drawn
 
 
 def bias(result: xr.Dataset, ax: Axes, *, variable: str) -> None:
     """Draw the largest bias at N = infinity over the bandwidth, from three limits."""
-    for at, (name, (label, mark, dash)) in enumerate(_LIMITS.items()):
-        ax.plot(
-            result["epsilon"],
-            result[name],
-            marker=mark,
-            markersize=3,
-            linestyle=dash,
-            color="black" if at == 0 else f"C{at}",
-            label=label,
-        )
+    for at, (name, label) in enumerate(_LIMITS.items()):
+        ax.plot(result["epsilon"], result[name], **_curve(at, color="black"), label=label)
     _bandwidths(result, ax)
     ax.set(yscale="log", ylabel=results.axis_label(result[variable]))
 
@@ -45,15 +37,7 @@ def error(result: xr.Dataset, ax: Axes, *, variable: str) -> None:
     """Draw bias and deviation together over the bandwidth, a curve a number of points."""
     rows = result[variable].sel(self_token="masked")
     for at, count in enumerate(result["count"].values):
-        ax.plot(
-            result["epsilon"],
-            rows.sel(count=count),
-            marker=_MARKS[at % len(_MARKS)],
-            markersize=3,
-            linestyle=_DASHES[at % len(_DASHES)],
-            color=f"C{at}",
-            label=f"N = {count}",
-        )
+        ax.plot(result["epsilon"], rows.sel(count=count), **_curve(at), label=f"N = {count}")
     _bandwidths(result, ax)
     ax.set(yscale="log", ylabel=results.axis_label(result[variable]))
 
@@ -81,7 +65,7 @@ def collapse(result: xr.Dataset, ax: Axes, *, variable: str) -> None:
         time = epsilon / 2 * result["step"].values
         row = result[variable].values[number]
         longest = max(longest, time[row > _COLLAPSED].max())
-        ax.plot(time, row, _DASHES[at], color=f"C{at}", label=f"ε = {epsilon:g}")
+        ax.plot(time, row, **_curve(at, marker=""), label=f"ε = {epsilon:g}")
     ax.set(
         yscale="log",
         xlabel="time: repetitions of attention × ε/2",
@@ -93,6 +77,13 @@ def collapse(result: xr.Dataset, ax: Axes, *, variable: str) -> None:
     if np.isfinite(gap):
         time = np.linspace(0, longest, 2)
         ax.plot(time, np.exp(-gap * time), color="0.6", linewidth=0.8, label="rate of the limit")
+
+
+def _curve(at: int, **other: Any) -> dict[str, Any]:
+    """Keywords of the curve number `at` of a panel; `other` ones take precedence."""
+    colour, dash = style.LINES[at % len(style.LINES)]
+    mark = style.MARKS[at % len(style.MARKS)]
+    return {"color": colour, "linestyle": dash, "marker": mark, "markersize": 3} | other
 
 
 def _bandwidths(result: xr.Dataset, ax: Axes) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -19,10 +20,27 @@ _CURVES = 2  # height of the probabilities, in heights of a strip of images
 _GAP = 0.06  # between images, of their width
 
 
-def images(result: xr.Dataset, ax: Axes, *, draw: int) -> None:
-    """Lay the images of one path side by side, each above its place on the path.
+def picture(pixels: NDArray[np.float64], ax: Axes, **where: Any) -> None:
+    """Draw an image in grey or colour, 0 black and 1 white; what lies outside as its nearest.
 
-    Grey or colour as stored, 0 black and 1 white; what lies outside is drawn as its nearest.
+    Args:
+        pixels: (height, width, channels); of other than three channels the mean is drawn.
+        ax: Axes without projection.
+        where: `extent` and `aspect`, as `Axes.imshow` takes them.
+    """
+    shown = np.clip(pixels, 0, 1)
+    ax.imshow(
+        shown if shown.shape[2] == 3 else shown.mean(axis=2),
+        cmap="gray",
+        vmin=0,
+        vmax=1,
+        interpolation="nearest",
+        **where,
+    )
+
+
+def images(result: xr.Dataset, ax: Axes, *, draw: int) -> None:
+    """Lay the images of one path side by side, each above its place on the path; see `picture`.
 
     Args:
         result: of `landscape.interpolate`, with a gallery.
@@ -33,17 +51,8 @@ def images(result: xr.Dataset, ax: Axes, *, draw: int) -> None:
     half = _spacing(result) * (1 - _GAP) / 2
     axes = ("gallery_t", "height", "width", "channel")
     pictures = result["image"].isel(gallery=draw).transpose(*axes)
-    for step, picture in zip(steps, np.clip(pictures.values, 0, 1), strict=True):
-        colour = picture.shape[2] == 3
-        ax.imshow(
-            picture if colour else picture.mean(axis=2),
-            extent=(step - half, step + half, 0, 1),
-            aspect="auto",
-            cmap="gray",
-            vmin=0,
-            vmax=1,
-            interpolation="nearest",
-        )
+    for step, pixels in zip(steps, pictures.values, strict=True):
+        picture(pixels, ax, extent=(step - half, step + half, 0, 1), aspect="auto")
     ax.set_xlim(*_limits(result))
     ax.set_axis_off()
 

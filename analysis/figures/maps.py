@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -10,23 +9,21 @@ from matplotlib.figure import Figure
 from analysis import results
 from analysis.figures import style
 from analysis.figures.arrange import Kind, Page, fit_height, new_figure, wrapped
+from analysis.figures.gallery import picture
 
 _SHARE = 0.75  # of the colour, over the image
 
 
 def image(result: xr.Dataset, ax: Axes, *, draw: int) -> None:
-    """Draw an image as stored, grey or in colour, 0 black and 1 white.
+    """Draw an image of the gallery; see `picture`.
 
     Args:
         result: of `landscape.attention`, with a gallery.
         ax: Axes without projection.
         draw: which image of the gallery.
     """
-    picture = result["image"].isel(gallery=draw).transpose("height", "width", "channel").values
-    colour = picture.shape[2] == 3
-    ax.imshow(
-        np.clip(picture if colour else picture.mean(axis=2), 0, 1), cmap="gray", vmin=0, vmax=1
-    )
+    axes = ("height", "width", "channel")
+    picture(result["image"].isel(gallery=draw).transpose(*axes).values, ax)
     ax.set(xticks=[], yticks=[])
 
 

@@ -170,7 +170,8 @@ def _arms(arms: Sequence[Arm]) -> str:
         for role, noun in _FURTHER.items()
         if roles[role]
     ]
-    here = ", ".join(["two that are compared seed by seed", *there])
+    compared = sum(roles[role] for role in ("treatment", "baseline", "arm"))
+    here = ", ".join([f"{spelled(compared)} that are compared seed by seed", *there])
     return f"networks that differ by their seed alone; here {here}"
 
 

@@ -23,6 +23,7 @@ from analysis.report.tables import Column, Table, columns
 from analysis.study import Endpoint, Folder, Missing
 
 _MOST = 6  # networks in one figure: as many lines as differ in colour and dash
+BEHIND = "The tests behind these verdicts"
 _MAIN = ("treatment", "contrast")  # the rows of an endpoint itself, without controls
 UNITS = {"log_ratio": "log ratio", "difference": "difference"}
 ROWS = {
@@ -148,7 +149,8 @@ def _verdicts(folder: Folder, evaluation: Evaluation) -> Section:
         changes = "; ".join(map(str, amendment.get("changes", [])))
         section.blocks.append(Text(f"The study was changed after it was begun: {changes}."))
     if all(endpoint.contrast for endpoint in evaluation.endpoints):
-        section.blocks += factorial.verdicts(folder.study, evaluation)
+        tests = factorial.verdicts(folder.study, evaluation)
+        section.blocks.append(Details(BEHIND, tests))
         return section
     compares = {endpoint.name: endpoint.compare for endpoint in evaluation.endpoints}
     rows = []
@@ -168,7 +170,7 @@ def _verdicts(folder: Folder, evaluation: Evaluation) -> Section:
         note=True,
     )
     table = Table("verdicts", caption, VERDICTS, rows, data)
-    section.blocks.append(Details("The tests behind these verdicts", [table, explained]))
+    section.blocks.append(Details(BEHIND, [table, explained]))
     return section
 
 

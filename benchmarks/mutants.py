@@ -2,9 +2,9 @@
 
     python -m benchmarks.mutants analysis/stats/sign_flip.py tests/analysis/test_stats.py
 
-Of many faults a sample is drawn, always the same. mutmut and cosmic-ray start Python for each,
-seconds with torch, or copy the repository; here each has a fork of a process that has torch, and no
-file changes. Faults in what a test starts as a program of its own are not seen there.
+Of many faults a sample is drawn, always the same. Each runs in a fork of a process that has torch,
+which takes seconds to import, and no file changes. Faults in what a test starts as a program of its
+own are not seen there.
 """
 
 import argparse

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from scipy import stats
 from torch import Tensor
 
+from analysis.stats.student import t_reach
 from landscape.core.plan import Cell, Plan, Values
 from landscape.core.variables import Coordinate, Floats, Variable, numbered
 from landscape.diffusion import dynamics
@@ -266,8 +267,7 @@ class _Study:
             return found
         slopes = _fit(design, 0.5 * np.log(variance[some]).reshape(len(design), -1))[:2]
         slopes = slopes.reshape(2, len(SELF), BATCHES)
-        half = stats.t.ppf(0.975, BATCHES - 1) * slopes.std(axis=-1, ddof=1) / BATCHES**0.5
-        mean = slopes.mean(axis=-1)
+        mean, half = slopes.mean(axis=-1), t_reach(slopes)
         for name, at, within in zip(("epsilon", "count"), mean, half, strict=True):
             found |= _ends(name, np.stack([at, at - within, at + within]))
         return found

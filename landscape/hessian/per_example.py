@@ -91,7 +91,8 @@ def sample_curvature(
 
     multiply = product_of(part)
     unit = start / start.norm(dim=1, keepdim=True)
-    if space.problem.targets.ndim > 1:
+    targets = space.problem.targets
+    if targets.ndim > 1 and not targets.is_floating_point():
         # Too many logits for their Jacobian, and no network for sequences is piecewise linear.
         limits: dict[str, Any] = {"tol": tol, "max_products": max_products, "generator": generator}
         products = product_of(part, "gauss_newton")

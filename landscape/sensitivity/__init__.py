@@ -47,7 +47,9 @@ def sensitivity(problem: Problem, spec: Spec) -> Plan:
     space = Inputs(problem)
     with torch.no_grad():
         outputs = space.outputs(problem.inputs, slice(0, 1))
-    if not isinstance(outputs, Tensor) or outputs.ndim < 2:
+    positions = problem.targets.shape[1:] if not problem.targets.is_floating_point() else ()
+    shape = outputs.shape[2:] if isinstance(outputs, Tensor) and outputs.ndim > 1 else None
+    if shape not in ((), positions):
         raise ValueError("sensitivity needs a network whose outputs are (n, classes).")
     spec = spec.resolved(outputs[0].numel())
     probe = Measurement(space, spec, outputs[0].numel())

@@ -23,6 +23,7 @@ class Examples:
         logits: (n, classes) float64; of sequences all positions' in one row.
         losses: (n,) float64.
         gradients: (n, d) float64, of the loss.
+        shape: of an example's outputs, (classes) or (classes, T).
     """
 
     space: Inputs
@@ -31,6 +32,7 @@ class Examples:
     logits: Tensor
     losses: Tensor
     gradients: Tensor
+    shape: torch.Size
 
     @classmethod
     def of(cls, space: Inputs, inputs: Tensors, targets: Tensor) -> Examples:
@@ -44,7 +46,8 @@ class Examples:
         problem = space.problem
         logits, rows = gradient(space, inputs, lambda outputs: problem.losses(outputs, targets))
         losses = problem.losses(logits, targets)
-        return cls(space, inputs, targets, logits.double().flatten(1), losses, rows)
+        shape = logits.shape[1:]
+        return cls(space, inputs, targets, logits.double().flatten(1), losses, rows, shape)
 
     @classmethod
     def numbered(cls, space: Inputs, numbers: list[int]) -> Examples:
@@ -78,5 +81,5 @@ class Examples:
         correct = self.space.problem.correct
         if correct is None:
             return {}
-        rows = logits.view(len(logits), -1, *self.targets.shape[1:])
-        return {"accuracy": correct(rows, self.targets).double()}
+        outputs = logits.view(-1, *self.shape)
+        return {"accuracy": correct(outputs, self.targets).double()}

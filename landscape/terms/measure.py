@@ -192,12 +192,15 @@ def _settings(layers: Mapping[str, SpatialAttention]) -> list[str]:
 
 
 def _of_terms(maps: Tensor, energies: Tensors) -> Tensors:
-    """Shares of the variance, and divergences without each term, (N, terms)."""
+    """Shares of the variance, and divergences without each term, (N, terms).
+
+    A query whose terms have no variance, such as the first of a causal map, has no shares.
+    """
     variances = {term: statistics.variance(energy, maps) for term, energy in energies.items()}
     total = sum(variances.values(), torch.zeros_like(maps[..., 0]))
     return {
         "variance_share": _by_term(
-            {term: (value / total).mean(dim=(1, 2)) for term, value in variances.items()}, maps
+            {term: (value / total).nanmean(dim=(1, 2)) for term, value in variances.items()}, maps
         ),
         "removal_divergence": _by_term(
             {term: statistics.removal(maps, energy) for term, energy in energies.items()}, maps

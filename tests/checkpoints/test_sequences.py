@@ -364,3 +364,14 @@ def test_a_file_of_another_length_is_measured_and_one_of_images_is_not(tmp_path:
     save(Checkpoint(**common, input_shape=(12, 3, 12)), tmp_path / "other.pt")
     with pytest.raises(ValueError, match=r"was trained on images of shape \(12, 3, 12\)"):
         load_problem(tmp_path / "other.pt", examples=2)
+
+
+def test_a_query_that_sees_one_key_alone_has_no_share_of_the_variance() -> None:
+    result = landscape.measure("terms", sequence_problem(network(), 3))
+    assert result["layer"].values.tolist() == [
+        "encoder.0.self_attention",
+        "decoder.0.self_attention",
+        "decoder.0.cross_attention",
+    ]
+    np.testing.assert_allclose(result["variance_share"].sum("term"), 1, rtol=1e-12)
+    assert float(result["distance"].min()) > 0

@@ -502,6 +502,7 @@ def test_a_training_is_described_whole(straight: Checkpoint, tmp_path: Path) -> 
         "batch": 16,
         "rate": 0.05,
         "warmup": 1.0,
+        "optimizer": "sgd",
         "momentum": 0.9,
         "decay": 5e-4,
         "smoothing": 0.0,

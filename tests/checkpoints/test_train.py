@@ -511,7 +511,6 @@ def test_a_training_is_described_whole(straight: Checkpoint, tmp_path: Path) -> 
         "validation": 20,
         "examples": 0,
         "precision": "float32",
-        "optimizer": "sgd",
     }
     kept, _ = split(made_images(), 20, 0)
     assert (straight.mean, straight.std) == statistics(kept)

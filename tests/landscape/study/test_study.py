@@ -566,7 +566,8 @@ def test_a_study_that_is_not_there_is_reported_with_those_that_are(
     said = capsys.readouterr().err
     assert said == (
         "absent: no such file, nor a study that ships (there are: attention, cifar10, "
-        "cross-attention, demo, fashion-mnist, spatial-attention).\n"
+        "cross-attention, cross-attention-reverse, cross-attention-sort, "
+        "cross-attention-translate, demo, fashion-mnist, spatial-attention).\n"
     )
 
 
@@ -584,14 +585,19 @@ def test_a_study_that_ships_is_whole(name: str) -> None:
         assert seeds["negative"] >= 2
 
 
-@pytest.mark.parametrize(("name", "others"), [("spatial-attention", 5), ("cross-attention", 3)])
+@pytest.mark.parametrize(
+    ("name", "others"),
+    [("spatial-attention", 6), ("cross-attention", 0), ("cross-attention-translate", 0)],
+)
 def test_a_factorial_that_ships_is_whole(name: str, others: int) -> None:
     found = read_study(name)
     assert len(found.arms) == 16 + others
     assert found.arms[6].name == "0110"
     assert {arm.seeds for arm in found.arms} == {(0, 1, 2, 3, 4)}
     files = [arm.checkpoints for arm in found.arms]
-    assert len(set(files)) == len(files) and all(file.startswith(f"{name}/") for file in files)
+    assert len(set(files)) == len(files) and all(
+        file.startswith(f"{name.removesuffix('-translate')}/") for file in files
+    )
     assert len(found.content["arms"]) == len(found.arms)  # as study.json holds them
     assert set(found.content["claims"]) == {endpoint.claim for endpoint in found.endpoints}
     assert all(e.contrast and (e.test == "t" or e.probe == "cost") for e in found.endpoints)

@@ -255,13 +255,13 @@ class Problem:
         """The dtype of the network's weights."""
         return next((p.dtype for p in self.model.parameters()), torch.get_default_dtype())
 
-    def first(self, count: int) -> Problem:
-        """The same problem with only its first `count` examples."""
+    def take(self, rows: slice) -> Problem:
+        """The same problem with only these of its examples."""
         return replace(
             self,
-            inputs={name: value[:count] for name, value in self.inputs.items()},
-            targets=self.targets[:count],
-            indices=self.indices[:count],
+            inputs={name: value[rows] for name, value in self.inputs.items()},
+            targets=self.targets[rows],
+            indices=self.indices[rows],
         )
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> Problem:

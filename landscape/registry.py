@@ -11,6 +11,7 @@ PLACES = {
     "hessian": "landscape.hessian:PROBE",
     "interpolate": "landscape.interpolate:PROBE",
     "sensitivity": "landscape.sensitivity:PROBE",
+    "sharpness": "landscape.sharpness:PROBE",
     "surface": "landscape.surface:PROBE",
     "terms": "landscape.terms:PROBE",
 }

@@ -41,6 +41,7 @@ SMALL: dict[str, dict[str, Any]] = {
     },
     "interpolate": {"pairs": 2, "points": 5},
     "sensitivity": {"draws": 2, "directions": 1, "tangents": 1, "radii": (0.003, 0.1)},
+    "sharpness": {"radii": (0.01, 0.02), "ascent_steps": 2, "draws": 2},
     "surface": {"points": (3, 2)},
 }
 UNITS = {"nat", "1"}
@@ -263,6 +264,7 @@ ONCE: dict[str, dict[str, Any]] = {
     "hessian": {"top": 1, "steps": 2, "draws": 2, "trace_products": 6, "tol": 0.5},
     "interpolate": {"pairs": 1, "points": 3},
     "sensitivity": {"draws": 1, "directions": 1, "tangents": 1, "neighbors": 2, "radii": (0.1,)},
+    "sharpness": {"radii": (0.01,), "ascent_steps": 1, "starts": 1, "draws": 1},
     "surface": {"points": (1, 1)},
 }
 REFUSALS = {

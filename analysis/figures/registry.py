@@ -23,6 +23,7 @@ PLACES = {
     "contributions": "analysis.figures.terms:KIND",
     "attention": "analysis.figures.attention:KIND",
     "maps": "analysis.figures.maps:KIND",
+    "sharpness": "analysis.figures.sharpness:KIND",
     "convergence": "analysis.figures.diffusion:KIND",
 }
 

@@ -77,7 +77,7 @@ def _checked(
             )
     kinds: dict[str, type[Space]] = {"weights": Weights, "inputs": Inputs}
     for name in [name for name, order in derivatives.items() if order]:
-        _check_gradient(kinds[name](replace(found.first(2), batch_size=2)), name)
+        _check_gradient(kinds[name](replace(found.take(slice(2)), batch_size=2)), name)
     return found
 
 
@@ -100,7 +100,7 @@ def _check_gradient(space: Space, name: str) -> None:
 
 
 def _first(problem: Problem, size: int) -> Space:
-    part = replace(problem.first(size), batch_size=size)
+    part = replace(problem.take(slice(size)), batch_size=size)
     return (
         Inputs(part) if all(v.is_floating_point() for v in part.inputs.values()) else Weights(part)
     )

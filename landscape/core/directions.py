@@ -98,6 +98,24 @@ def normalize(direction: Tensors, origin: Tensors, how: Normalization) -> Tensor
     return scaled
 
 
+def relative_scale(origin: Tensors) -> Tensors:
+    """For every tensor the norms of its slices along the first axis, shaped to broadcast.
+
+    In coordinates scaled by these a step of 1 moves each filter by its own norm, and each bias and
+    norm scale by its own size. Networks that differ only by rescalings of filters without effect
+    (before a batch norm, or a factor moved between the two sides of a product) then have the same
+    spectrum and sharpness. A slice of norm 0 does not move.
+
+    Source: Li et al. 2018, section 4, arXiv:1712.09913, for the directions; here for a matrix.
+    """
+    return {
+        name: value.double().flatten(1).norm(dim=1).view(-1, *(1,) * (value.ndim - 1)).to(value)
+        if value.ndim > 1
+        else value.abs()
+        for name, value in origin.items()
+    }
+
+
 def orthogonalize(direction: Tensors, first: Tensors, how: Normalization) -> Tensors:
     """Remove from `direction` its component along `first`, within each scaled part.
 

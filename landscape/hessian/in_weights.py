@@ -16,12 +16,12 @@ from torch import Tensor
 
 from checkpoints.problem import Problem
 from landscape.core import direction_files, store
-from landscape.core.directions import matching
+from landscape.core.directions import matching, relative_scale
 from landscape.core.plan import Cell, Plan, Values
 from landscape.core.spaces import Weights
 from landscape.core.variables import Coordinate, Variable, Variables, numbered
 from landscape.hessian import lanczos, quadrature, trace, verify
-from landscape.hessian.operator import Curvature, relative_scale
+from landscape.hessian.operator import Curvature
 from landscape.hessian.spec import Decided, Spec
 from landscape.hessian.variables import eigenpair_variables, stream_seed, tell
 

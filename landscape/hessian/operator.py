@@ -331,23 +331,5 @@ def free_memory(device: torch.device) -> int:
     return 1024 * free[0] if free else 2**31
 
 
-def relative_scale(origin: Tensors) -> Tensors:
-    """For every tensor the norms of its slices along the first axis, shaped to broadcast.
-
-    As `scale` of `Curvature`: a step of 1 moves each filter by its own norm, and each bias and
-    norm scale by its own size. Networks that differ only by rescalings of filters without effect
-    (before a batch norm, or a factor moved between the two sides of a product) then have the same
-    spectrum. A slice of norm 0 does not move.
-
-    Source: Li et al. 2018, section 4, arXiv:1712.09913, for the directions; here for a matrix.
-    """
-    return {
-        name: value.double().flatten(1).norm(dim=1).view(-1, *(1,) * (value.ndim - 1)).to(value)
-        if value.ndim > 1
-        else value.abs()
-        for name, value in origin.items()
-    }
-
-
 def _at(tensors: Tensors, part: slice | Tensor) -> Tensors:
     return {name: value[part] for name, value in tensors.items()}

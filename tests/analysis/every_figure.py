@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import xarray as xr
 
+import landscape
 from analysis.figures import FIGURES
 from landscape.core.plan import run
 from landscape.diffusion.convergence import convergence
@@ -16,6 +17,7 @@ from tests.analysis.conftest import _surface
 from tests.analysis.test_paths_figure import between, on_a_line
 from tests.analysis.test_sensitivity_figure import sensitivity
 from tests.analysis.test_spectrum_figure import inputs_result, weights_result
+from tests.oracles import LinearRegression
 
 LONG = "-".join(["Multiplicative-MLP-with-gates"] * 6)
 UNBROKEN = "W" * 150
@@ -119,6 +121,12 @@ def gated() -> xr.Dataset:
     return xr.Dataset(data, coords, _attributes("attention"))
 
 
+def sharp() -> xr.Dataset:
+    """Of a quadratic, in two groups."""
+    problem = LinearRegression.random().problem()
+    return landscape.measure("sharpness", problem, radii=[0.1, 0.2, 0.5], group=9, draws=2)
+
+
 def converging() -> xr.Dataset:
     """As `landscape.diffusion` stores it, measured."""
     spec = Spec(epsilons=(0.2, 0.1, 0.05), counts=(30, 60), repeats=20, queries=3)
@@ -146,6 +154,7 @@ RESULTS: dict[str, Callable[[], xr.Dataset]] = {
     "contributions": terms,
     "attention": attention,
     "maps": gated,
+    "sharpness": sharp,
     "convergence": converging,
 }
 assert set(RESULTS) == set(FIGURES), "a figure without a result to test it with"

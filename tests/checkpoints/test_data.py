@@ -1089,7 +1089,7 @@ def test_images_keep_their_positions_in_the_set_that_they_are_from(tmp_path: Pat
     twice = shipped.take(slice(10, 20)).take(np.array([3, 1]))
     np.testing.assert_array_equal(twice.indices, index[[13, 11]])
     assert twice.source == "fashion-mnist"
-    measured = landscape.measure("sensitivity", problem.first(3), parts=("norms",))
+    measured = landscape.measure("sensitivity", problem.take(slice(3)), parts=("norms",))
     np.testing.assert_array_equal(measured["index"], problem.indices[:3])
     assert measured["index"].attrs["long_name"] == problem.index_label
 

@@ -402,4 +402,4 @@ def test_attention_and_importance_are_over_the_same_patches(size: int) -> None:
 def test_fractions_are_in_order_and_one_image_has_no_other() -> None:
     assert Spec(fractions=(0.9, 0.2, 0.5)).fractions == (0.2, 0.5, 0.9)
     with pytest.raises(ValueError, match="two images or more, with labels from 0 to 2"):
-        measured(made().first(1))
+        measured(made().take(slice(1)))

@@ -14,10 +14,10 @@ from torch.nn import functional
 
 from checkpoints.losses import cross_entropy
 from checkpoints.problem import Problem
-from landscape.core.directions import matching
+from landscape.core.directions import matching, relative_scale
 from landscape.core.spaces import Inputs, Space, Weights
 from landscape.hessian import lanczos, operator, quadrature, trace
-from landscape.hessian.operator import Curvature, relative_scale
+from landscape.hessian.operator import Curvature
 from tests.oracles import LinearRegression, make_problem
 
 pytestmark = pytest.mark.second_derivative

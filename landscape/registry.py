@@ -14,6 +14,7 @@ PLACES = {
     "sharpness": "landscape.sharpness:PROBE",
     "surface": "landscape.surface:PROBE",
     "terms": "landscape.terms:PROBE",
+    "trajectory": "landscape.trajectory:PROBE",
 }
 
 PROBES: dict[str, Probe] = {name: resolve_name(place) for name, place in PLACES.items()}

@@ -72,6 +72,19 @@ def make_problem(
     return problem.to(device, dtype)
 
 
+def walked(problem: Problem, count: int, seed: int = 0) -> list[dict[str, Tensor]]:
+    """State dicts of networks on a random walk that ends near that of the problem."""
+    generator = torch.Generator().manual_seed(seed)
+    parameters = dict(problem.model.named_parameters())
+    now, states = dict(problem.model.state_dict()), []
+    for _ in range(count):
+        for name in parameters:
+            drawn = torch.randn(now[name].shape, generator=generator, dtype=torch.float64)
+            now[name] = now[name] + 0.05 * drawn.to(now[name])
+        states.append(dict(now))
+    return states[::-1]
+
+
 def attend(network: Any, **options: Any) -> None:
     """Put spatial attention into the second stage of a ResNet of width 4, and scale it by 0.5."""
     parameter = next(network.parameters())

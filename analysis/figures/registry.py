@@ -24,6 +24,7 @@ PLACES = {
     "attention": "analysis.figures.attention:KIND",
     "maps": "analysis.figures.maps:KIND",
     "sharpness": "analysis.figures.sharpness:KIND",
+    "trajectory": "analysis.figures.trajectory:KIND",
     "convergence": "analysis.figures.diffusion:KIND",
 }
 

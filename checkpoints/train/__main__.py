@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
 from checkpoints import checkpoint, interrupts, loading, options
+from checkpoints.checkpoint import Checkpoint
 from checkpoints.device import device_named, keep_freed_memory
 from checkpoints.reader import one_line
 from checkpoints.registry import LONGER, load_images
@@ -63,6 +65,13 @@ def main(arguments: list[str] | None = None) -> int:
         help="the checkpoint to write; .safetensors in that format (default: MODEL-seedN.pt)",
     )
     parser.add_argument("--half", action="store_true", help="store the weights as float16")
+    parser.add_argument(
+        "--snapshots",
+        type=int,
+        metavar="N",
+        help="also save the network before training and after every N epochs, as "
+        "OUT.snapshots/epochNNNN.pt, for landscape.trajectory",
+    )
     parser.add_argument("--device", help="cpu, cuda, cuda:1 … (default: a GPU if there is one)")
     options.add_flags(parser.add_argument_group("recipe"), Recipe)
     chosen = parser.parse_args(arguments)
@@ -73,6 +82,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         keep_freed_memory()
         recipe = options.from_flags(Recipe, chosen)
+        if chosen.snapshots is not None and chosen.snapshots < 1:
+            raise ValueError(f"--snapshots {chosen.snapshots}; expected 1 or more epochs.")
         device = device_named(chosen.device)
         if out.exists():
             _check_complete(out, chosen, recipe.resolved(device))
@@ -90,6 +101,7 @@ def main(arguments: list[str] | None = None) -> int:
             device=device,
             state_file=out.with_name(out.name + ".train.pt"),
             progress=True,
+            snapshot=_snapshots(out, chosen.snapshots, half=chosen.half),
         )
         checkpoint.save(trained, out, half=chosen.half)
         out.with_name(out.name + ".train.pt").unlink()
@@ -104,6 +116,25 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{name} {shown}", file=sys.stderr)
     print(out)
     return 0
+
+
+def _snapshots(out: Path, every: int | None, *, half: bool) -> Callable[[Checkpoint], None] | None:
+    """What saves every so many epochs next to `out`; an epoch that is there stays.
+
+    The same run computes the same network again, so that a killed run misses no epoch.
+    """
+    if every is None:
+        return None
+    folder = out.with_name(f"{out.stem}.snapshots")
+
+    def save(taken: Checkpoint) -> None:
+        epoch = int(taken.metrics["epoch"])
+        path = folder / f"epoch{epoch:04}.pt"
+        if epoch % every == 0 and not path.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            checkpoint.save(taken, path, half=half)
+
+    return save
 
 
 def _check_complete(out: Path, chosen: argparse.Namespace, recipe: Recipe) -> None:

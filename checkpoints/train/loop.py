@@ -65,6 +65,7 @@ def train(
     longer: Images | None = None,
     state_file: Path | None = None,
     progress: bool = False,
+    snapshot: Callable[[Checkpoint], None] | None = None,
 ) -> Checkpoint:
     """Train a network from a seed, continuing from `state_file` if it exists.
 
@@ -82,6 +83,8 @@ def train(
         device: the device to train on.
         state_file: written after every epoch, whole or not at all.
         progress: report every epoch on stderr, with a progress bar on a terminal.
+        snapshot: called with the network as it was initialised, and after every epoch; its
+            `metrics` say the `epoch`, 0 for the first. A continued run goes on with the next.
 
     Returns:
         The last epoch's weights, with metrics and history.
@@ -146,6 +149,26 @@ def train(
     history: list[dict[str, Any]] = []
     if state_file is not None and state_file.is_file():
         history = _restored(state_file, identity, network, optimizer)
+
+    def taken(metrics: Mapping[str, Any]) -> Checkpoint:
+        """The network as it is now."""
+        return Checkpoint(
+            state_dict={k: v.detach().cpu().clone() for k, v in network.state_dict().items()},
+            model=model,
+            options=options,
+            classes=len(train_images.classes),
+            input_shape=train_images.pixels.shape[1:],
+            mean=mean,
+            std=std,
+            data=train_images.name,
+            recipe=asdict(recipe),
+            seed=seed,
+            metrics=metrics,
+            history=tuple(history),
+        )
+
+    if snapshot is not None and not history:
+        snapshot(taken({"epoch": 0}))
     for epoch in range(len(history), recipe.epochs):
         # For dropout and the like: our own random numbers come from separate generators.
         devices = [device] if device.type == "cuda" else []
@@ -158,6 +181,8 @@ def train(
         row["validation_loss"], row["validation_accuracy"] = evaluate(network, validation)
         row["test_loss"], row["test_accuracy"] = evaluate(network, test)
         history.append(row)
+        if snapshot is not None:
+            snapshot(taken({"epoch": epoch + 1, "test_accuracy_last": row["test_accuracy"]}))
         if progress:
             tqdm.write(
                 f"epoch {epoch + 1}/{recipe.epochs}  loss {row['train_loss']:.4f}  "
@@ -186,18 +211,8 @@ def train(
     beyond = None if longer is None else replace(batches(longer), kernels=using)
     accuracies = [row["test_accuracy"] for row in history]
     selected = selected_epoch(history)
-    return Checkpoint(
-        state_dict={k: v.cpu().contiguous() for k, v in network.state_dict().items()},
-        model=model,
-        options=options,
-        classes=len(train_images.classes),
-        input_shape=train_images.pixels.shape[1:],
-        mean=mean,
-        std=std,
-        data=train_images.name,
-        recipe=asdict(recipe),
-        seed=seed,
-        metrics={
+    return taken(
+        {
             "test_accuracy_best": max(accuracies),
             "test_accuracy_last": accuracies[-1],
             "test_accuracy_validation_selected": accuracies[selected],
@@ -207,8 +222,7 @@ def train(
             "train_loss": final_loss,
             "train_accuracy": final_accuracy,
             **_of_sequences(network, test, beyond),
-        },
-        history=tuple(history),
+        }
     )
 
 

@@ -1,4 +1,4 @@
-"""Second networks and directions: from files, or handed over in Python."""
+"""Further networks and directions: from files, or handed over in Python."""
 
 from __future__ import annotations
 
@@ -23,24 +23,33 @@ def taken(problem: Problem, spec: Mapping[str, Any]) -> tuple[Problem, dict[str,
 
     Args:
         problem: any.
-        spec: arguments of a Spec. `to` may be a module, a Problem or a state dict, `directions` a
-            direction, {name: tensor}, or a list of them. A text that names each by its content
-            takes its place, and is what the result records.
+        spec: arguments of a Spec. `to`, and each of `snapshots`, may be a module, a Problem or a
+            state dict, `directions` a direction, {name: tensor}, or a list of them. A text that
+            names each by its content takes its place, and is what the result records.
 
     Raises:
         ValueError: an object of another kind.
     """
     named = dict(spec)
     handed = dict(problem.handed)
-    to, given = named.get("to"), named.get("directions")
-    if isinstance(to, Problem):
-        to = to.model
-    if isinstance(to, nn.Module):
-        to = to.state_dict()
-    if isinstance(to, Mapping):
-        state = _tensors("to", to)
-        named["to"] = f"network {digest(state)[:LENGTH]}"
-        handed[named["to"]] = state
+    given = named.get("directions")
+
+    def name_of(what: str, network: Any) -> Any:
+        if isinstance(network, Problem):
+            network = network.model
+        if isinstance(network, nn.Module):
+            network = network.state_dict()
+        if not isinstance(network, Mapping):
+            return network
+        state = _tensors(what, network)
+        name = f"network {digest(state)[:LENGTH]}"
+        handed[name] = state
+        return name
+
+    if "to" in named:
+        named["to"] = name_of("to", named["to"])
+    if isinstance(snapshots := named.get("snapshots"), Sequence) and not isinstance(snapshots, str):
+        named["snapshots"] = [name_of("snapshots", each) for each in snapshots]
     if isinstance(given, Mapping):
         given = [given]
     if isinstance(given, Sequence) and not isinstance(given, str):
@@ -51,10 +60,10 @@ def taken(problem: Problem, spec: Mapping[str, Any]) -> tuple[Problem, dict[str,
 
 
 def network(space: Space, name: str) -> tuple[Tensors, str, str]:
-    """The second network of a line.
+    """Another network of the same architecture, such as the second of a line.
 
     Args:
-        space: whose origin is the first.
+        space: whose origin is the network that it is compared with.
         name: of a checkpoint, or of what was handed over.
 
     Returns:

@@ -17,7 +17,7 @@ from tests.analysis.conftest import _surface
 from tests.analysis.test_paths_figure import between, on_a_line
 from tests.analysis.test_sensitivity_figure import sensitivity
 from tests.analysis.test_spectrum_figure import inputs_result, weights_result
-from tests.oracles import LinearRegression
+from tests.oracles import LinearRegression, walked
 
 LONG = "-".join(["Multiplicative-MLP-with-gates"] * 6)
 UNBROKEN = "W" * 150
@@ -127,6 +127,12 @@ def sharp() -> xr.Dataset:
     return landscape.measure("sharpness", problem, radii=[0.1, 0.2, 0.5], group=9, draws=2)
 
 
+def trained() -> xr.Dataset:
+    """The plane of a quadratic with a path to its network."""
+    problem = LinearRegression.random().problem()
+    return landscape.measure("trajectory", problem, snapshots=walked(problem, 4), points=5)
+
+
 def converging() -> xr.Dataset:
     """As `landscape.diffusion` stores it, measured."""
     spec = Spec(epsilons=(0.2, 0.1, 0.05), counts=(30, 60), repeats=20, queries=3)
@@ -155,6 +161,7 @@ RESULTS: dict[str, Callable[[], xr.Dataset]] = {
     "attention": attention,
     "maps": gated,
     "sharpness": sharp,
+    "trajectory": trained,
     "convergence": converging,
 }
 assert set(RESULTS) == set(FIGURES), "a figure without a result to test it with"

@@ -19,7 +19,7 @@ OVERLAID = [
     kind
     for kind in RESULTS
     if RESULTS[kind]().attrs["probe"] not in ("attention", "diffusion", "terms")
-    and kind not in ("contour", "surface3d", "gallery")
+    and kind not in ("contour", "surface3d", "gallery", "trajectory")
 ]
 
 

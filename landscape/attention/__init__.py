@@ -109,6 +109,13 @@ def _variables(spec: Spec, *, accurate: bool) -> Variables:
                 f"second difference of the logits at {spec.radius:g}, over its square",
                 "nat / pixel range²",
             ),
+            "intervention_loss_rise": Variable(
+                ("example", "intervention"), "rise of the loss", "nat"
+            ),
+            "intervention_log_second_difference": Variable(
+                ("example", "intervention"),
+                "log of the second difference, over that of the network itself",
+            ),
         },
     }
     if not accurate:

@@ -27,6 +27,7 @@ SIDES = ("before", "after")
 # another image, and the mean gate of the other images of its class.
 ATTENTIONS = ("own", "permuted", "other_image", "class_mean")
 ERASED = ("attention", "importance", "random")  # by what falling order units are erased
+INTERVENED = ("loss", "accuracy", "second_difference", "loss_rise", "log_second_difference")
 
 
 class Measurement:
@@ -152,9 +153,17 @@ class Measurement:
                 rows.append(
                     interventions.effects(self.space, inputs, targets, steps, self.spec.radius)
                 )
-        return {
+        found = {
             f"intervention_{name}": torch.stack([row[name] for row in rows], dim=1).cpu().numpy()
             for name in rows[0]
+        }
+        loss, bend = (found[f"intervention_{n}"] for n in ("loss", "second_difference"))
+        none = [interventions.NAMES.index("none")]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            log_ratio = np.log(bend / bend[:, none])
+        return found | {
+            "intervention_loss_rise": loss - loss[:, none],
+            "intervention_log_second_difference": log_ratio,
         }
 
     def _steps(self, numbers: Sequence[int], inputs: Tensors) -> list[Tensors]:
@@ -178,8 +187,6 @@ def summed(spec: Spec) -> list[str]:
     names = {
         "agreement": list(agreement.STATISTICS),
         "erasure": ["erased_probability", "flip_fraction"],
-        "interventions": [
-            f"intervention_{name}" for name in ("loss", "accuracy", "second_difference")
-        ],
+        "interventions": [f"intervention_{name}" for name in INTERVENED],
     }
     return [name for part in spec.parts for name in names[part]]

@@ -15,6 +15,7 @@ from analysis.figures.arrange import Kind, blocks, summed_up
 
 _PANEL = {1: 2, 2: 3}  # panels side by side
 _HEIGHT = 0.9  # of a panel's width
+SIDE = "before"  # the features whose importance is drawn: those that the gate weighs
 _MARKS = ("o", "v", "s", "D")  # the first, the attention itself, in black
 _ORDERS = {
     "attention": "by attention",
@@ -31,7 +32,7 @@ _INTERVENTIONS = ("intervention_loss", "intervention_accuracy", "intervention_se
 def agreement(result: xr.Dataset, ax: Axes, *, variable: str) -> None:
     """Draw the mean of a statistic at every site, of the attention and of its nulls.
 
-    The mean over the examples with two standard errors; of the features after the gate, and for
+    The mean over the examples with two standard errors; of the features before the gate, and for
     the first measure of importance, where there are several. What depends on the order in which
     units are erased is drawn for each order instead.
 
@@ -43,7 +44,7 @@ def agreement(result: xr.Dataset, ax: Axes, *, variable: str) -> None:
     mean, error = (result[f"{variable}_{name}"] for name in ("mean", "mean_stderr"))
     by = "order" if "order" in mean.dims else "attention_kind"
     kind = str(result["importance_kind"].values[0])
-    chosen = {"side": "after", "importance_kind": kind} if by == "attention_kind" else {}
+    chosen = {"side": SIDE, "importance_kind": kind} if by == "attention_kind" else {}
     place = np.arange(result.sizes["site"])
     names = [str(name) for name in result[by].values]
     for at, (which, mark) in enumerate(zip(names, _MARKS, strict=False)):
@@ -59,6 +60,9 @@ def agreement(result: xr.Dataset, ax: Axes, *, variable: str) -> None:
         )
     ax.axhline(0, color="0.7", linewidth=0.6, zorder=0)
     _sites(result, ax)
+    _errors(ax)
+    if chosen:
+        ax.set_xlabel(f"features {SIDE} the gate")
     ax.set_ylabel(_label(result, variable, f" with {_spaced(kind)}" if chosen else ""))
 
 
@@ -66,7 +70,7 @@ def taus(result: xr.Dataset, ax: Axes, *, variable: str) -> None:
     """Draw the histogram of a rank statistic over all examples and sites, own and permuted."""
     kind = str(result["importance_kind"].values[0])
     seen = result.isel(example=np.flatnonzero(result["measured"].values == 1))
-    row = seen[variable].sel(side="after", importance_kind=kind)
+    row = seen[variable].sel(side=SIDE, importance_kind=kind)
     bins = np.linspace(-1, 1, 41)
     for which, colour in (("permuted", "C1"), ("own", "0.2")):
         values = row.sel(attention_kind=which).values.ravel()
@@ -115,12 +119,18 @@ def by_intervention(result: xr.Dataset, ax: Axes, *, variable: str) -> None:
             place, middle, [middle - low, high - middle], fmt="o", color="0.2", markersize=3
         )
         ax.set_yscale("log")
+        ax.set_xlabel("median, 10\N{EN DASH}90 %")
     else:
         mean, error = (result[f"{variable}_{name}"].values for name in ("mean", "mean_stderr"))
         ax.errorbar(place, mean, 2 * np.nan_to_num(error), fmt="o", color="0.2", markersize=3)
         ax.axhline(mean[0], color="0.7", linewidth=0.6, zorder=0)
+        _errors(ax)
     _name_ticks(ax, [_spaced(name) for name in names])
     ax.set_ylabel(_label(result, variable))
+
+
+def _errors(ax: Axes) -> None:
+    ax.errorbar([], [], [], color="0.2", label="\N{PLUS-MINUS SIGN} 2 standard errors")
 
 
 def _ways(result: xr.Dataset, variable: str) -> list[Callable[..., None]]:

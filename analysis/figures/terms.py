@@ -50,7 +50,8 @@ def by_layer(result: xr.Dataset, ax: Axes, *, variable: str) -> None:
         )
     ax.set_xticks(place, _short([style.written(str(name)) for name in result["layer"].values]))
     ax.set_xlim(-0.5, len(place) - 0.5)
-    ax.set_ylim(0, 1.08 * ax.dataLim.ymax)
+    if np.isfinite(ax.dataLim.ymax):  # else no term at all: the setting 0000
+        ax.set_ylim(0, 1.08 * ax.dataLim.ymax)
     ax.set(xlabel="layer", ylabel=results.axis_label(result[variable]))
 
 

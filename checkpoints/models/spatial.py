@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Literal, Unpack, cast, get_args
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal, Unpack, cast, get_args
 
 from torch import nn
 
@@ -64,6 +64,10 @@ def spatial_resnet(
     if attention not in get_args(Attention):
         known = ", ".join(get_args(Attention))
         raise ValueError(f"spatial_resnet: attention={attention!r}; expected one of {known}.")
+    spatial = (terms, heads, key_stride, reach, scaled, encoding)
+    _check_used("spatial", spatial, used=attention == "spatial")
+    _check_used("dynamic", (groups, kernel), used=attention == "dynamic")
+    _check_used("deformable", (offset_kernel,), used=deformable)
     network = ResNet(depth, **options)
     for stage in (network.stages - 1, network.stages):
         for block in network.get_submodule(f"layer{stage}").children():
@@ -90,6 +94,32 @@ def spatial_resnet(
                     DynamicConvolution(channels, groups=groups, kernel=kernel)
                 )
     return network
+
+
+_OF: dict[str, dict[str, Any]] = {
+    "spatial": {
+        "terms": "1111",
+        "heads": 8,
+        "key_stride": 2,
+        "reach": None,
+        "scaled": False,
+        "encoding": "concatenated",
+    },
+    "dynamic": {"groups": 16, "kernel": 3},
+    "deformable": {"offset_kernel": 1},
+}
+
+
+def _check_used(part: str, values: Sequence[Any], *, used: bool) -> None:
+    """Refuse options of a part that the network does not have, unless they are the defaults."""
+    for (name, default), value in zip(_OF[part].items(), values, strict=True):
+        if not used and value != default:
+            has = "deformable=True" if part == "deformable" else f"attention={part}"
+            raise ValueError(
+                f"spatial_resnet: {name}={value!r} is of {part} "
+                f"{'attention' if part == 'spatial' else 'convolution'}, which this network does "
+                f"not have. Expected {has} as well, or no {name}."
+            )
 
 
 def candidates(keys: Iterable[str]) -> list[str]:

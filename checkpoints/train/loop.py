@@ -22,7 +22,7 @@ from checkpoints.device import KERNELS, Kernels, exact_arithmetic, in_order
 from checkpoints.losses import all_right, cross_entropy, mean_over_positions, top1
 from checkpoints.options import LARGEST_SEED
 from checkpoints.problem import Loss, Problem
-from checkpoints.reader import read
+from checkpoints.reader import read, reason
 from checkpoints.train.batches import Batches, split, statistics
 from checkpoints.train.monitor import gradient_norms, watched
 from checkpoints.train.recipe import Recipe, completed, learning_rate
@@ -134,6 +134,7 @@ def train(
         if progress:
             tqdm.write(line, file=sys.stderr)
 
+    _check_outputs(model, network, training)
     using = trusted_kernels(network, training, recipe, say, _kernels_so_far(state_file))
     network = in_order(network, using)
     training, validation, test = (replace(b, kernels=using) for b in (training, validation, test))
@@ -239,6 +240,36 @@ def _of_sequences(network: nn.Module, test: Batches, longer: Batches | None) -> 
         names = ("longer_loss", "longer_accuracy", "longer_sequences_right")
         found |= dict(zip(names, values, strict=True))
     return found
+
+
+def _check_outputs(model: str, network: nn.Module, training: Batches) -> None:
+    """Refuse a network that is not made for the data: images for sequences, or the reverse.
+
+    Raises:
+        ValueError: it takes no such inputs, or has no logit of each class for each label.
+
+    Cost: one forward pass of two examples.
+    """
+    inputs, labels = next(training.plain(2))
+    shape, what = tuple(inputs.shape[1:]), "images" if labels.ndim == 1 else "sequences"
+    training_mode = network.training
+    try:
+        with torch.inference_mode():
+            logits = network.eval()(inputs)
+    except Exception as error:  # the network may be the user's own and raise anything
+        raise ValueError(
+            f"{model} does not take {what} of shape {shape}: {reason(error)}"
+        ) from error
+    finally:
+        network.train(training_mode)
+    found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+    places = tuple(labels.shape)
+    if not isinstance(found, tuple) or found[:1] + found[2:] != places:
+        expected = (places[0], "classes", *places[1:])
+        raise ValueError(
+            f"{model} returns {found} for {places[0]} {what} with labels {places}; expected logits "
+            f"({', '.join(map(str, expected))})."
+        )
 
 
 def parameter_groups(network: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:

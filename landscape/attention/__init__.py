@@ -60,6 +60,11 @@ def attention(problem: Problem, spec: Spec) -> Plan:
     variables = _variables(spec, accurate=problem.correct is not None)
     names = [name for name in summed(spec) if name in variables]
     variables |= declared(variables, names, {"example": ""})
+    for name in names:
+        if name in agreement.STATISTICS:
+            dims = variables[f"{name}_mean"].dims
+            label = f"number of examples with a {variables[name].label}"
+            variables[f"{name}_defined"] = Variable(dims, label)
     coords = _coords(problem, spec, places)
     used = {dim for each in variables.values() for dim in each.dims}
     return Plan(

@@ -18,7 +18,7 @@ from landscape.attention.spec import Spec
 from landscape.core.jacobian import shaped
 from landscape.core.plan import Cell, Values
 from landscape.core.spaces import Inputs
-from landscape.core.summary import summarized
+from landscape.core.summary import summarized, summarized_where_defined
 from landscape.core.variables import Floats
 
 PARTNERS, NULLS, ORDERS, DIRECTIONS, CHANNELS, SHAPLEY = range(6)  # streams of random numbers
@@ -72,7 +72,9 @@ class Measurement:
         """Means and quantiles over the examples."""
         values: Values = {}
         for name in summed(self.spec):
-            if name in result:
+            if name in agreement.STATISTICS and name in result:
+                values |= summarized_where_defined(name, result[name].values)
+            elif name in result:
                 values |= summarized(name, result[name].values[:, None])
         return values
 

@@ -70,6 +70,30 @@ def summarized(name: str, values: Floats) -> dict[str, Floats]:
     return whole | {f"{name}_{k}": v for k, v in zip(QUANTILES, ranked[places], strict=True)}
 
 
+def summarized_where_defined(name: str, values: Floats) -> dict[str, Floats]:
+    """`summarized` for values (N, ...) of which NaN says that there is none for this example.
+
+    Returns:
+        {name: (...)}, over the examples that have a value, and their number as `name_defined`.
+    """
+    count = (~np.isnan(values)).sum(axis=0)
+    known = np.where(np.isnan(values), 0.0, values)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean = known.sum(axis=0) / count
+        apart = np.where(np.isnan(values), 0.0, values - mean)
+        stderr = np.sqrt((apart**2).sum(axis=0) / (count - 1) / count)
+    ranked = np.sort(values, axis=0)  # NaN last
+    whole = {
+        f"{name}_mean": mean,
+        f"{name}_mean_stderr": np.where(count > 1, stderr, np.nan),
+        f"{name}_defined": count.astype(float),
+    }
+    for kind, level in QUANTILES.items():
+        place = np.maximum(np.ceil(level * count).astype(int) - 1, 0)
+        whole[f"{name}_{kind}"] = np.take_along_axis(ranked, place[None], axis=0)[0]
+    return whole
+
+
 def over_kinds(
     result: xr.Dataset, names: Iterable[str], kinds: Iterable[Sequence[str]]
 ) -> dict[str, Floats]:

@@ -116,6 +116,8 @@ class Measurement:
             row["entropy"] = statistics.entropy(maps)
             row["query_dependence"] = statistics.query_dependence(maps)
             row["image_dependence"] = statistics.jensen_shannon(maps, others_maps).mean(dim=(1, 2))
+            if len(self.other) == 1:  # itself
+                row["image_dependence"].fill_(torch.nan)
             row["distance"] = _distance(maps, module, seen[layer] if layer else outputs)
             rows.append(row)
         return {name: torch.stack([row[name] for row in rows], dim=1) for name in rows[0]}

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from checkpoints import hooks, loading
+from checkpoints import hooks, loading, network_file
 from checkpoints.checkpoint import build
 from checkpoints.models.aggregation import ScaledResidual
 from checkpoints.models.spatial_attention import TERMS, SpatialAttention, sine_encoding, terms_of
@@ -402,3 +402,24 @@ def test_copying_needs_query_and_key_content_in_cross_attention() -> None:
     assert accuracy("1000") > 0.95
     # the most frequent symbol of four drawn from five is right in less than half of the places
     assert accuracy("0010") < 0.6
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "line"),
+    [
+        ("dynamic_resnet8", {"terms": "2222"}, "terms='2222' is of spatial attention"),
+        ("deformable_resnet8", {"reach": 3}, "reach=3 is of spatial attention"),
+        ("deformable_resnet8", {"groups": 4}, "groups=4 is of dynamic convolution"),
+        ("spatial_resnet8", {"offset_kernel": 3}, "offset_kernel=3 is of deformable convolution"),
+        ("resnet8", {"width": 0}, "conv1.weight has no entries"),
+        ("se_resnet14", {"width": 0}, "has no entries"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+def test_an_option_of_a_part_that_is_not_there_is_refused(
+    model: str, options: dict[str, Any], line: str
+) -> None:
+    with pytest.raises(ValueError, match=line):
+        build(model, options)
+    with pytest.raises(ValueError, match=line):
+        network_file.outline(model, options)

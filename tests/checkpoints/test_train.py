@@ -692,6 +692,10 @@ def test_a_recipe_that_is_none_is_refused(name: str, values: list[float]) -> Non
             {"test_images": replace(made_images(40, 1), classes=tuple("abcdef"))},
             "columns: the number of classes is 5 in training and 6 in testing",
         ),
+        (
+            {"model": "seq2seq", "options": {"width": 8}},
+            "seq2seq does not take images of shape (1, 8, 8): ",
+        ),
     ],
 )
 def test_what_cannot_be_trained_is_refused(change: dict[str, Any], line: str) -> None:

@@ -271,3 +271,14 @@ def test_its_figure_shows_means_by_layer_and_by_setting() -> None:
     drawn = {float(line.get_ydata()[0]) for line in axes[0].lines}
     shares = result["variance_share_mean"].values[0]
     assert drawn == set(shares[np.isfinite(shares)])
+
+
+def test_a_single_image_has_no_other_to_be_compared_with() -> None:
+    result = landscape.measure("terms", attending(terms="1111").take(slice(0, 1)))
+    assert np.isnan(result["image_dependence"]).all()
+    assert np.isfinite(result["entropy"]).all()
+
+
+def test_a_network_without_any_term_has_a_figure() -> None:
+    result = landscape.measure("terms", attending(terms="0000"))
+    assert draw(result).axes

@@ -14,6 +14,7 @@ from typing import Any
 import safetensors.torch
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from checkpoints.declared import as_declared
 from checkpoints.imported import imported
@@ -155,8 +156,18 @@ def outline(model: str, options: Mapping[str, Any]) -> nn.Module:
     """
     if model not in MODELS:
         return build(model, options)
-    with torch.device("meta"):
+    with torch.device("meta"), _WithoutDrawing():
         return build(model, options)
+
+
+class _WithoutDrawing(TorchFunctionMode):
+    """Draws nothing: there are no values to draw, and torch would import its compiler to do it."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = kwargs or {}
+        if func in (torch.Tensor.normal_, nn.init.normal_):
+            return args[0] if args else given["tensor"]
+        return func(*args, **given)
 
 
 def tensors(network: nn.Module) -> dict[str, Tensor]:

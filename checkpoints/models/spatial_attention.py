@@ -101,8 +101,9 @@ class SpatialAttention(Aggregation):
             self.key = _projection(channels, channels)
         if positions:
             self.position = _projection(channels, channels)
-            with torch.no_grad():  # mmcv's two projections have fewer inputs, so larger weights
-                self.position.weight /= self.position_scale
+            if self.position_scale != 1:
+                with torch.no_grad():  # mmcv's two projections have fewer inputs: larger weights
+                    self.position.weight /= self.position_scale
         # u and v; vectors, so that weight decay does not pull at them
         limit = (2 * width) ** -0.5
         if self._has("key"):

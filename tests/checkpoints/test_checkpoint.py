@@ -5,6 +5,7 @@ import importlib.resources
 import json
 import os
 import pickle
+import subprocess
 import sys
 import types
 import zipfile
@@ -914,3 +915,18 @@ def test_what_a_notebook_shows_of_a_checkpoint_has_no_weights() -> None:
     assert "resnet8" in shown
     assert "tensor(" not in shown
     assert len(shown) < 2000
+
+
+def test_the_outline_of_a_network_imports_no_compiler() -> None:
+    """Seconds for every command, where values that are not there are drawn."""
+    program = (
+        "import sys\n"
+        "from checkpoints import network_file\n"
+        "from checkpoints.registry import MODELS\n"
+        "for name in MODELS:\n"
+        "    if '8' in name or not any(c.isdigit() for c in name):\n"
+        "        network_file.outline(name, {})\n"
+        "print([m for m in sys.modules if m.startswith(('sympy', 'torch._dynamo.'))])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout == "[]\n", done.stderr

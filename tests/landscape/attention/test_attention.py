@@ -259,8 +259,9 @@ def test_batches_do_not_matter_and_means_are_over_the_examples() -> None:
     problem = made()
     options = {"importance": ("gradient", "shapley"), "permutations": 2, "directions": 1}
     whole, parts = (measured(replace(problem, batch_size=size), **options) for size in (N, 7))
+    logarithm = "intervention_log_second_difference"  # of rounding error, within a linear region
     for name in whole.data_vars:
-        if whole[name].dtype == float:
+        if whole[name].dtype == float and not str(name).startswith(logarithm):
             np.testing.assert_allclose(whole[name], parts[name], rtol=1e-9, atol=1e-12)
     taus = whole["kendall_tau"].values
     np.testing.assert_allclose(whole["kendall_tau_mean"], taus.mean(axis=0))

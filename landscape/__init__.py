@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
     from checkpoints.problem import Problem
 
-__all__ = ["measure"]
+__all__ = ["__version__", "measure"]
+
+__version__ = "0.1.0"
 
 interrupts.quiet_while_importing()
 

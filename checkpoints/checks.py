@@ -16,9 +16,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils import _pytree as pytree
 
+from checkpoints.data.images import Images
 from checkpoints.device import memory_exhausted
 from checkpoints.losses import IGNORED, cross_entropy, top1
 from checkpoints.problem import Problem, Tensors, is_real
+from checkpoints.reader import reason
 
 # How far two passes over the same example may be apart, relative to the largest output: rounding
 # of sums in another order, with room for deep networks.
@@ -26,6 +28,42 @@ TOLERANCE = {torch.float64: 1e-7, torch.float32: 1e-3}
 LOW_PRECISION = 5e-2
 LOOKED_AT = 5  # examples
 BYTES = 3.0  # a mean or standard deviation above this was computed from bytes, not from [0, 1]
+
+
+def check_fits(call: Callable[[], Any], model: str, images: Images) -> int:
+    """Refuse data that a network is not made for: sequences where it takes images, or the reverse.
+
+    Args:
+        call: the network's outputs for the first two examples, in evaluation mode.
+        model: what to call it.
+        images: the data.
+
+    Returns:
+        The number of logits of each label.
+
+    Raises:
+        ValueError: one line: the network fails, or it has no logits for each label.
+    """
+    what = "sequences" if images.sequences else "images"
+    try:
+        with torch.inference_mode():
+            outputs = call()
+    except Exception as error:  # the network may be the user's own and raise anything
+        if memory_exhausted(error):
+            raise
+        raise ValueError(
+            f"{model} does not take {what} of shape {tuple(images.pixels.shape[1:])} of "
+            f"{images.name}: {reason(error)}"
+        ) from error
+    places = tuple(images.labels.shape[1:])  # of one example
+    if not is_real(outputs) or outputs.ndim < 2 or tuple(outputs.shape[2:]) != places:
+        found = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+        expected = ", ".join(map(str, ("N", len(images.classes), *places)))
+        raise ValueError(
+            f"{model} returns {found} for {what} of {images.name}; expected logits of shape "
+            f"({expected})."
+        )
+    return int(outputs.shape[1])
 
 
 def checked(
@@ -119,12 +157,6 @@ def _losses(problem: Problem, outputs: Any, targets: Tensor) -> Tensor:
         if memory_exhausted(error):
             raise
         raise ValueError(f"the loss fails on the first examples: {reason(error)}") from error
-
-
-def reason(error: Exception) -> str:
-    """What a foreign error says, in one line."""
-    first = (str(error).strip() or "no message").splitlines()[0]
-    return f"{type(error).__name__}: {first}"
 
 
 def _tensors(outputs: Any) -> list[Tensor]:

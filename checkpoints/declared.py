@@ -1,4 +1,4 @@
-"""Options of a model, as the types that its builder declares."""
+"""Options of a model, as the types and ranges that its builder declares."""
 
 from __future__ import annotations
 
@@ -6,13 +6,19 @@ import inspect
 import json
 import types
 import typing
-from collections.abc import Callable, Mapping
-from functools import partial
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial, wraps
+from typing import Annotated, Any, Literal, ParamSpec, TypeAlias, TypeVar
 
 from checkpoints.options import converted, described
 from checkpoints.reader import one_line
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
+Count: TypeAlias = Annotated[int, ("at least", 1)]
+
+FLAG = object()  # instead of an annotation: True or False by default
 WORDS = {"yes": True, "true": True, "on": True, "no": False, "false": False, "off": False}
 PLAIN = (bool, int, float, str, types.NoneType)
 
@@ -29,46 +35,97 @@ def as_declared(
             yes, true, on, 1 and no, false, off, 0.
 
     Raises:
-        ValueError: one line: a value is not of the declared type.
+        ValueError: one line: the builder has no such option, or a value is not of the declared
+            type or range.
     """
-    declared, flags = _declared(builder), _flags(builder)
+    declared, others = options_of(builder)
+    shown = one_line(model, 40)
     found = {}
     for name, value in options.items():
-        word = bool if name in flags and isinstance(value, str) else Any
-        annotation = declared.get(name, word)
+        if name not in declared and not others:
+            known = ", ".join(declared) or "none"
+            raise ValueError(f"{shown} has no option {one_line(name, 40)}. It has: {known}.")
+        annotation = declared.get(name, Any)
+        if annotation is FLAG:
+            annotation = bool if isinstance(value, str) else Any
         fitting = _readings(value, annotation) if _known(annotation) else [value]
         if not fitting:
-            shown, expected = one_line(str(value), 40), described(annotation)
-            raise ValueError(f"{one_line(model, 40)}: {name}={shown}; expected {expected}.")
+            given, expected = one_line(str(value), 40), described(annotation)
+            raise ValueError(f"{shown}: {name}={given}; expected {expected}.")
         found[name] = fitting[0]
     return found
 
 
-def _declared(builder: Callable[..., Any]) -> dict[str, Any]:
-    """{option: annotation}, also of those that `**options: Unpack[...]` stands for."""
+def enforced(
+    needs: Mapping[str, tuple[str, Iterable[Any]]] = types.MappingProxyType({}),
+) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Make a builder convert its arguments to what it declares, and refuse those it has no use for.
+
+    Args:
+        needs: {option: (another, values)}: the option has an effect only where the other has one of
+            these values, so it may not be passed elsewhere, not even as its default.
+
+    Returns:
+        A decorator, of a function or of a class's `__init__`. Calls raise `ValueError`, see
+        `as_declared`.
+    """
+
+    def decorated(builder: Callable[P, T]) -> Callable[P, T]:
+        model, signature = (
+            builder.__qualname__.removesuffix(".__init__"),
+            inspect.signature(builder),
+        )
+
+        @wraps(builder)
+        def call(*args: P.args, **kwargs: P.kwargs) -> T:
+            given: dict[str, Any] = {}
+            for name, value in signature.bind(*args, **kwargs).arguments.items():
+                others = signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD
+                given |= value if others else {name: value}
+            itself = [given.pop("self")] if "self" in given else []
+            options = as_declared(model, builder, given)
+            for name in needs.keys() & options.keys():
+                other, values = needs[name]
+                found = options.get(other, signature.parameters[other].default)
+                if found not in values:
+                    raise ValueError(
+                        f"{name}={options[name]} has no effect with {other}={found}; it needs "
+                        f"{other}={', '.join(map(str, values))}."
+                    )
+            return builder(*itself, **options)
+
+        return call
+
+    return decorated
+
+
+def options_of(builder: Callable[..., Any]) -> tuple[dict[str, Any], bool]:
+    """{option: annotation}, and whether the builder takes others, or does not say what it takes."""
+    try:
+        parameters = inspect.signature(builder).parameters.values()
+    except (TypeError, ValueError):  # not written in Python
+        return {}, True
+    hints, others = _hints(builder), False
+    declared: dict[str, Any] = {}
+    for each in parameters:
+        hint = hints.get(each.name, FLAG if isinstance(each.default, bool) else Any)
+        if typing.get_origin(hint) is typing.Unpack:
+            declared |= typing.get_type_hints(typing.get_args(hint)[0], include_extras=True)
+        elif each.kind is each.VAR_KEYWORD:
+            others = True
+        elif each.kind is not each.VAR_POSITIONAL:
+            declared[each.name] = hint
+    return declared, others
+
+
+def _hints(builder: Callable[..., Any]) -> dict[str, Any]:
     while isinstance(builder, partial):
         builder = builder.func
     try:
         owner = builder.__init__ if isinstance(builder, type) else builder  # type: ignore[misc]
-        hints = typing.get_type_hints(owner)
+        return typing.get_type_hints(owner, include_extras=True)
     except (NameError, TypeError, AttributeError):  # names that a type checker alone knows
         return {}
-    declared: dict[str, Any] = {}
-    for name, hint in hints.items():
-        if typing.get_origin(hint) is typing.Unpack:
-            declared |= typing.get_type_hints(typing.get_args(hint)[0])
-        elif hint is not Any:
-            declared[name] = hint
-    return declared
-
-
-def _flags(builder: Callable[..., Any]) -> set[str]:
-    """The options that are True or False unless passed."""
-    try:
-        parameters = inspect.signature(builder).parameters.values()
-    except (TypeError, ValueError):  # not written in Python
-        return set()
-    return {each.name for each in parameters if isinstance(each.default, bool)}
 
 
 def _known(annotation: Any) -> bool:
@@ -76,6 +133,8 @@ def _known(annotation: Any) -> bool:
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is Literal:
         return True
+    if origin is Annotated:
+        return _known(arguments[0])
     if origin in (typing.Union, types.UnionType):
         return all(map(_known, arguments))
     if origin in (tuple, list):
@@ -89,17 +148,20 @@ def _readings(value: Any, annotation: Any) -> list[Any]:
         return found
     kinds = _kinds(annotation)
     word = value.lower() if isinstance(value, str) else value
+    if types.NoneType in kinds and word == "none":
+        return [None]
     if bool in kinds and isinstance(word, str) and word in WORDS:
         return [WORDS[word]]
     if bool in kinds and isinstance(word, int) and word in (0, 1):
         return [bool(word)]
     if int in kinds and isinstance(word, float) and word.is_integer():
-        return [int(word)]
+        return list(converted(int(word), annotation))
     texts = [str(value), json.dumps(value)] if isinstance(value, bool | int | float) else []
     return [found for text in texts for found in converted(text, annotation)]
 
 
 def _kinds(annotation: Any) -> set[Any]:
-    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
-        return set(typing.get_args(annotation))
-    return {annotation}
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in (typing.Union, types.UnionType):
+        return {kind for each in arguments for kind in _kinds(each)}
+    return {arguments[0] if origin is Annotated else annotation}

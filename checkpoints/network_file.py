@@ -125,11 +125,6 @@ def build(model: str, options: Mapping[str, Any]) -> nn.Module:
     if not isinstance(network, nn.Module):
         found = type(network).__name__
         raise ValueError(f"{model} returned a {found}; expected a torch.nn.Module.")
-    if empty := [name for name, value in network.named_parameters() if not value.numel()]:
-        raise ValueError(
-            f"{one_line(model, 40)} with {one_line(spelled(options), 50) or 'no options'}: "
-            f"{empty[0]} has no entries. Expected sizes of 1 or more."
-        )
     return network
 
 

@@ -21,7 +21,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, fields
 from functools import partial, wraps
 from pathlib import Path
-from typing import Any, Literal, ParamSpec, TypeVar, dataclass_transform
+from typing import Annotated, Any, Literal, ParamSpec, TypeVar, dataclass_transform
 
 D = TypeVar("D")
 T = TypeVar("T")
@@ -387,10 +387,16 @@ def checked(
 
 
 def converted(value: Any, annotation: Any) -> Iterator[Any]:
-    """Yield `value` converted to the annotation; nothing if it does not fit."""
+    """Yield `value` converted to the annotation; nothing if it does not fit.
+
+    `Annotated[int, ("at least", 1)]` has bounds, see `option`.
+    """
     value = _plain(value)
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin in (typing.Union, types.UnionType):
+    if origin is Annotated:
+        bounds = dict(arguments[1:])
+        yield from (each for each in converted(value, arguments[0]) if _within(each, bounds))
+    elif origin in (typing.Union, types.UnionType):
         for each in arguments:
             yield from converted(value, each)
     elif origin is Literal:
@@ -472,6 +478,8 @@ def described(annotation: Any, bounds: Mapping[str, float] = types.MappingProxyT
     limits = " and ".join(f"{words} {bound:.15g}" for words, bound in bounds.items())
     limits = f", {limits}" if limits else ""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is Annotated:
+        return described(arguments[0], dict(arguments[1:]))
     if origin in (typing.Union, types.UnionType):
         return " or ".join(described(e, bounds) for e in arguments if e is not types.NoneType)
     if origin is Literal:

@@ -18,11 +18,12 @@ from checkpoints import loading, options
 from checkpoints import temperature as temperature_of
 from checkpoints.batch_norm import recompute_statistics
 from checkpoints.checkpoint import Checkpoint
+from checkpoints.checks import check_fits
 from checkpoints.data.images import Images, interleave
-from checkpoints.device import device_named, exact_arithmetic, memory_exhausted
+from checkpoints.device import device_named, exact_arithmetic
 from checkpoints.losses import IGNORED
 from checkpoints.options import in_callers_words, option
-from checkpoints.problem import BatchNorm, Normalization, Problem, Tensors, is_real
+from checkpoints.problem import BatchNorm, Normalization, Problem, Tensors
 from checkpoints.reader import one_line
 from checkpoints.registry import load_images
 
@@ -405,22 +406,9 @@ def _check_shape(source: Checkpoint, images: Images) -> None:
 def _check(problem: Problem, source: Checkpoint, images: Images) -> None:
     """Try a forward pass of two images, to report what does not fit in one line."""
     first = {name: value[:2] for name, value in problem.inputs.items()}
-    shape = tuple(images.pixels.shape[1:])
-    try:
-        with torch.inference_mode():
-            outputs = problem.outputs(problem.model, first)
-    except Exception as error:  # the network may be the user's own and raise anything
-        if memory_exhausted(error):
-            raise
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(
-            f"{source.file}: {source.model} does not take images of shape {shape} of "
-            f"{images.name}: {reason}"
-        ) from error
-    expected = "(N, classes, length)" if images.sequences else "(N, classes)"
-    if not is_real(outputs) or outputs.ndim != images.labels.ndim + 1:
-        raise ValueError(f"{source.model} does not return logits of shape {expected}.")
-    classes = cast(int, outputs.shape[1])
+    classes = check_fits(
+        lambda: problem.outputs(problem.model, first), f"{source.file}: {source.model}", images
+    )
     if len(images.classes) != classes:
         raise ValueError(
             f"{source.file} has {classes} classes, {images.name} has {len(images.classes)}. "

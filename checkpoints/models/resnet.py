@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from checkpoints.declared import Count, enforced
 from checkpoints.models.family import Family
 from checkpoints.models.gate import Applied
 from checkpoints.models.merge import MERGES
@@ -28,6 +29,7 @@ ATTENTION_PLACES = {
 ATTENTIONS: dict[str, Callable[..., nn.Module]] = {
     name: resolve_name(place) for name, place in ATTENTION_PLACES.items()
 }
+GATES = [name for name in ATTENTIONS if name != "none"]
 
 # Blocks per stage of the four-stage networks; all other depths are 6n+2, in three stages.
 FOUR_STAGES = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
@@ -36,9 +38,9 @@ FOUR_STAGES = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 class Options(TypedDict, total=False):
     """The options of a ResNet that those built of it pass on; see `ResNet`."""
 
-    width: int
-    classes: int
-    channels: int
+    width: Count
+    classes: Count
+    channels: Count
     shortcut: Literal["A", "B"]
     merge: str
 
@@ -119,13 +121,14 @@ class ResNet(nn.Module):
         ValueError: an option has a value that is not allowed.
     """
 
+    @enforced({"apply": ("attention", GATES)})
     def __init__(
         self,
         depth: int = 20,
         *,
-        width: int = 16,
-        classes: int = 10,
-        channels: int = 3,
+        width: Count = 16,
+        classes: Count = 10,
+        channels: Count = 3,
         shortcut: Literal["A", "B"] = "B",
         merge: str = "add",
         attention: str = "none",
@@ -136,15 +139,13 @@ class ResNet(nn.Module):
             raise ValueError(
                 f"ResNet: depth={depth}; expected 18, 34, or 6n+2 such as 8, 14, 20, 32, 44, 56."
             )
-        for option, value, known in (
-            ("shortcut", shortcut, ("A", "B")),
-            ("merge", merge, MERGES),
-            ("attention", attention, ATTENTIONS),
-        ):
-            if value not in known:
-                raise ValueError(f"ResNet: {option}={value!r}; expected one of {', '.join(known)}.")
-        if attention == "none" and apply != "multiply":
-            raise ValueError(f"ResNet: apply={apply!r}; expected an attention that is applied so.")
+        known: dict[str, tuple[str, Iterable[str]]] = {
+            "merge": (merge, MERGES),
+            "attention": (attention, ATTENTIONS),
+        }
+        for option, (value, names) in known.items():
+            if value not in names:
+                raise ValueError(f"ResNet: {option}={value!r}; expected one of {', '.join(names)}.")
         blocks = FOUR_STAGES.get(depth) or ((depth - 2) // 6,) * 3
         self.conv1 = nn.Conv2d(channels, width, 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
@@ -239,7 +240,7 @@ def variants(
 
 
 ARCHITECTURES = _named("resnet") | _named("fmmnet", merge=DEFAULT_PRODUCT)
-for _gate in [name for name in ATTENTIONS if name != "none"]:
+for _gate in GATES:
     ARCHITECTURES |= variants(_gate, ResNet, attention=_gate)
 
 FAMILY = Family(ARCHITECTURES, canonical_key, options_from, candidates)

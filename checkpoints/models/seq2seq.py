@@ -8,6 +8,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from checkpoints.declared import Count, enforced
 from checkpoints.models.aggregation import tokens
 from checkpoints.models.family import Family
 from checkpoints.models.spatial_attention import SpatialAttention
@@ -97,21 +98,20 @@ class Seq2Seq(nn.Module):
     arXiv:1904.05873, and norms as in Xiong et al. 2020, arXiv:2002.04745.
     """
 
+    @enforced()
     def __init__(
         self,
         *,
-        width: int = 32,
-        layers: int = 1,
-        heads: int = 4,
+        width: Count = 32,
+        layers: Count = 1,
+        heads: Count = 4,
         self_terms: str | int = "1111",
         cross_terms: str | int = "1111",
         scaled: bool = False,
-        classes: int = 12,
-        channels: int = 12,
+        classes: Count = 12,
+        channels: Count = 12,
     ) -> None:
         super().__init__()
-        if layers < 1:
-            raise ValueError(f"Seq2Seq: layers={layers}; expected 1 or more.")
         self.read, self.written = (nn.Linear(channels, width, bias=False) for _ in range(2))
         for embedding in (self.read, self.written):
             nn.init.normal_(embedding.weight)
@@ -134,6 +134,8 @@ class Seq2Seq(nn.Module):
                 than a half is none, save the first. This is constant near a real example, and the
                 outputs are differentiable there.
         """
+        if symbols.shape[2] != 2:
+            raise ValueError("it reads sequences, such as those of --data copy")
         source, target = symbols.unbind(2)
         steps = torch.arange(target.shape[-1], device=target.device)
         there = ((source.sum(dim=1) >= 0.5) | (steps == 0))[:, None, None]

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, cast
+from typing import Unpack, cast
 
 import torch
 from torch import Tensor, nn
 
+from checkpoints.declared import Count, enforced
 from checkpoints.models import resnet
 from checkpoints.models.family import Family
 from checkpoints.models.gate import Applied, Gate
-from checkpoints.models.resnet import Block, ResNet, initialize
+from checkpoints.models.resnet import Block, Options, ResNet, initialize
 
 BRANCHES = 2
 
@@ -93,8 +94,9 @@ def per_branch(values: Tensor) -> Tensor:
     return values.reshape(len(values), BRANCHES, -1, *values.shape[2:])
 
 
+@enforced()
 def sk_resnet(
-    depth: int, *, groups: int = 1, apply: Applied = "multiply", **options: Any
+    depth: int, *, groups: Count = 1, apply: Applied = "multiply", **options: Unpack[Options]
 ) -> nn.Module:
     """A ResNet that selects between kernels in the first convolution of every block.
 
@@ -116,7 +118,7 @@ def sk_resnet(
     for block in network.modules():
         if isinstance(block, Block):
             conv = block.conv1
-            if groups < 1 or conv.in_channels % groups or conv.out_channels % groups:
+            if conv.in_channels % groups or conv.out_channels % groups:
                 raise ValueError(
                     f"sk_resnet: groups={groups}; expected a divisor of {conv.in_channels} "
                     "channels, the width."

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal, Unpack, cast, get_args
+from collections.abc import Callable, Iterable
+from typing import Literal, Unpack, cast
 
 from torch import nn
 
+from checkpoints.declared import Count, enforced
 from checkpoints.models import resnet
 from checkpoints.models.aggregation import ScaledResidual
 from checkpoints.models.family import Family
@@ -15,22 +16,28 @@ from checkpoints.models.spatial_attention import Encoding, SpatialAttention
 from checkpoints.models.spatial_convolution import DeformableConvolution, DynamicConvolution
 
 Attention = Literal["spatial", "dynamic", "none"]
+_OF_SPATIAL = ("terms", "heads", "key_stride", "reach", "scaled", "encoding")
 
 
+@enforced(
+    dict.fromkeys(_OF_SPATIAL, ("attention", ("spatial",)))
+    | dict.fromkeys(("groups", "kernel"), ("attention", ("dynamic",)))
+    | {"offset_kernel": ("deformable", (True,))}
+)
 def spatial_resnet(
     depth: int,
     *,
     attention: Attention = "spatial",
     deformable: bool = False,
     terms: str | int = "1111",
-    heads: int = 8,
-    key_stride: int = 2,
+    heads: Count = 8,
+    key_stride: Count = 2,
     reach: int | None = None,
     scaled: bool = False,
     encoding: Encoding = "concatenated",
-    groups: int = 16,
-    kernel: int = 3,
-    offset_kernel: int = 1,
+    groups: Count = 16,
+    kernel: Count = 3,
+    offset_kernel: Count = 1,
     **options: Unpack[Options],
 ) -> nn.Module:
     """A ResNet whose last two stages attend, or sample, where the content says.
@@ -57,17 +64,10 @@ def spatial_resnet(
         options: of `ResNet`, other than its `attention`.
 
     Raises:
-        ValueError: an option has a value that is not allowed.
+        ValueError: an option has a value that is not allowed, or no effect on this network.
 
     Source: Zhu et al. 2019, arXiv:1904.05873, section 4.1.
     """
-    if attention not in get_args(Attention):
-        known = ", ".join(get_args(Attention))
-        raise ValueError(f"spatial_resnet: attention={attention!r}; expected one of {known}.")
-    spatial = (terms, heads, key_stride, reach, scaled, encoding)
-    _check_used("spatial", spatial, used=attention == "spatial")
-    _check_used("dynamic", (groups, kernel), used=attention == "dynamic")
-    _check_used("deformable", (offset_kernel,), used=deformable)
     network = ResNet(depth, **options)
     for stage in (network.stages - 1, network.stages):
         for block in network.get_submodule(f"layer{stage}").children():
@@ -94,32 +94,6 @@ def spatial_resnet(
                     DynamicConvolution(channels, groups=groups, kernel=kernel)
                 )
     return network
-
-
-_OF: dict[str, dict[str, Any]] = {
-    "spatial": {
-        "terms": "1111",
-        "heads": 8,
-        "key_stride": 2,
-        "reach": None,
-        "scaled": False,
-        "encoding": "concatenated",
-    },
-    "dynamic": {"groups": 16, "kernel": 3},
-    "deformable": {"offset_kernel": 1},
-}
-
-
-def _check_used(part: str, values: Sequence[Any], *, used: bool) -> None:
-    """Refuse options of a part that the network does not have, unless they are the defaults."""
-    for (name, default), value in zip(_OF[part].items(), values, strict=True):
-        if not used and value != default:
-            has = "deformable=True" if part == "deformable" else f"attention={part}"
-            raise ValueError(
-                f"spatial_resnet: {name}={value!r} is of {part} "
-                f"{'attention' if part == 'spatial' else 'convolution'}, which this network does "
-                f"not have. Expected {has} as well, or no {name}."
-            )
 
 
 def candidates(keys: Iterable[str]) -> list[str]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
 
+from checkpoints.declared import Count, enforced
 from checkpoints.hooks import Exposed
 from checkpoints.models.aggregation import Aggregation, grid, tokens
 
@@ -58,18 +59,19 @@ class SpatialAttention(Aggregation):
     Source: Zhu et al. 2019, arXiv:1904.05873, section 3.1; mmcv 1.x, cnn/bricks.
     """
 
+    @enforced()
     def __init__(
         self,
-        channels: int,
+        channels: Count,
         *,
         terms: str | int = "1111",
-        heads: int = 8,
-        axes: int = 2,
-        key_stride: int = 1,
+        heads: Count = 8,
+        axes: Literal[1, 2] = 2,
+        key_stride: Count = 1,
         reach: int | None = None,
         scaled: bool = False,
         encoding: Encoding = "concatenated",
-        wave_length: float = 1000.0,
+        wave_length: Annotated[float, ("above", 0)] = 1000.0,
     ) -> None:
         super().__init__()
         self.terms = terms_of(terms)
@@ -77,12 +79,8 @@ class SpatialAttention(Aggregation):
         self.wave_length = wave_length
         near = f"None, or at least key_stride - 1 = {key_stride - 1}: some query has no key so near"
         for name, value, fits, expected in (
-            ("heads", heads, heads >= 1 and channels % heads == 0, f"a divisor of {channels}"),
-            ("axes", axes, axes in (1, 2), "1 or 2"),
-            ("key_stride", key_stride, key_stride >= 1, "1 or more"),
+            ("heads", heads, channels % heads == 0, f"a divisor of {channels}"),
             ("reach", reach, reach is None or reach >= key_stride - 1, near),
-            ("encoding", encoding, encoding in get_args(Encoding), ", ".join(get_args(Encoding))),
-            ("wave_length", wave_length, wave_length > 0, "a positive number"),
         ):
             if not fits:
                 raise ValueError(f"SpatialAttention: {name}={value!r}; expected {expected}.")

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from checkpoints.declared import Count, enforced
 from checkpoints.hooks import Exposed
 from checkpoints.models.aggregation import Aggregation, grid, tokens
 
@@ -162,7 +163,8 @@ class Offsets(nn.Module):
     def __init__(self, channels: int, taps: int, kernel: int, stride: int, axes: int) -> None:
         super().__init__()
         self.taps, self.axes, self.stride = taps, axes, stride
-        self.weight = nn.Parameter(torch.zeros(taps * axes, channels, *(_odd(kernel),) * axes))
+        sides = (_odd(kernel, "offset_kernel"),) * axes
+        self.weight = nn.Parameter(torch.zeros(taps * axes, channels, *sides))
         self.bias = nn.Parameter(torch.zeros(taps * axes))
 
     def forward(self, features: Tensor) -> Tensor:
@@ -190,9 +192,12 @@ class DynamicConvolution(Aggregation):
     Source: Wu et al. 2019, arXiv:1901.10430, section 3; for images, Zhu et al. 2019, section 3.2.
     """
 
-    def __init__(self, channels: int, *, groups: int = 16, kernel: int = 3, axes: int = 2) -> None:
+    @enforced()
+    def __init__(
+        self, channels: Count, *, groups: Count = 16, kernel: Count = 3, axes: int = 2
+    ) -> None:
         super().__init__()
-        if groups < 1 or channels % groups:
+        if channels % groups:
             raise ValueError(
                 f"DynamicConvolution: groups={groups}; expected a divisor of {channels} channels."
             )
@@ -299,7 +304,7 @@ def _neighbors(positions: Tensor, size: int, stride: int) -> list[tuple[Tensor, 
     return pairs
 
 
-def _odd(kernel: int) -> int:
+def _odd(kernel: int, name: str = "kernel") -> int:
     if kernel < 1 or kernel % 2 == 0:
-        raise ValueError(f"kernel={kernel}; expected an odd number, so that it has a middle.")
+        raise ValueError(f"{name}={kernel}; expected an odd number, so that it has a middle.")
     return kernel

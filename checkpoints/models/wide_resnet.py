@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from checkpoints.declared import Count, enforced
 from checkpoints.models.family import Family
 from checkpoints.models.merge import MERGES
 
@@ -63,23 +64,22 @@ class WideResNet(nn.Module):
     Source: Zagoruyko and Komodakis 2016, arXiv:1605.07146; Ye et al. 2021, arXiv:2106.15067.
     """
 
+    @enforced()
     def __init__(
         self,
         depth: int = 16,
         *,
-        width: int = 2,
-        classes: int = 10,
-        channels: int = 3,
+        width: Count = 2,
+        classes: Count = 10,
+        channels: Count = 3,
         merge: str = "bn_add",
-        dropout: float = 0.0,
+        dropout: Annotated[float, ("at least", 0), ("below", 1)] = 0.0,
     ) -> None:
         super().__init__()
         merges = f"add, bn_add, {DEFAULT_PRODUCT}"
         allowed = {
             "depth": (depth, "6n+4 such as 10, 16, 22, 28, 40", depth >= 10 and depth % 6 == 4),
-            "width": (width, "a whole number from 1", isinstance(width, int) and width > 0),
             "merge": (merge, f"{merges} or another of docs/models.md", merge in MERGES),
-            "dropout": (dropout, "a number from 0 to below 1", 0 <= dropout < 1),
         }
         for option, (value, expected, fits) in allowed.items():
             if not fits:

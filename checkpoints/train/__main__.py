@@ -149,12 +149,13 @@ def _check_complete(out: Path, chosen: argparse.Namespace, recipe: Recipe) -> No
     except ValueError as error:
         raise ValueError(f"{out} exists already, and is no checkpoint. {advice}") from error
     was = completed(there.recipe)
+    given = checkpoint.declared_options(chosen.model, dict(chosen.option))
     asked = {
         "model": (there.model, chosen.model),
         "seed": (there.seed, chosen.seed),
         "data": (there.data, chosen.data),
         **{name: (was.get(name), value) for name, value in asdict(recipe).items()},
-        **{name: (there.options.get(name), value) for name, value in chosen.option},
+        **{name: (there.options.get(name), value) for name, value in given.items()},
     }
     for name, (found, now) in asked.items():
         if found != now:

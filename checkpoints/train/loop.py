@@ -17,12 +17,13 @@ from tqdm import tqdm
 
 from checkpoints import checkpoint, kernels
 from checkpoints.checkpoint import Checkpoint
+from checkpoints.checks import check_fits
 from checkpoints.data.images import Images
 from checkpoints.device import KERNELS, Kernels, exact_arithmetic, in_order
 from checkpoints.losses import all_right, cross_entropy, mean_over_positions, top1
 from checkpoints.options import LARGEST_SEED
 from checkpoints.problem import Loss, Problem
-from checkpoints.reader import read, reason
+from checkpoints.reader import read
 from checkpoints.train.batches import Batches, split, statistics
 from checkpoints.train.monitor import gradient_norms, watched
 from checkpoints.train.recipe import Recipe, completed, learning_rate
@@ -123,7 +124,13 @@ def train(
         return Batches(pixels.to(device), labels.to(device), *scales)
 
     options = checkpoint.declared_options(model, options)
-    options |= {"classes": len(train_images.classes), "channels": train_images.pixels.shape[1]}
+    of_data = {"classes": len(train_images.classes), "channels": train_images.pixels.shape[1]}
+    for name, value in of_data.items():
+        if options.get(name, value) != value:
+            raise ValueError(
+                f"--option {name}={options[name]}; {train_images.name} has {value}. Leave it out."
+            )
+    options |= of_data
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = checkpoint.build(model, options)
@@ -134,7 +141,7 @@ def train(
         if progress:
             tqdm.write(line, file=sys.stderr)
 
-    _check_outputs(model, network, training)
+    _check_takes(network, model, train_images, training)
     using = trusted_kernels(network, training, recipe, say, _kernels_so_far(state_file))
     network = in_order(network, using)
     training, validation, test = (replace(b, kernels=using) for b in (training, validation, test))
@@ -242,34 +249,14 @@ def _of_sequences(network: nn.Module, test: Batches, longer: Batches | None) -> 
     return found
 
 
-def _check_outputs(model: str, network: nn.Module, training: Batches) -> None:
-    """Refuse a network that is not made for the data: images for sequences, or the reverse.
-
-    Raises:
-        ValueError: it takes no such inputs, or has no logit of each class for each label.
-
-    Cost: one forward pass of two examples.
-    """
-    inputs, labels = next(training.plain(2))
-    shape, what = tuple(inputs.shape[1:]), "images" if labels.ndim == 1 else "sequences"
-    training_mode = network.training
+def _check_takes(network: nn.Module, model: str, images: Images, training: Batches) -> None:
+    """Refuse images for a network of sequences, and the reverse; see `check_fits`."""
+    inputs, _ = next(training.plain(2))
+    mode = network.training
     try:
-        with torch.inference_mode():
-            logits = network.eval()(inputs)
-    except Exception as error:  # the network may be the user's own and raise anything
-        raise ValueError(
-            f"{model} does not take {what} of shape {shape}: {reason(error)}"
-        ) from error
+        check_fits(lambda: network.eval()(inputs), model, images)
     finally:
-        network.train(training_mode)
-    found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-    places = tuple(labels.shape)
-    if not isinstance(found, tuple) or found[:1] + found[2:] != places:
-        expected = (places[0], "classes", *places[1:])
-        raise ValueError(
-            f"{model} returns {found} for {places[0]} {what} with labels {places}; expected logits "
-            f"({', '.join(map(str, expected))})."
-        )
+        network.train(mode)
 
 
 def parameter_groups(network: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:

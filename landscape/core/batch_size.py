@@ -11,6 +11,7 @@ import torch
 from checkpoints import checks, kernels
 from checkpoints.device import memory_exhausted
 from checkpoints.problem import Problem
+from checkpoints.reader import reason
 from landscape.core import store
 from landscape.core.spaces import USUAL_BATCH, Inputs, Space, Weights, log
 
@@ -65,7 +66,7 @@ def _checked(
     except Exception as error:  # a user's network may raise anything
         if memory_exhausted(error):
             raise
-        text = checks.reason(error)
+        text = reason(error)
         raise ValueError(f"the network fails on the first examples: {text}") from error
     before = {name: value.clone() for name, value in space.tensors.items()}
     found = checks.checked(problem, space.outputs_of, say)

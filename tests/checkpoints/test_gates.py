@@ -417,5 +417,5 @@ def test_every_control_trains_every_parameter(apply: str) -> None:
 def test_an_application_that_is_not_known_is_refused() -> None:
     with pytest.raises(ValueError, match="apply=x; expected 'multiply', 'add', 'concat' or 'mean'"):
         network("se_resnet8", apply="x")
-    with pytest.raises(ValueError, match="apply='add'; expected an attention that is applied so"):
+    with pytest.raises(ValueError, match="apply=add has no effect with attention=none"):
         network("resnet8", apply="add")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from checkpoints.checkpoint import build
+from checkpoints.declared import Count, options_of
 from checkpoints.models.merge import MERGES, NormalizedProduct
 from checkpoints.models.resnet import (
     ARCHITECTURES,
@@ -96,6 +98,29 @@ def test_every_name_is_a_registered_model_of_its_depth() -> None:
 def test_a_depth_that_no_network_has_is_refused(depth: int) -> None:
     with pytest.raises(ValueError, match=rf"depth={depth}; expected 18, 34, or 6n\+2"):
         ResNet(depth)
+
+
+@pytest.mark.parametrize("name", ["resnet8", "sk_resnet8", "dynamic_resnet8", "wrn16_2", "seq2seq"])
+def test_every_whole_number_among_the_options_is_checked(name: str) -> None:
+    declared, _ = options_of(MODELS[name])
+    counts = [option for option, kind in declared.items() if kind == Count]
+    assert {"width", "classes", "channels"} <= set(counts)
+    assert [option for option, kind in declared.items() if kind is int] in ([], ["depth"])
+    for option, value in itertools.product(counts, (0, -1, 2.5, "x")):
+        line = f"{option}={value}; expected a whole number, at least 1"
+        with pytest.raises(ValueError, match=line):
+            MODELS[name](**{option: value})
+
+
+def test_a_whole_number_may_be_written_as_another_of_the_same_value() -> None:
+    assert made("resnet8", width=2.0).get_submodule("fc").in_features == 8
+    assert made("spatial_resnet8", width=4, heads=2.0, channels=1)(
+        torch.zeros(1, 1, 8, 8)
+    ).shape == (1, 10)
+    attending = made("spatial_resnet8", width=4, heads=2, reach="none", scaled="yes")  # d = 4
+    attention = attending.get_submodule("layer2.0.attention.branch")
+    assert attention.reach is None
+    assert attention.scale == 0.5
 
 
 @pytest.mark.parametrize("option", ["shortcut", "merge", "attention"])

@@ -463,8 +463,8 @@ def test_a_network_that_returns_no_logits_is_refused(tmp_path: Path, data: str) 
     state = nn.Linear(2, 2).state_dict()
     torch.save({f"fc.{name}": value for name, value in state.items()}, tmp_path / "net.pth")
     for what, line in (
-        ("tuple", "does not return logits of shape (N, classes)"),
-        ("map", "does not return logits of shape (N, classes)"),
+        ("tuple", "returns tuple for images of npz:"),
+        ("map", "expected logits of shape (N, 5)."),
         ("fails", "does not take images of shape (1, 8, 8)"),
     ):
         given: dict[str, Any] = {"model": f"{tmp_path / 'mine.py'}:Net", "options": {"what": what}}

@@ -378,6 +378,6 @@ def test_a_query_that_sees_one_key_alone_has_no_share_of_the_variance() -> None:
 
 
 def test_a_network_for_images_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"resnet8 returns \(2, 12\) for 2 sequences"):
+    with pytest.raises(ValueError, match=r"resnet8 returns \(2, 12\) for sequences of copy"):
         images = load_images("copy", "train"), loaded("copy")
         loop.train("resnet8", {"width": 2}, *images, RECIPE, seed=0, device=CPU)

@@ -175,10 +175,10 @@ def test_a_dynamic_kernel_is_a_softmax_of_the_query_s_content() -> None:
     ("build", "line"),
     [
         (lambda: DynamicConvolution(8), "groups=16; expected a divisor of 8 channels"),
-        (lambda: DynamicConvolution(8, groups=0), "groups=0; expected a divisor of 8"),
+        (lambda: DynamicConvolution(8, groups=0), "groups=0; expected a whole number, at least 1"),
         (lambda: DynamicConvolution(16, kernel=2), "kernel=2; expected an odd number"),
         (lambda: RegularConvolution(4, 5, kernel=4), "kernel=4; expected an odd number"),
-        (lambda: DeformableConvolution(4, 5, offset_kernel=0), "kernel=0; expected an odd"),
+        (lambda: DeformableConvolution(4, 5, offset_kernel=0), "offset_kernel=0; expected an odd"),
     ],
 )
 def test_an_option_that_is_not_allowed_is_refused(build: Any, line: str) -> None:

@@ -694,8 +694,9 @@ def test_a_recipe_that_is_none_is_refused(name: str, values: list[float]) -> Non
         ),
         (
             {"model": "seq2seq", "options": {"width": 8}},
-            "seq2seq does not take images of shape (1, 8, 8): ",
+            "seq2seq does not take images of shape (1, 8, 8) of columns: it reads sequences",
         ),
+        ({"options": {"classes": 7}}, "--option classes=7; columns has 5. Leave it out."),
     ],
 )
 def test_what_cannot_be_trained_is_refused(change: dict[str, Any], line: str) -> None:
@@ -800,8 +801,8 @@ def test_a_model_of_one_s_own_names_its_file(
         (["--data", "npz:absent.npz"], "npz:absent.npz: there is no such file."),
         (["--validation", "5000"], "--validation 5000 and --examples 0 need 5001. Pass"),
         (["--batch", "128"], "--batch 128 exceeds the 100 training images."),
-        (["--option", "colour=red"], "fmmnet8 cannot be built with width=4, colour=red, "),
-        (["--option", "width=-4"], "fmmnet8 cannot be built with width=-4, "),
+        (["--option", "colour=red"], "fmmnet8 has no option colour. It has: width, "),
+        (["--option", "width=-4"], "fmmnet8: width=-4; expected a whole number, at least 1."),
         (["--option", "merge=sum"], "merge='sum'; expected one of add, product, "),
         (["--device", "abacus"], "--device abacus cannot be used: "),
         (["--rate", "1e30"], "the loss became "),

@@ -140,9 +140,9 @@ def test_the_names_say_depth_and_width_and_options_override_them() -> None:
     [
         ({"depth": 18}, "depth=18; expected 6n+4 such as 10, 16, 22, 28, 40"),
         ({"depth": 4}, "depth=4; expected 6n"),
-        ({"width": 0}, "width=0; expected a whole number from 1"),
+        ({"width": 0}, "width=0; expected a whole number, at least 1"),
         ({"width": 1.5}, "width=1.5; expected a whole number"),
-        ({"dropout": 1}, "dropout=1.0; expected a number from 0 to below 1"),
+        ({"dropout": 1}, "dropout=1; expected a number, at least 0 and below 1"),
         ({"merge": "sum"}, "merge='sum'; expected add, bn_add, bn_sigmoid_shortcut or another"),
     ],
 )

@@ -15,6 +15,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from analysis.plain import plain
 from analysis.upgrade import SCHEMA_VERSION
 
 DIGEST = "sha256"  # the attribute that holds it
@@ -154,21 +155,22 @@ def arrays(group: h5py.Group) -> Iterator[h5py.Dataset]:
     for name in group:
         link = group.get(name, getlink=True)
         if not isinstance(link, h5py.HardLink):
-            raise ValueError(f"{_shown(name)} is a link to somewhere else")
+            raise ValueError(f"{plain(name[:60])} is a link to somewhere else")
         item = group[name]
         if not isinstance(item, h5py.Dataset):
-            raise ValueError(f"{_shown(name)} is a group; expected arrays alone")
+            raise ValueError(f"{plain(name[:60])} is a group; expected arrays alone")
         if item.is_virtual or item.external:
-            raise ValueError(f"{_shown(name)} is stored in another file")
+            raise ValueError(f"{plain(name[:60])} is stored in another file")
         text = h5py.check_string_dtype(item.dtype) is not None
         if item.dtype.kind not in KINDS or (item.dtype.kind == "O" and not text):
-            raise ValueError(f"{_shown(name)} is of type {item.dtype}; expected numbers")
+            raise ValueError(f"{plain(name[:60])} is of type {item.dtype}; expected numbers")
         if bytes(item.attrs.get("NAME", b"")).startswith(NO_ARRAY):
             continue
         written = item.id.get_storage_size()
         if item.nbytes > PACKING * written:
             raise ValueError(
-                f"{_shown(name)} has {item.size} values by its shape, and {written} bytes of them"
+                f"{plain(name[:60])} has {item.size} values by its shape, of which {written} bytes"
+                " are there"
             )
         yield item
 
@@ -207,7 +209,3 @@ def _described(stored: h5py.AttributeManager) -> dict[str, Any]:
             value = value[0] if value.size == 1 else value.tolist() if texts else value
         found[name] = value
     return found
-
-
-def _shown(name: str) -> str:
-    return "".join(c if c.isprintable() else " " for c in name)[:60]

@@ -24,17 +24,22 @@ def as_declared(
 
     Args:
         model: its name, for messages.
-        builder: of the network. Without annotation, a default of True or False declares a bool.
+        builder: of the network. Without annotation, a default of True or False declares a bool. Of
+            an option whose type is not declared, such as one in `**kwargs`, yes, no, on and off are
+            True and False: as texts they would all be true.
         options: as given: words of a command line, or values of a file. For a bool these are
             yes, true, on, 1 and no, false, off, 0.
 
     Raises:
         ValueError: one line: a value is not of the declared type.
     """
-    declared, flags = _declared(builder), _flags(builder)
+    declared, defaults = _declared(builder), _defaults(builder)
     found = {}
     for name, value in options.items():
-        word = bool if name in flags and isinstance(value, str) else Any
+        default = defaults.get(name)
+        if name not in declared and isinstance(value, str) and not isinstance(default, bool | str):
+            value = WORDS.get(value.lower(), value)
+        word = bool if isinstance(default, bool) and isinstance(value, str) else Any
         annotation = declared.get(name, word)
         fitting = _readings(value, annotation) if _known(annotation) else [value]
         if not fitting:
@@ -62,13 +67,18 @@ def _declared(builder: Callable[..., Any]) -> dict[str, Any]:
     return declared
 
 
-def _flags(builder: Callable[..., Any]) -> set[str]:
-    """The options that are True or False unless passed."""
+def with_defaults(builder: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options with those that are not given, so that omitted and explicit defaults are equal."""
+    return _defaults(builder) | dict(options)
+
+
+def _defaults(builder: Callable[..., Any]) -> dict[str, Any]:
+    """{option: its value unless passed}, of those that the builder names."""
     try:
         parameters = inspect.signature(builder).parameters.values()
     except (TypeError, ValueError):  # not written in Python
-        return set()
-    return {each.name for each in parameters if isinstance(each.default, bool)}
+        return {}
+    return {each.name: each.default for each in parameters if each.default is not each.empty}
 
 
 def _known(annotation: Any) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from checkpoints.network_file import (
     DIGEST,
     SCHEMA_VERSION,
     Checkpoint,
+    complete_options,
     declared_options,
     digest,
     find,
@@ -86,6 +86,18 @@ def load(
     )
 
 
+def recorded(path: Path) -> Checkpoint:
+    """One of our own files as it was saved, without asking whether its network can be built.
+
+    Raises:
+        ValueError: it is damaged, or not one of ours.
+    """
+    content = read(path)
+    if content.get("format") != FORMAT:
+        raise ValueError(f"{path} is no checkpoint of this toolkit.")
+    return _own(content, path)
+
+
 def load_end(
     name: str | Path,
     origin: Mapping[str, Tensor],
@@ -114,13 +126,13 @@ def load_end(
         own = _own(content, path)
         described: dict[str, Any] = {
             "model": own.model,
-            "options": _with_defaults(own.model, own.options),
+            "options": _options(own.model, own.options),
             "mean": list(own.mean),
             "std": list(own.std),
         }
         for what, value in described.items():
             first = known.get(what, value)
-            first = _with_defaults(own.model, first) if what == "options" else first
+            first = _options(own.model, first) if what == "options" else first
             if value != first:
                 raise ValueError(
                     f"{path} has {what} {one_line(str(value), 60)}, the first checkpoint "
@@ -200,14 +212,9 @@ def _end_in(
     return reading(state, fit, path, say) or named(unwrapped(state)[-1])
 
 
-def _with_defaults(model: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """`options` with defaults filled in, so that omitted and explicit defaults are equal."""
-    try:
-        bound = inspect.signature(MODELS[model]).bind(**options)
-    except (KeyError, TypeError):
-        return dict(options)
-    bound.apply_defaults()
-    return dict(bound.arguments)
+def _options(model: str, options: Mapping[str, Any]) -> Mapping[str, Any]:
+    """`complete_options` of a registered model; a file's own code is not run to complete others."""
+    return complete_options(model, options) if model in MODELS else options
 
 
 def _own(content: Mapping[str, Any], path: Path) -> Checkpoint:
@@ -255,7 +262,19 @@ def _with_architecture(
             "package. A file never decides what code runs: pass it as --model if you trust it."
         )
     if model in (None, own.model) or {model, own.model}.isdisjoint(MODELS):
-        given = declared_options(model or own.model, options)
-        return replace(own, model=model or own.model, options={**own.options, **given})
+        name = model or own.model
+        given = declared_options(name, options)
+        if given:
+            was, now = (
+                complete_options(name, each) for each in (own.options, {**own.options, **given})
+            )
+            for option in given:
+                if was.get(option) != now[option]:
+                    shown = one_line(was.get(option, "nothing"), 40)
+                    say(
+                        f"{path.name} records {option}={shown}; measured with "
+                        f"{option}={one_line(now[option], 40)}, as asked."
+                    )
+        return replace(own, model=name, options={**own.options, **given})
     other = fitted(dict(own.state_dict), path, model, options, say)
     return replace(own, model=other.model, options=other.options, state_dict=other.state_dict)

@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 
 from analysis import result_file, upgrade
 from analysis.upgrade import SCHEMA_VERSION
-from checkpoints.whole_file import whole
+from checkpoints.whole_file import check_name, whole
 
 log = logging.getLogger(__name__)
 
@@ -89,13 +89,14 @@ def check_writable(path: Path) -> None:
     """Make the folder of `path`, and raise before anything is measured if nothing can be saved.
 
     Raises:
-        ValueError: `path` is a folder, or its folder cannot be written to.
+        ValueError: `path` is a folder, its name is too long, or its folder cannot be written to.
     """
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder; expected a file, such as {path / 'result.h5'}.")
-    if path.exists() and not path.is_file():
-        raise ValueError(f"{path} is not a regular file. Pass another --out.")
+    check_name(path)
     try:
+        if path.is_dir():
+            raise ValueError(f"{path} is a folder; expected a file, such as {path / 'result.h5'}.")
+        if path.exists() and not path.is_file():
+            raise ValueError(f"{path} is not a regular file. Pass another --out.")
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path.parent):
             pass

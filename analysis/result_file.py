@@ -5,18 +5,23 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
 
+from analysis.plain import plain
 from analysis.upgrade import SCHEMA_VERSION
 
 DIGEST = "sha256"  # the attribute that holds it
 WITH_DIGEST = range(2, SCHEMA_VERSION + 1)
 KINDS = "fiuOSU"  # of dtypes: numbers and texts
+PACKING = 1100  # more than deflate makes of any bytes, so what claims more was never written
 NO_ARRAY = b"This is a netCDF dimension but not a netCDF variable"  # a dim without values
 HIDDEN = (  # attributes that HDF5 and netCDF keep for themselves
     "CLASS",
@@ -29,26 +34,44 @@ HIDDEN = (  # attributes that HDF5 and netCDF keep for themselves
 )
 
 
+@dataclass(frozen=True)
+class Outline:
+    """What a file says of an array before its values are read."""
+
+    dims: tuple[str, ...]
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+
+def outlined(path: Path) -> tuple[dict[str, Any], dict[str, Outline]]:
+    """The attributes of a result file and {name: outline} of its arrays; no values are read.
+
+    Nothing is held to the checksum yet: `read` does that.
+
+    Raises:
+        ValueError: see `read`.
+
+    Cost: a few milliseconds, however large the arrays are.
+    """
+    with _opened(path) as file:
+        found = {_name(item): Outline(_dims(item), item.shape, item.dtype) for item in arrays(file)}
+        return _described(file.attrs), found
+
+
 def read(path: Path) -> xr.Dataset:
     """The content of a result file, wholly in memory, as it was written.
 
     Raises:
         ValueError: what is wrong with it, without advice: not HDF5, damaged or cut short; links,
-            groups, virtual or external storage; other than numbers and texts; a checksum that is
-            missing or does not fit.
+            groups, virtual or external storage; other than numbers and texts; arrays whose values
+            were never written; a checksum that is missing or does not fit.
     """
-    if path.exists() and not path.is_file():
-        raise ValueError(f"{path} is not a regular file")
-    try:
-        with h5py.File(path, "r") as file:
-            variables = dict(map(_variable, _arrays(file)))
-            stored = xr.Dataset(variables, attrs=_described(file.attrs))
+    with _opened(path) as file:
+        variables = dict(map(_variable, list(arrays(file))))
+        stored = xr.Dataset(variables, attrs=_described(file.attrs))
         result = xr.decode_cf(
             stored, mask_and_scale=False, decode_times=False, decode_timedelta=False
         ).load()
-    except Exception as error:  # h5py documents no exception types for damaged files
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{path} is no result file, or damaged ({reason})") from error
     result.encoding["source"] = str(path)
     stored = result.attrs.pop(DIGEST, None)
     version = result.attrs.get("schema_version")
@@ -57,10 +80,27 @@ def read(path: Path) -> xr.Dataset:
         return result  # the first schema had none; a later one is refused by the caller
     if stored is None:
         raise ValueError(f"{path} has no checksum, so it was not written by this toolkit")
-    if stored != digest(result):
+    try:
+        fits = stored == digest(result)
+    except (TypeError, ValueError):  # attributes that this toolkit does not write
+        fits = False
+    if not fits:
         raise ValueError(f"{path} is damaged or was changed: its content does not fit its checksum")
     result.encoding[DIGEST] = stored
     return result
+
+
+def values(path: Path, name: str) -> NDArray[Any]:
+    """One array of numbers in a result file; it is not held to the checksum.
+
+    Raises:
+        ValueError: see `read`; there is no such array.
+    """
+    with _opened(path) as file:
+        found = {_name(item): item for item in arrays(file)}
+        if name not in found:
+            raise ValueError(f"it has no {name}")
+        return np.asarray(found[name][()])
 
 
 def digest(result: xr.Dataset) -> str:
@@ -93,22 +133,57 @@ def _attributes(attributes: Mapping[Any, Any]) -> bytes:
     return json.dumps(plain, sort_keys=True).encode()
 
 
-def _arrays(file: h5py.File) -> Iterator[h5py.Dataset]:
-    """The arrays of a file; one that holds anything but plain arrays of its own is refused."""
-    for name in file:
-        link = file.get(name, getlink=True)
+@contextmanager
+def _opened(path: Path) -> Iterator[h5py.File]:
+    """A result file; what goes wrong while it is open is told as its fault."""
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} is not a regular file")
+    try:
+        with h5py.File(path, "r") as file:
+            yield file
+    except Exception as error:  # h5py documents no exception types for damaged files
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{path} is no result file, or damaged ({reason})") from error
+
+
+def arrays(group: h5py.Group) -> Iterator[h5py.Dataset]:
+    """The arrays of a file or group, without their values.
+
+    Raises:
+        ValueError: it holds anything but plain arrays of its own.
+    """
+    for name in group:
+        link = group.get(name, getlink=True)
         if not isinstance(link, h5py.HardLink):
-            raise ValueError(f"{_shown(name)} is a link to somewhere else")
-        item = file[name]
+            raise ValueError(f"{plain(name[:60])} is a link to somewhere else")
+        item = group[name]
         if not isinstance(item, h5py.Dataset):
-            raise ValueError(f"{_shown(name)} is a group; expected arrays alone")
+            raise ValueError(f"{plain(name[:60])} is a group; expected arrays alone")
         if item.is_virtual or item.external:
-            raise ValueError(f"{_shown(name)} is stored in another file")
+            raise ValueError(f"{plain(name[:60])} is stored in another file")
         text = h5py.check_string_dtype(item.dtype) is not None
         if item.dtype.kind not in KINDS or (item.dtype.kind == "O" and not text):
-            raise ValueError(f"{_shown(name)} is of type {item.dtype}; expected numbers")
-        if not bytes(item.attrs.get("NAME", b"")).startswith(NO_ARRAY):
-            yield item
+            raise ValueError(f"{plain(name[:60])} is of type {item.dtype}; expected numbers")
+        if bytes(item.attrs.get("NAME", b"")).startswith(NO_ARRAY):
+            continue
+        written = item.id.get_storage_size()
+        if item.nbytes > PACKING * written:
+            raise ValueError(
+                f"{plain(name[:60])} has {item.size} values by its shape, of which {written} bytes"
+                " are there"
+            )
+        yield item
+
+
+def _name(item: h5py.Dataset) -> str:
+    return str(item.name).removeprefix("/")
+
+
+def _dims(item: h5py.Dataset) -> tuple[str, ...]:
+    lists = item.attrs.get("DIMENSION_LIST")
+    if lists is not None:
+        return tuple(_name(item.file[scales[-1]]) for scales in lists)
+    return (_name(item),) if item.is_scale else ()
 
 
 def _variable(item: h5py.Dataset) -> tuple[str, xr.Variable]:
@@ -116,15 +191,10 @@ def _variable(item: h5py.Dataset) -> tuple[str, xr.Variable]:
 
     Read with h5py, which takes a third of the time: h5netcdf looks each array up forty times.
     """
-    name = str(item.name).removeprefix("/")
-    lists = item.attrs.get("DIMENSION_LIST")
-    if lists is not None:
-        dims = [item.file[scales[-1]].name.removeprefix("/") for scales in lists]
-    else:
-        dims = [name] if item.is_scale else []
     text = item.dtype.kind == "O"
     values = np.asarray(item.asstr()[()] if text else item[()], dtype=item.dtype)
-    return name, xr.Variable(dims, values, _described(item.attrs), {"dtype": str} if text else {})
+    encoding = {"dtype": str} if text else {}
+    return _name(item), xr.Variable(_dims(item), values, _described(item.attrs), encoding)
 
 
 def _described(stored: h5py.AttributeManager) -> dict[str, Any]:
@@ -139,7 +209,3 @@ def _described(stored: h5py.AttributeManager) -> dict[str, Any]:
             value = value[0] if value.size == 1 else value.tolist() if texts else value
         found[name] = value
     return found
-
-
-def _shown(name: str) -> str:
-    return "".join(c if c.isprintable() else " " for c in name)[:60]

@@ -13,6 +13,7 @@ import numpy as np
 import xarray as xr
 
 from analysis import result_file, upgrade
+from analysis.plain import plain
 from analysis.upgrade import SCHEMA_VERSION
 
 VARIABLES = {  # always there; accuracy only where it is defined
@@ -122,12 +123,7 @@ def name(result: xr.Dataset) -> str:
     unnamed = spec(result).get("manifold") or "unnamed network"
     label = Path(file).stem if file else str(model or unnamed)
     other = spec(result).get("to")
-    return _plain(f"{label} → {Path(other).stem}" if other else label)
-
-
-def _plain(text: str) -> str:
-    """A name without control characters."""
-    return "".join(c if c.isprintable() else " " for c in text)
+    return plain(f"{label} → {Path(other).stem}" if other else label)
 
 
 def names(results: Sequence[xr.Dataset]) -> list[str]:

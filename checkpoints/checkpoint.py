@@ -3,6 +3,13 @@
 from __future__ import annotations
 
 from checkpoints.loading import load
-from checkpoints.network_file import Checkpoint, build, declared_options, find, save
+from checkpoints.network_file import (
+    Checkpoint,
+    build,
+    complete_options,
+    declared_options,
+    find,
+    save,
+)
 
-__all__ = ["Checkpoint", "build", "declared_options", "find", "load", "save"]
+__all__ = ["Checkpoint", "build", "complete_options", "declared_options", "find", "load", "save"]

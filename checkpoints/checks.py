@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from torch.utils import _pytree as pytree
 
 from checkpoints.data.images import Images
 from checkpoints.device import memory_exhausted
-from checkpoints.losses import IGNORED, cross_entropy, top1
+from checkpoints.losses import IGNORED, bare, cross_entropy, top1
 from checkpoints.problem import Problem, Tensors, is_real
 from checkpoints.reader import reason
 
@@ -27,6 +28,7 @@ from checkpoints.reader import reason
 TOLERANCE = {torch.float64: 1e-7, torch.float32: 1e-3}
 LOW_PRECISION = 5e-2
 LOOKED_AT = 5  # examples
+STANDARD = 20.0  # standardised columns of a table stay within it but for a rare outlier
 BYTES = 3.0  # a mean or standard deviation above this was computed from bytes, not from [0, 1]
 
 
@@ -126,12 +128,15 @@ def checked(
 def _check_labels(problem: Problem, outputs: Any) -> None:
     """Refuse class labels that the network has no output for."""
     labels = problem.targets
-    by_class = isinstance(problem.loss, nn.CrossEntropyLoss | nn.NLLLoss)
-    if not (by_class or problem.loss is cross_entropy) or labels.is_floating_point():
+    loss = bare(problem.loss)
+    by_class = isinstance(loss, nn.CrossEntropyLoss | nn.NLLLoss)
+    known_function = loss in (cross_entropy, functional.cross_entropy, functional.nll_loss)
+    if not (by_class or known_function) or labels.is_floating_point():
         return
     if not isinstance(outputs, Tensor) or outputs.ndim < 2 or labels.ndim != outputs.ndim - 1:
         return
-    known = labels[labels != getattr(problem.loss, "ignore_index", IGNORED)]
+    given = problem.loss.keywords if isinstance(problem.loss, partial) else {}
+    known = labels[labels != given.get("ignore_index", getattr(loss, "ignore_index", IGNORED))]
     if known.numel() and not 0 <= int(known.min()) <= int(known.max()) < outputs.shape[1]:
         raise ValueError(
             f"targets run from {int(known.min())} to {int(known.max())}, and the network has "
@@ -191,8 +196,10 @@ def _probabilities(outputs: Any) -> bool:
 
 def _implausible(problem: Problem, outputs: Any) -> Iterator[str]:
     """What is probably not what was meant, a line each."""
-    softmax = problem.loss is cross_entropy or isinstance(problem.loss, nn.CrossEntropyLoss)
-    logs = problem.loss is functional.nll_loss or isinstance(problem.loss, nn.NLLLoss)
+    loss = bare(problem.loss)
+    softmax = loss in (cross_entropy, functional.cross_entropy)
+    softmax = softmax or isinstance(loss, nn.CrossEntropyLoss)
+    logs = loss is functional.nll_loss or isinstance(loss, nn.NLLLoss)
     if (softmax or logs) and _probabilities(outputs):
         takes, remedy = (
             ("the cross-entropy, takes logits", "Leave out the network's softmax")
@@ -202,6 +209,11 @@ def _implausible(problem: Problem, outputs: Any) -> Iterator[str]:
         yield (
             "the outputs look like probabilities (not negative, rows sum to 1), and the loss, "
             f"{takes}. {remedy}."
+        )
+    elif logs and is_real(outputs) and outputs.ndim > 1 and not _probabilities(outputs.exp()):
+        yield (
+            "the outputs are no log-probabilities (their exponentials do not sum to 1), and the "
+            "loss, NLLLoss, takes these. End the network in log_softmax, or pass a cross-entropy."
         )
     for name, value in problem.inputs.items():
         if value.numel() > 1 and bool((value == value.flatten()[0]).all()):
@@ -215,10 +227,16 @@ def _implausible(problem: Problem, outputs: Any) -> Iterator[str]:
             f"mean {norm.mean} and std {norm.std} look like those of bytes; inputs are in [0, 1]. "
             "Divide both by 255."
         )
-    images = [value for value in problem.inputs.values() if value.ndim == 4 and is_real(value)]
-    for value in images:
+    for name, value in problem.inputs.items():
+        if norm is not None or not is_real(value) or value.ndim not in (2, 4):
+            continue
         low, high = float(value.min()), float(value.max())
-        if norm is None and (low < 0 or high > 1):
+        if value.ndim == 2 and not -STANDARD <= low <= high <= STANDARD:
+            yield (
+                f"{name} runs from {low:.3g} to {high:.3g}: distances are in the units of these "
+                "columns. They mean more where each column has a standard deviation near 1."
+            )
+        if value.ndim == 4 and (low < 0 or high > 1):
             yield (
                 f"inputs run from {low:.3g} to {high:.3g}, not from 0 to 1: distances are in the "
                 "units of these inputs. With raw pixels and Problem.of(..., "

@@ -30,7 +30,9 @@ def as_declared(
 
     Args:
         model: its name, for messages.
-        builder: of the network. Without annotation, a default of True or False declares a bool.
+        builder: of the network. Without annotation, a default of True or False declares a bool. Of
+            an option whose type is not declared, such as one in `**kwargs`, yes, no, on and off are
+            True and False: as texts they would all be true.
         options: as given: words of a command line, or values of a file. For a bool these are
             yes, true, on, 1 and no, false, off, 0.
 
@@ -38,7 +40,7 @@ def as_declared(
         ValueError: one line: the builder has no such option, or a value is not of the declared
             type or range.
     """
-    declared, others = options_of(builder)
+    (declared, others), defaults = options_of(builder), _defaults(builder)
     shown = one_line(model, 40)
     found = {}
     for name, value in options.items():
@@ -48,6 +50,10 @@ def as_declared(
         annotation = declared.get(name, Any)
         if annotation is FLAG:
             annotation = bool if isinstance(value, str) else Any
+        elif (
+            annotation is Any and isinstance(value, str) and not isinstance(defaults.get(name), str)
+        ):
+            value = WORDS.get(value.lower(), value)
         fitting = _readings(value, annotation) if _known(annotation) else [value]
         if not fitting:
             given, expected = one_line(str(value), 40), described(annotation)
@@ -126,6 +132,20 @@ def _hints(builder: Callable[..., Any]) -> dict[str, Any]:
         return typing.get_type_hints(owner, include_extras=True)
     except (NameError, TypeError, AttributeError):  # names that a type checker alone knows
         return {}
+
+
+def with_defaults(builder: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options with those that are not given, so that omitted and explicit defaults are equal."""
+    return _defaults(builder) | dict(options)
+
+
+def _defaults(builder: Callable[..., Any]) -> dict[str, Any]:
+    """{option: its value unless passed}, of those that the builder names."""
+    try:
+        parameters = inspect.signature(builder).parameters.values()
+    except (TypeError, ValueError):  # not written in Python
+        return {}
+    return {each.name: each.default for each in parameters if each.default is not each.empty}
 
 
 def _known(annotation: Any) -> bool:

@@ -28,6 +28,10 @@ T = TypeVar("T")
 State = dict[str, Tensor]
 
 
+class AmbiguousError(ValueError):
+    """Several networks fit, or several parts of a state dict."""
+
+
 def fitted(
     state: State,
     path: Path,
@@ -45,7 +49,7 @@ def fitted(
         say: is handed a line about what was inferred.
 
     Raises:
-        ValueError: it fits none, or several; the options are not the builder's.
+        ValueError: it fits none, or several (`AmbiguousError`); the options are not the builder's.
     """
     if model is not None and model not in MODELS:
         return _of_other_code(state, path, model, options, say)
@@ -66,7 +70,7 @@ def fitted(
             fitted(state, path, fit.model, options, say)
     names = listed((fit.model for fit in found), 60)
     what = f"{len(found)} registered models fit ({names})" if found else "no registered model fits"
-    raise ValueError(
+    raise (AmbiguousError if found else ValueError)(
         f"{path}: {what}. Pass --model NAME, --model path/to/file.py:function or "
         "--model package.module:function."
     )
@@ -87,7 +91,7 @@ def reading(
         say: is handed a line if a part is taken.
 
     Raises:
-        ValueError: the parts under several prefixes fit.
+        AmbiguousError: the parts under several prefixes fit.
     """
     spellings = unwrapped(state)
     for spelling in spellings:
@@ -96,7 +100,7 @@ def reading(
     parts = below(spellings[0])
     fits = {prefix: found for prefix, part in parts.items() if (found := fit(part))}
     if len(fits) > 1:
-        raise ValueError(
+        raise AmbiguousError(
             f"{path}: the entries under {listed(fits, 60)} fit alike. "
             f"Say which: --weights {one_line(next(iter(fits)).rstrip('.'), 40)}."
         )
@@ -125,7 +129,7 @@ def _of_other_code(
         named = renamed(expected, part)
         return None if differences(expected, named) else named
 
-    found = reading(state, exact, path, say) or _by_load_hooks(network, unwrapped(state))
+    found = reading(state, exact, path, say) or by_load_hooks(network, unwrapped(state))
     if not found:
         raise ValueError(_misfit(expected, unwrapped(state), path, model))
     return Checkpoint(found, model, options, classes=_classes(network))
@@ -178,10 +182,10 @@ def _misfit(expected: State, spellings: list[State], path: Path, model: str) -> 
     return f"{path}: {one_line(model, 40)} {told_of(least)} It has {names}."
 
 
-def _by_load_hooks(network: nn.Module, spellings: list[State]) -> State | None:
+def by_load_hooks(network: nn.Module, spellings: list[State]) -> State | None:
     """The state dict that the network's own load hooks make of a file's, if they take it whole.
 
-    A module may read the names of its earlier versions so.
+    A module may read the names of its earlier versions so. The network is changed.
     """
     for spelling in spellings:
         try:

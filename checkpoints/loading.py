@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-import inspect
+import copy
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from checkpoints.fitting import State, fitted, reading, spelled_by
+from checkpoints.fitting import (
+    AmbiguousError,
+    State,
+    by_load_hooks,
+    fitted,
+    reading,
+    spelled_by,
+)
 from checkpoints.network_file import (
     DIGEST,
     SCHEMA_VERSION,
     Checkpoint,
+    complete_options,
     declared_options,
     digest,
     find,
@@ -24,9 +32,9 @@ from checkpoints.reader import FORMAT, listed, one_line, read, sha256
 from checkpoints.registry import FAMILIES, MODELS
 from checkpoints.state_dict import (
     COUNTER,
+    chosen,
     differences,
     renamed,
-    state_dict_in,
     tensors_of,
     told_of,
     unwrapped,
@@ -70,20 +78,31 @@ def load(
     content = read(path)
     options = dict(options or {})
     if content.get("format") == FORMAT:
+        if weights is not None:
+            raise ValueError(
+                f"--weights {one_line(weights, 40)}: {path} is of this toolkit, and holds one "
+                "network. Leave --weights out."
+            )
         checkpoint = _with_architecture(_own(content, path), path, model, options, say)
     else:
-        state: Mapping[str, Any] = content
-        try:
-            state = state_dict_in(content, path, weights, say)
-            checkpoint = fitted(dict(state), path, model, options, say)
-        except ValueError:
-            explain_misfit(state, path)
-            raise
+        checkpoint = _foreign(content, path, weights, model, options, say)
     check_values(checkpoint.state_dict, path)
     given: dict[str, Any] = {"mean": mean, "std": std, "data": data}
     return replace(
         checkpoint, file=path.name, sha256=sha256(path), **{k: v for k, v in given.items() if v}
     )
+
+
+def recorded(path: Path) -> Checkpoint:
+    """One of our own files as it was saved, without asking whether its network can be built.
+
+    Raises:
+        ValueError: it is damaged, or not one of ours.
+    """
+    content = read(path)
+    if content.get("format") != FORMAT:
+        raise ValueError(f"{path} is no checkpoint of this toolkit.")
+    return _own(content, path)
 
 
 def load_end(
@@ -93,6 +112,7 @@ def load_end(
     tensors: Collection[str] | None = None,
     *,
     weights: str | None = None,
+    network: nn.Module | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Tensor]:
     """The tensors of a second network, under the names that `origin` uses.
@@ -103,6 +123,7 @@ def load_end(
         known: what is known of the first network: `model`, `options`, and `mean` and `std`.
         tensors: the names of all its parameters and buffers; a file that has others is refused.
         weights: the entry to take, where the file has it; see `load`.
+        network: the first network, whose load hooks read names of earlier versions.
         say: called with one line where the file holds other weights of the network.
 
     Raises:
@@ -114,13 +135,14 @@ def load_end(
         own = _own(content, path)
         described: dict[str, Any] = {
             "model": own.model,
-            "options": _with_defaults(own.model, own.options),
+            "options": own.options,
             "mean": list(own.mean),
             "std": list(own.std),
         }
         for what, value in described.items():
             first = known.get(what, value)
-            first = _with_defaults(own.model, first) if what == "options" else first
+            if what == "options":
+                value, first = (_options(own.model, each) for each in (value, first))
             if value != first:
                 raise ValueError(
                     f"{path} has {what} {one_line(str(value), 60)}, the first checkpoint "
@@ -128,8 +150,10 @@ def load_end(
                     "Both ends of a line need one architecture and normalisation."
                 )
         best = dict(own.state_dict)
+        if weights is not None:
+            say(f"{path.name} holds one network: --weights {one_line(weights, 40)} is not for it.")
     else:
-        best = _end_in(content, path, origin, tensors, weights, say)
+        best = _end_in(content, path, origin, tensors, weights, network, say)
     return end_of(best, str(path), origin, tensors)
 
 
@@ -171,12 +195,44 @@ def _beyond(state: Mapping[str, Tensor], tensors: Collection[str] | None) -> lis
     return [k for k in state if tensors is not None and k not in tensors and COUNTER not in k]
 
 
+def _foreign(
+    content: Mapping[str, Any],
+    path: Path,
+    weights: str | None,
+    model: str | None,
+    options: dict[str, Any],
+    say: Callable[[str], None],
+) -> Checkpoint:
+    """The network in a file of other code."""
+
+    def fit(part: State, say: Callable[[str], None]) -> Checkpoint | None:
+        heard: list[str] = []
+        try:
+            made = fitted(part, path, model, options, heard.append)
+        except AmbiguousError:
+            raise
+        except ValueError:  # said below, if nothing else of the file fits
+            return None
+        for line in heard:
+            say(line)
+        return made
+
+    state: Mapping[str, Any] = content
+    try:
+        state, made = chosen(content, path, weights, fit, say)
+        return made or fitted(dict(state), path, model, options, say)
+    except ValueError:
+        explain_misfit(state, path)
+        raise
+
+
 def _end_in(
     content: Mapping[str, Any],
     path: Path,
     origin: Mapping[str, Tensor],
     tensors: Collection[str] | None,
     weights: str | None,
+    network: nn.Module | None,
     say: Callable[[str], None],
 ) -> State:
     """A foreign file's tensors under the names of `origin`, or as close to it as they come."""
@@ -186,28 +242,32 @@ def _end_in(
         spellings = [renamed(origin, spelling) for spelling in spellings]
         return min(spellings, key=lambda state: len(set(origin) - set(state)))
 
-    def fit(part: State) -> State | None:
+    def whole(part: State) -> State | None:
         state = named(part)
         known = {key: value for key, value in state.items() if key in origin}
         return None if differences(origin, known) or _beyond(state, tensors) else state
 
+    def fit(part: State, say: Callable[[str], None]) -> State | None:
+        read = reading(part, whole, path, say)
+        if read or network is None:
+            return read
+        return by_load_hooks(copy.deepcopy(network), unwrapped(part))
+
     try:
-        state = state_dict_in(content, path, weights, say)
+        state, found = chosen(content, path, weights, fit, say)
+    except AmbiguousError:
+        raise
     except ValueError:
         if weights is None:
             raise
-        state = state_dict_in(content, path, None, say)
-    return reading(state, fit, path, say) or named(unwrapped(state)[-1])
+        state, found = chosen(content, path, None, fit, say)
+        say(f"{path.name} has no {one_line(weights, 40)}, which --weights asks for.")
+    return found or named(unwrapped(state)[-1])
 
 
-def _with_defaults(model: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """`options` with defaults filled in, so that omitted and explicit defaults are equal."""
-    try:
-        bound = inspect.signature(MODELS[model]).bind(**options)
-    except (KeyError, TypeError):
-        return dict(options)
-    bound.apply_defaults()
-    return dict(bound.arguments)
+def _options(model: str, options: Mapping[str, Any]) -> Mapping[str, Any]:
+    """`complete_options` of a registered model; a file's own code is not run to complete others."""
+    return complete_options(model, options) if model in MODELS else options
 
 
 def _own(content: Mapping[str, Any], path: Path) -> Checkpoint:
@@ -255,7 +315,19 @@ def _with_architecture(
             "package. A file never decides what code runs: pass it as --model if you trust it."
         )
     if model in (None, own.model) or {model, own.model}.isdisjoint(MODELS):
-        given = declared_options(model or own.model, options)
-        return replace(own, model=model or own.model, options={**own.options, **given})
+        name = model or own.model
+        given = declared_options(name, options)
+        if given:
+            was, now = (
+                complete_options(name, each) for each in (own.options, {**own.options, **given})
+            )
+            for option in given:
+                if was.get(option) != now[option]:
+                    shown = one_line(was.get(option, "nothing"), 40)
+                    say(
+                        f"{path.name} records {option}={shown}; measured with "
+                        f"{option}={one_line(now[option], 40)}, as asked."
+                    )
+        return replace(own, model=name, options={**own.options, **given})
     other = fitted(dict(own.state_dict), path, model, options, say)
     return replace(own, model=other.model, options=other.options, state_dict=other.state_dict)

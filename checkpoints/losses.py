@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -21,8 +23,14 @@ _LIKELIHOODS = (
 )
 
 
+def bare(loss: object) -> object:
+    """What a partial function is made of, such as `partial(nll_loss, reduction="none")`."""
+    return bare(loss.func) if isinstance(loss, partial) else loss
+
+
 def unit_of(loss: object) -> str:
     """The unit of a loss: `nat` of a negative log-likelihood, otherwise `1`."""
+    loss = bare(loss)
     known = (cross_entropy, functional.cross_entropy, functional.nll_loss)
     return "nat" if loss in known or isinstance(loss, _LIKELIHOODS) else "1"
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from checkpoints.declared import as_declared
+from checkpoints.declared import as_declared, with_defaults
 from checkpoints.imported import imported
 from checkpoints.problem import add_tensor
 from checkpoints.reader import FORMAT, one_line, reason
@@ -90,7 +90,16 @@ def find(name: str | Path) -> Path:
     Raises:
         ValueError: none of these is there.
     """
-    if (path := Path(name)).is_file():
+    try:
+        return _found(Path(name))
+    except OSError as error:  # such as a name that no file can have
+        shown = one_line(str(name), 80)
+        raise ValueError(f"{shown}: {error.strerror}. Pass the path of a checkpoint.") from error
+
+
+def _found(path: Path) -> Path:
+    name = str(path)
+    if path.is_file():
         return path
     package = Path(str(resources.files("checkpoints")))
     shipped = package / "files"
@@ -135,6 +144,19 @@ def declared_options(model: str, options: Mapping[str, Any]) -> dict[str, Any]:
         ValueError: there is no such builder, or an option is of another type.
     """
     return as_declared(model, _builder(model), options) if options else {}
+
+
+def complete_options(model: str, options: Mapping[str, Any]) -> dict[str, str]:
+    """Options as `declared_options`, with the builder's defaults, each as JSON.
+
+    Two networks of one model are built alike where these are equal; as JSON 1, true and "1" differ.
+
+    Raises:
+        ValueError: see `declared_options`.
+    """
+    builder = _builder(model)
+    found = with_defaults(builder, as_declared(model, builder, options))
+    return {name: json.dumps(value, default=repr) for name, value in found.items()}
 
 
 def _builder(model: str) -> Callable[..., Any]:

@@ -65,6 +65,8 @@ def _entries(path: Path) -> Mapping[str, Any]:
     with warnings.catch_warnings():  # on pickles that are refused below anyway
         warnings.simplefilter("ignore")
         content = torch.load(path, map_location="cpu", weights_only=True)
+    if isinstance(content, list | tuple) and any(isinstance(each, Mapping) for each in content):
+        content = {str(number): each for number, each in enumerate(content)}
     if not isinstance(content, Mapping):
         found = type(content).__name__
         raise UnreadableError(f"{path} holds a {found}; expected a dict of tensors.")

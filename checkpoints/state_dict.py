@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
 from checkpoints.reader import listed, one_line
+
+T = TypeVar("T")
 
 # Prefixes of wrapped keys: DataParallel, torch.compile, and the usual Lightning attributes.
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
@@ -25,6 +27,7 @@ GENERATIONS = (
     ("_u", "0._u"),
     ("_v", "0._v"),
 )
+OPTIMIZER = "param_groups"  # an entry of every optimizer's state
 COUNTER = "num_batches_tracked"
 DEPTH = 3  # components of a prefix that is taken off
 
@@ -46,53 +49,81 @@ def _single(value: Tensor) -> Tensor:
         return value
 
 
-def state_dict_in(
+def chosen(
     content: Mapping[str, Any],
     path: Path,
-    weights: str | None = None,
-    say: Callable[[str], None] = lambda line: None,
-) -> dict[str, Tensor]:
-    """The network's tensors among a file's entries: the file itself, or one of its entries.
+    weights: str | None,
+    fit: Callable[[dict[str, Tensor], Callable[[str], None]], T | None],
+    say: Callable[[str], None],
+) -> tuple[dict[str, Tensor], T | None]:
+    """The state dict that is taken of a file's entries, and what fits of it.
+
+    That is the one called `weights`; else the first of `ENTRIES` that is there, or the file itself
+    if it holds tensors; else, or where that does not fit, the one that alone fits.
 
     Args:
         content: of the file.
         path: its name, for messages.
         weights: the entry to take, with dots between entries within entries, or the prefix of the
-            names to take; by default the first of `ENTRIES` that is there.
-        say: is handed a line where another entry holds weights of the same network.
+            names to take.
+        fit: what it makes of tensors that fit, None of others; it is handed `say`.
+        say: is handed a line where another was taken than a usual name says, or another holds
+            weights of the same network.
 
     Raises:
-        ValueError: there is no state dict, or there are several and none has a usual name.
+        ValueError: there is no state dict, or there are several and not exactly one fits.
     """
     levels = list(_states_in(content))
     found = {name: state for level in levels for name, state in level.items()}
     if weights is not None:
-        return _named(weights, found, path)
-    top = found.pop("", {})
-    nearest = next(filter(None, levels[1:2] if top else levels[1:]), {})
-    for key in ENTRIES:
-        taken = next((name for name in nearest if name.rpartition(".")[2] == key), None)
-        if taken is not None:
-            state = nearest[taken]
-            others = [name for name in found if name != taken and _alike(found[name], state)]
-            if others:
+        state = _named(weights, found, path)
+        return state, fit(state, say)
+    usual = _usual(levels, found)
+    if usual is not None:
+        state, lines = found[usual], list[str]()
+        if (fitting := fit(state, lines.append)) is not None:
+            others = [name for name in found if name != usual and _alike(found[name], state)]
+            if usual and others:
                 say(
-                    f"{path.name}: took {one_line(taken, 40)}; there is also {listed(others, 40)} "
+                    f"{path.name}: took {one_line(usual, 40)}; there is also {listed(others, 40)} "
                     f"(--weights {one_line(others[0], 40)} takes it)."
                 )
-            return state
+            for line in lines:
+                say(line)
+            return state, fitting
+    heard: dict[str, list[str]] = {name: [] for name in found if name != usual}
+    fits = {n: made for n in heard if (made := fit(found[n], heard[n].append)) is not None}
+    if len(fits) == 1:
+        ((name, fitting),) = fits.items()
+        say(f"{path.name}: took {one_line(name, 40) or 'its own tensors'}, which alone fits.")
+        for told in heard[name]:
+            say(told)
+        return found[name], fitting
+    if usual is not None and not fits:
+        return found[usual], None
+    if names := list(fits) or [name for name in found if name]:
+        raise ValueError(
+            f"{path} holds several state dicts, {listed(names, 60)}. "
+            f"Say which: --weights {one_line(names[0], 40)}."
+        )
+    entries = listed(map(str, content), 60) or "none"
+    raise ValueError(f"{path} contains no state dict; its entries: {entries}.")
+
+
+def _usual(
+    levels: Sequence[dict[str, dict[str, Tensor]]], found: Mapping[str, dict[str, Tensor]]
+) -> str | None:
+    """The name of the state dict that a reader would take: "" for the file itself."""
+    top = found.get("", {})
+    nearest = next(filter(None, levels[1:2] if top else levels[1:]), {})
+    for key in ENTRIES:
+        for name in nearest:
+            if name.rpartition(".")[2] == key:
+                return name
     real = any(value.ndim and value.is_floating_point() for value in top.values())
     if top and (real or not nearest):  # not the state of a random generator alone
-        return top
-    if len(nearest) == 1:
-        return next(iter(nearest.values()))
-    if nearest:
-        raise ValueError(
-            f"{path} holds several state dicts, {listed(nearest, 60)}. "
-            f"Say which: --weights {one_line(next(iter(nearest)), 40)}."
-        )
-    names = listed(map(str, content), 60) or "none"
-    raise ValueError(f"{path} contains no state dict; its entries: {names}.")
+        return ""
+    return next(iter(nearest)) if len(nearest) == 1 else None
 
 
 def _named(weights: str, found: Mapping[str, dict[str, Tensor]], path: Path) -> dict[str, Tensor]:
@@ -102,7 +133,10 @@ def _named(weights: str, found: Mapping[str, dict[str, Tensor]], path: Path) -> 
         {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
         for state in found.values()
     )
+    within = [name for name in found if name.startswith(prefix)]
     state = found.get(weights) or next(filter(None, parts), None)
+    if state is None and len(within) == 1:
+        state = found[within[0]]
     if state is None:
         there = listed(name for name in found if name) or "none"
         raise ValueError(f"--weights {weights}: {path} has no such state dict (it has {there}).")
@@ -122,7 +156,7 @@ def _states_in(content: Mapping[str, Any]) -> Iterator[dict[str, dict[str, Tenso
             f"{name}.{key}".lstrip("."): dict(enumerate(value)) if _is_list(value) else value
             for name, entry in level.items()
             for key, value in entry.items()
-            if isinstance(value, Mapping) or _is_list(value)
+            if (isinstance(value, Mapping) or _is_list(value)) and OPTIMIZER not in value
         }
 
 
@@ -131,9 +165,10 @@ def _is_list(value: Any) -> bool:
 
 
 def _alike(other: dict[str, Tensor], state: dict[str, Tensor]) -> bool:
-    """Whether two state dicts are of one network: they share most of their names."""
-    names, known = (set(unwrapped(each)[-1]) for each in (other, state))
-    return 2 * len(names & known) > len(known)
+    """Whether a state dict, or a part of it, is of the network of another: most names are there."""
+    known = set(unwrapped(state)[-1])
+    bare = unwrapped(other)[-1]
+    return any(2 * len(known & set(part)) > len(known) for part in (bare, *below(bare).values()))
 
 
 def below(state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:

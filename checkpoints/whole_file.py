@@ -1,12 +1,46 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and names that leave room for others beside them."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+# Bytes of a file's name. File systems take 255; locks, training states and figures take the name of
+# a file with up to 35 bytes more.
+LONGEST = 220
+DIGITS = 12  # hexadecimal, that stand for what was cut out of a name
+
+
+def check_name(path: Path, flag: str = "--out") -> None:
+    """Refuse a name that leaves no room for the files that are written beside it.
+
+    Raises:
+        ValueError: it has more than `LONGEST` bytes.
+    """
+    size = len(os.fsencode(path.name))
+    if size > LONGEST:
+        raise ValueError(
+            f"{path.name[:40]}… is a name of {size} bytes; expected at most {LONGEST}, since files "
+            f"beside it are named after it. Pass another {flag}."
+        )
+
+
+def shortened(name: str) -> str:
+    """A file's name, cut to `LONGEST` bytes where it is longer, and still its own.
+
+    The first digits of its SHA-256 stand for what is left out before the last part, its ending.
+    """
+    whole_name = os.fsencode(name)
+    if len(whole_name) <= LONGEST:
+        return name
+    ending = "".join(Path(name).suffixes[-2:])[-LONGEST // 4 :]
+    tail = f"-{hashlib.sha256(whole_name).hexdigest()[:DIGITS]}{ending}"
+    head = whole_name[: LONGEST - len(os.fsencode(tail))].decode(errors="ignore")
+    return head + tail
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,8 +12,9 @@ import xarray as xr
 
 from analysis import results
 from analysis.figures import FIGURES, check_replaceable, fitting, left_out, numbered, pages, save
+from analysis.plain import plain
 
-_LONGEST_NAME = 120
+_LONGEST_NAME = 120  # bytes, to which the kind of figure is added
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -28,15 +30,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         stem = options.out or _default_stem(options.files)
         if options.kind is None and options.variable is None:
             for line in left_out(shown):
-                print(f"{line}.", file=sys.stderr)
+                print(plain(f"{line}."), file=sys.stderr)
         for kind in fitting(shown, kind=options.kind, variable=options.variable):
             try:
                 _draw(shown, kind, stem, options)
             except ValueError as error:  # the other kinds may be drawn all the same
-                print(f"{kind}: {error}", file=sys.stderr)
+                print(plain(f"{kind}: {error}"), file=sys.stderr)
                 refused = True
     except (ValueError, OSError) as error:
-        print(error, file=sys.stderr)
+        print(plain(error), file=sys.stderr)
         return 1
     return int(refused)
 
@@ -58,7 +60,7 @@ def _draw(shown: Sequence[xr.Dataset], kind: str, stem: Path, options: argparse.
         check_replaceable(named, options.format)
     for place, figure in named.items():
         for path in save(figure, place, formats=options.format):
-            print(path)
+            print(plain(path))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -115,9 +117,10 @@ def _default_stem(paths: Sequence[Path]) -> Path:
     heads, dots, tails = zip(*(stem.rpartition(".") for stem in stems), strict=True)
     joined = "-".join(heads) + "." + tails[0] if all(dots) and len(set(tails)) == 1 else ""
     name = joined or "-".join(stems)
-    if len(name) > _LONGEST_NAME:
+    size = len(os.fsencode(name))
+    if size > _LONGEST_NAME:
         raise ValueError(
-            f"{len(paths)} files make a file name of {len(name)} characters. Choose one with --out."
+            f"{len(paths)} files make a file name of {size} bytes. Choose one with --out."
         )
     return paths[0].with_name(name)
 

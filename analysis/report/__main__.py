@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from analysis.plain import plain
 from analysis.report.numbers import many
 from analysis.report.sections import report, unusable
 
@@ -22,15 +23,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         made = report(options.results)
         out.write_text(made.html(), encoding="utf-8")
-        print(out)
+        print(plain(out))
         for path in made.paper(options.paper) if options.paper else []:
-            print(path)
+            print(plain(path))
         missing = len(unusable(made.folder, made.evaluation))
         if missing:
             count = many(missing, "result")
-            print(f"{count} missing or incomplete: {out} says which.", file=sys.stderr)
+            print(plain(f"{count} missing or incomplete: {out} says which."), file=sys.stderr)
     except (ValueError, OSError) as error:
-        print(" ".join(str(error).split()), file=sys.stderr)
+        print(plain(" ".join(str(error).split())), file=sys.stderr)
         return 1
     return 0
 

@@ -13,8 +13,9 @@ from checkpoints.checkpoint import Checkpoint
 from checkpoints.device import device_named, keep_freed_memory
 from checkpoints.reader import one_line
 from checkpoints.registry import LONGER, load_images
-from checkpoints.train.loop import train
+from checkpoints.train.loop import OF_DATA, differing_options, train
 from checkpoints.train.recipe import Recipe, completed
+from checkpoints.whole_file import check_name, shortened
 
 
 @options.given_as_flags()
@@ -76,10 +77,11 @@ def main(arguments: list[str] | None = None) -> int:
     options.add_flags(parser.add_argument_group("recipe"), Recipe)
     chosen = parser.parse_args(arguments)
     name = chosen.model.rpartition("/")[2].replace(":", "-")
-    out = chosen.out or Path(f"{name}-seed{chosen.seed}.pt")
+    out = chosen.out or Path(shortened(f"{name}-seed{chosen.seed}.pt"))
     size = chosen.size and tuple(chosen.size)
     interrupts.raise_stopped()
     try:
+        check_name(out)
         keep_freed_memory()
         recipe = options.from_flags(Recipe, chosen)
         if chosen.snapshots is not None and chosen.snapshots < 1:
@@ -87,7 +89,7 @@ def main(arguments: list[str] | None = None) -> int:
         device = device_named(chosen.device)
         if out.exists():
             _check_complete(out, chosen, recipe.resolved(device))
-            print(out)
+            print(one_line(str(out)))
             return 0
         out.parent.mkdir(parents=True, exist_ok=True)
         trained = train(
@@ -114,7 +116,7 @@ def main(arguments: list[str] | None = None) -> int:
     for name, value in trained.metrics.items():
         shown = f"{value:.4f}" if isinstance(value, float) else value
         print(f"{name} {shown}", file=sys.stderr)
-    print(out)
+    print(one_line(str(out)))
     return 0
 
 
@@ -145,18 +147,19 @@ def _check_complete(out: Path, chosen: argparse.Namespace, recipe: Recipe) -> No
     """
     advice = "Delete it, or pass another --out."
     try:
-        there = loading.load(out)
+        there = loading.recorded(out)
     except ValueError as error:
         raise ValueError(f"{out} exists already, and is no checkpoint. {advice}") from error
     was = completed(there.recipe)
-    given = checkpoint.declared_options(chosen.model, dict(chosen.option))
     asked = {
         "model": (there.model, chosen.model),
         "seed": (there.seed, chosen.seed),
         "data": (there.data, chosen.data),
         **{name: (was.get(name), value) for name, value in asdict(recipe).items()},
-        **{name: (there.options.get(name), value) for name, value in given.items()},
     }
+    if there.model == chosen.model:
+        of_data = {name: there.options[name] for name in OF_DATA if name in there.options}
+        asked |= differing_options(chosen.model, there.options, {**dict(chosen.option), **of_data})
     for name, (found, now) in asked.items():
         if found != now:
             raise ValueError(f"{out} exists already, with {name}={found}, not {now}. {advice}")

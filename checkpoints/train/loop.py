@@ -23,13 +23,14 @@ from checkpoints.device import KERNELS, Kernels, exact_arithmetic, in_order
 from checkpoints.losses import all_right, cross_entropy, mean_over_positions, top1
 from checkpoints.options import LARGEST_SEED
 from checkpoints.problem import Loss, Problem
-from checkpoints.reader import read
+from checkpoints.reader import one_line, read
 from checkpoints.train.batches import Batches, split, statistics
 from checkpoints.train.monitor import gradient_norms, watched
 from checkpoints.train.recipe import Recipe, completed, learning_rate
 from checkpoints.whole_file import whole
 
 STATE_VERSION = 1
+OF_DATA = ("classes", "channels")  # options of every builder, which the data decide
 REMEDY = "Try a smaller --rate, a longer --warmup, or another merge."
 
 
@@ -339,15 +340,32 @@ def _restored(
         {k: v for k, v in entries.items() if k != "recipe"} | completed(entries["recipe"])
         for entries in (state["identity"], identity)
     )
-    for name, value in now.items():
-        if was.get(name) != value:
+    pairs = {name: (was.get(name), value) for name, value in now.items() if name != "options"}
+    if was.get("model") == now["model"]:
+        pairs |= differing_options(now["model"], was.get("options", {}), now["options"])
+    for name, (found, asked) in pairs.items():
+        if found != asked:
             raise ValueError(
-                f"{state_file} belongs to a run with {name}={was.get(name)}, this one has "
-                f"{name}={value}. Finish that run, delete the file, or pass --out."
+                f"{state_file} belongs to a run with {name}={one_line(str(found), 60)}, this one "
+                f"has {name}={one_line(str(asked), 60)}. Finish that run, delete the file, or pass "
+                "--out."
             )
     network.load_state_dict(state["network"])
     optimizer.load_state_dict(state["optimizer"])
     return list(state["history"])
+
+
+def differing_options(
+    model: str, recorded: Mapping[str, Any], asked: Mapping[str, Any]
+) -> dict[str, tuple[str, str]]:
+    """{option: (recorded, asked)} of those in which two runs differ, by value or type."""
+    was, now = (checkpoint.complete_options(model, options) for options in (recorded, asked))
+    absent = "(not given)"
+    return {
+        name: (was.get(name, absent), now.get(name, absent))
+        for name in [*now, *was]
+        if was.get(name) != now.get(name)
+    }
 
 
 def _training_loss(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:

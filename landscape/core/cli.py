@@ -19,6 +19,7 @@ from checkpoints.kernels import Derivatives
 from checkpoints.problem import Problem
 from checkpoints.reader import one_line
 from checkpoints.source import DEFAULT, Source
+from checkpoints.whole_file import check_name, shortened
 from landscape.core import batch_size
 from landscape.core.measurement import measured
 from landscape.core.plan import Plan, Probe, Workers, run
@@ -46,7 +47,7 @@ def guarded(action: Callable[[], int]) -> int:
     """
     log = logging.getLogger("landscape")
     handler = logging.StreamHandler()
-    handler.addFilter(lambda record: os.environ.get("RANK", "0") == "0")
+    handler.addFilter(_shown)
     log.addHandler(handler)
     log.setLevel(logging.INFO)
     interrupts.raise_stopped()
@@ -64,6 +65,12 @@ def guarded(action: Callable[[], int]) -> int:
     except KeyboardInterrupt as stopped:
         say("Stopped. What was measured is saved; the same command continues.")
         return interrupts.status(stopped)
+
+
+def _shown(record: logging.LogRecord) -> bool:
+    """Whether a line of the log is shown: by the first rank alone, and then in one line."""
+    record.msg, record.args = one_line(record.getMessage()), None
+    return os.environ.get("RANK", "0") == "0"
 
 
 def say(line: str) -> None:
@@ -113,6 +120,7 @@ def _measure(probe: Probe, chosen: argparse.Namespace) -> int:
         say(f"--ckpt was not given: {chosen.ckpt}, a network that ships.")
     source = options.from_flags(Source, chosen)
     out = chosen.out or default_name(probe, source, spec)
+    check_name(out)
     problem = source.problem(say)
     problem = _prepared(problem, spec.derivatives, out, workers)
     _introduce(problem)
@@ -143,13 +151,13 @@ def _report(plan: Plan, result: xr.Dataset, out: Path, *, figure: bool) -> None:
     for line in plan.tell(result) if plan.tell else ():
         say(line)
     for path in (out, *plan.extra_files):
-        print(path)
+        print(one_line(str(path)))
     if figure:
         # The only use of `analysis.figures` in this package: to draw the file just written.
         from analysis.figures import draw_beside
 
         for path in draw_beside(out):
-            print(path)
+            print(one_line(str(path)))
 
 
 def default_name(probe: Probe, source: Source, spec: Any) -> Path:
@@ -171,7 +179,7 @@ def default_name(probe: Probe, source: Source, spec: Any) -> Path:
         words.append("line")
     if "parts" in given and given["parts"] not in (None, usual.parts):
         words.append("-".join(given["parts"]))
-    return Path(".".join([*words, probe.name, "h5"]))
+    return Path(shortened(".".join([*words, probe.name, "h5"])))
 
 
 def _introduce(problem: Problem) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from analysis import result_file
 from checkpoints.problem import Tensors
 from checkpoints.whole_file import whole
 from landscape.core import store
@@ -66,14 +67,19 @@ def load(path: Path, origin: Tensors) -> list[Tensors]:
         raise ValueError(f"{path}: no such file. Expected an HDF5 file with a group `directions`.")
     try:
         with h5py.File(path) as file:
-            if "directions" not in file:
+            if not _has_directions(file):
                 raise ValueError(
-                    f"{path} holds no directions. Expected a group `directions` with one array "
+                    "it holds no directions. Expected a group `directions` with one array "
                     "(rank, ...) a parameter, as --save-directions writes it."
                 )
-            arrays = {name: np.asarray(value) for name, value in file["directions"].items()}
-            residuals = np.asarray(file["directions"].attrs.get("residual", []))
-            converged = np.asarray(file["directions"].attrs.get("converged", []))
+            group = file["directions"]
+            items = {item.name.rpartition("/")[2]: item for item in result_file.arrays(group)}
+            check({n: torch.empty(i.shape[1:], device="meta") for n, i in items.items()}, origin)
+            arrays = {name: np.asarray(item) for name, item in items.items()}
+            residuals = np.asarray(group.attrs.get("residual", []))
+            converged = np.asarray(group.attrs.get("converged", []))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     except OSError as error:
         raise ValueError(f"{path} is no HDF5 file, or damaged: {error}") from error
     for rank in np.flatnonzero(converged == 0):
@@ -81,6 +87,14 @@ def load(path: Path, origin: Tensors) -> list[Tensors]:
             f"{path}: direction {rank} is an eigenvector that has not converged (residual "
             f"{residuals[rank]:.1e})."
         )
+    for name, array in arrays.items():
+        if array.ndim != origin[name].ndim + 1 or array.dtype.kind != "f":
+            raise ValueError(
+                f"{path}: {name} is {array.dtype} of {array.ndim} axes; expected real numbers of "
+                f"{origin[name].ndim + 1}, the first the direction."
+            )
+        if not np.isfinite(array).all():
+            raise ValueError(f"{path}: {name} has NaN or infinite values; expected finite ones.")
     ranks = {len(array) for array in arrays.values()}
     if len(ranks) != 1:
         raise ValueError(f"{path}: the parameters hold different numbers of directions, {ranks}.")
@@ -88,8 +102,6 @@ def load(path: Path, origin: Tensors) -> list[Tensors]:
         {name: torch.from_numpy(array[rank]) for name, array in arrays.items()}
         for rank in range(ranks.pop())
     ]
-    for direction in read:
-        check(direction, origin)
     return [{n: direction[n].to(v) for n, v in origin.items()} for direction in read]
 
 
@@ -117,4 +129,10 @@ def attributes(path: Path) -> dict[str, Any]:
     if not path.is_file() or not h5py.is_hdf5(path):
         return {}
     with h5py.File(path) as file:
-        return dict(file["directions"].attrs) if "directions" in file else {}
+        return dict(file["directions"].attrs) if _has_directions(file) else {}
+
+
+def _has_directions(file: h5py.File) -> bool:
+    """Whether a file has a group of that name, which is no link to somewhere else."""
+    link = file.get("directions", getlink=True)
+    return isinstance(link, h5py.HardLink) and isinstance(file["directions"], h5py.Group)

@@ -81,7 +81,13 @@ def network(space: Space, name: str) -> tuple[Tensors, str, str]:
         known = problem.provenance.get("checkpoint", {})
         weights = problem.provenance.get("source", {}).get("weights")
         end = loading.load_end(
-            name, space.origin, known, space.tensors, weights=weights, say=log.warning
+            name,
+            space.origin,
+            known,
+            space.tensors,
+            weights=weights,
+            network=problem.model,
+            say=log.warning,
         )
         path = checkpoint.find(name)
         found, sha256 = path.name, reader.sha256(path)

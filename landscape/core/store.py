@@ -11,6 +11,7 @@ import platform
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from filelock import FileLock, Timeout
 
 from analysis import result_file, upgrade
 from analysis.upgrade import SCHEMA_VERSION
-from checkpoints.whole_file import whole
+from checkpoints.whole_file import check_name, whole
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +34,7 @@ PACKAGES = ("cnn-landscape", "torch", "numpy", "xarray", "h5py")
 BOUND = (
     "checkpoint.file",
     "checkpoint.model",
+    "checkpoint.options",
     "checkpoint.mean",
     "checkpoint.std",
     "checkpoint.sha256",
@@ -87,13 +89,14 @@ def check_writable(path: Path) -> None:
     """Make the folder of `path`, and raise before anything is measured if nothing can be saved.
 
     Raises:
-        ValueError: `path` is a folder, or its folder cannot be written to.
+        ValueError: `path` is a folder, its name is too long, or its folder cannot be written to.
     """
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder; expected a file, such as {path / 'result.h5'}.")
-    if path.exists() and not path.is_file():
-        raise ValueError(f"{path} is not a regular file. Pass another --out.")
+    check_name(path)
     try:
+        if path.is_dir():
+            raise ValueError(f"{path} is a folder; expected a file, such as {path / 'result.h5'}.")
+        if path.exists() and not path.is_file():
+            raise ValueError(f"{path} is not a regular file. Pass another --out.")
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path.parent):
             pass
@@ -153,35 +156,65 @@ def load(path: Path) -> xr.Dataset:
     Raises:
         ValueError: it is not a result of this toolkit, is damaged, or has a newer schema.
     """
-    try:
+    with _advising():
         result = result_file.read(path)
+    _check_attributes(result.attrs, path)
+    return upgrade.result(result)
+
+
+@contextmanager
+def _advising() -> Iterator[None]:
+    try:
+        yield
     except ValueError as error:
         raise ValueError(f"{error}. Delete it, or pass --out with a new name.") from error
-    version = result.attrs.get("schema_version")
-    if not isinstance(version, int | np.integer) or not _told(result):
+
+
+def _check_attributes(attributes: Mapping[Any, Any], path: Path) -> None:
+    version = attributes.get("schema_version")
+    if not isinstance(version, int | np.integer) or not _told(attributes):
         raise ValueError(f"{path} is not a result of this toolkit. Pass --out with a new name.")
     if version > SCHEMA_VERSION:
         raise ValueError(
             f"{path} has schema version {version}; this version reads {SCHEMA_VERSION}. "
             "Update cnn-landscape, or pass --out with a new name."
         )
-    return upgrade.result(result)
 
 
-def _told(result: xr.Dataset) -> bool:
+def _told(attributes: Mapping[Any, Any]) -> bool:
     """Whether a file has the attributes of `described`."""
     try:
-        tables = [json.loads(result.attrs[name]) for name in ("spec", "provenance")]
-    except (KeyError, TypeError, ValueError):
+        tables = [json.loads(attributes[name]) for name in ("spec", "provenance")]
+    except (KeyError, TypeError, ValueError, RecursionError):
         return False
-    return "probe" in result.attrs and all(isinstance(table, dict) for table in tables)
+    return "probe" in attributes and all(isinstance(table, dict) for table in tables)
+
+
+def _outlined(path: Path) -> tuple[dict[str, Any], dict[str, result_file.Outline]]:
+    """A result file without its values: today's attributes, and its arrays by today's names.
+
+    Raises:
+        ValueError: see `load`; the checksum is not looked at.
+    """
+    with _advising():
+        attributes, arrays = result_file.outlined(path)
+    _check_attributes(attributes, path)
+    probe, spec = str(attributes["probe"]), json.loads(attributes["spec"])
+    names = {}
+    if attributes["schema_version"] < SCHEMA_VERSION:
+        names = upgrade.renamed(probe, spec)
+    named = {
+        names.get(name, name): replace(each, dims=tuple(names.get(d, d) for d in each.dims))
+        for name, each in arrays.items()
+    }
+    return attributes | {"spec": json.dumps(upgrade.options(probe, spec))}, named
 
 
 def recorded(path: Path, name: str) -> Any:
     """The entry `name` of a result file's provenance; None if there is no file or entry."""
     if not path.is_file():
         return None
-    return json.loads(load(path).attrs["provenance"]).get(name)
+    return json.loads(_outlined(path)[0]["provenance"]).get(name)
 
 
 def resume(blank: xr.Dataset, path: Path) -> xr.Dataset:
@@ -197,18 +230,20 @@ def resume(blank: xr.Dataset, path: Path) -> xr.Dataset:
     """
     if not path.is_file():
         return blank
-    stored = load(path)
-    if stored.attrs["probe"] != blank.attrs["probe"]:
+    attributes, arrays = _outlined(path)
+    if attributes["probe"] != blank.attrs["probe"]:
         raise ValueError(
-            f"{path} is a result of {stored.attrs['probe']}, this run is {blank.attrs['probe']}. "
+            f"{path} is a result of {attributes['probe']}, this run is {blank.attrs['probe']}. "
             "Pass --out with a new name."
         )
-    for label, flag, was, now in _differences(stored, blank):
+    for label, flag, was, now in _differences(attributes, blank.attrs):
         back = f"Pass {flag} to continue it, or" if flag else "Pass"
         raise ValueError(
             f"{path} was measured with {label}={was}, this run asks for {label}={now}. "
             f"{back} --out with a new name."
         )
+    _check_arrays(arrays, blank, path)
+    stored = load(path)
     for name in blank.coords:
         if name not in stored.coords:  # an earlier schema did not store it
             stored = stored.assign_coords({name: blank[name]})
@@ -218,8 +253,6 @@ def resume(blank: xr.Dataset, path: Path) -> xr.Dataset:
                 "--out with a new name."
             )
     lacking = sorted(set(blank.data_vars) - set(stored.data_vars), key=str)
-    if stored.sizes != blank.sizes or set(stored.data_vars) - set(blank.data_vars):
-        raise ValueError(f"{path} has other dims or variables. Pass --out with a new name.")
     if lacking:
         log.info(
             f"{path} was begun by a version that did not measure {', '.join(map(str, lacking))}: "
@@ -227,10 +260,34 @@ def resume(blank: xr.Dataset, path: Path) -> xr.Dataset:
         )
         stored = stored.assign({name: blank[name] for name in lacking})
     was, now = (json.loads(r.attrs["provenance"]) for r in (stored, blank))
-    if now["versions"] not in [was["versions"], *was.get("continued_with", [])]:
+    if now["versions"] not in [was.get("versions"), *was.get("continued_with", [])]:
         was["continued_with"] = [*was.get("continued_with", []), now["versions"]]
         stored.attrs["provenance"] = json.dumps(was)
     return stored
+
+
+def _check_arrays(arrays: Mapping[str, result_file.Outline], blank: xr.Dataset, path: Path) -> None:
+    """Refuse a file whose arrays are not as planned, before any values are read.
+
+    Raises:
+        ValueError: another array, or one of other dims, shape or type.
+    """
+    for name, found in arrays.items():
+        planned = blank.variables.get(name)
+        if planned is None:
+            raise ValueError(
+                f"{path} has other dims or variables, such as {name}. Pass --out with a new name."
+            )
+        wanted = result_file.Outline(tuple(map(str, planned.dims)), planned.shape, planned.dtype)
+        if name in blank.coords:  # compared by their values, and once numbers where texts are now
+            found = replace(found, dtype=wanted.dtype)
+        if found != wanted:
+            was, now = (f"{list(each.shape)} of {each.dtype}" for each in (found, wanted))
+            raise ValueError(
+                f"{path} has other dims or variables: {name} is {was} along "
+                f"{', '.join(found.dims) or 'no dim'}, planned are {now} along "
+                f"{', '.join(wanted.dims) or 'no dim'}. Pass --out with a new name."
+            )
 
 
 def record_smaller_batch(path: Path, blank: xr.Dataset, tried: Sequence[int]) -> None:
@@ -245,29 +302,33 @@ def record_smaller_batch(path: Path, blank: xr.Dataset, tried: Sequence[int]) ->
     """
     if not path.is_file():
         return
-    stored = load(path)
-    differing = [name for name, _, _, _ in _differences(stored, blank)]
-    provenance = json.loads(stored.attrs["provenance"])
+    attributes, arrays = _outlined(path)
+    differing = [name for name, _, _, _ in _differences(attributes, blank.attrs)]
+    provenance = json.loads(attributes["provenance"])
     if differing != ["batch_size"] or provenance["batch_size"] not in tried:
         return
     larger = [*provenance.get("larger_batches", []), provenance["batch_size"]]
     provenance["batch_size"] = json.loads(blank.attrs["provenance"])["batch_size"]
     provenance["larger_batches"] = larger
-    save(stored.assign_attrs(provenance=json.dumps(provenance)), path)
+    _check_arrays(arrays, blank, path)
+    save(load(path).assign_attrs(provenance=json.dumps(provenance)), path)
 
 
-def _differences(stored: xr.Dataset, blank: xr.Dataset) -> Iterator[tuple[str, str, str, str]]:
-    """(label, flag to continue the file, was, now) of everything in which two results differ."""
-    was, now = (json.loads(r.attrs["spec"]) for r in (stored, blank))
-    files = [set(json.loads(r.attrs["provenance"]).get("files") or {}) for r in (stored, blank)]
+def _differences(
+    stored: Mapping[Any, Any], blank: Mapping[Any, Any]
+) -> Iterator[tuple[str, str, str, str]]:
+    """(label, flag to continue the file, was, now) of what differs in two results' attributes."""
+    was, now = (json.loads(each["spec"]) for each in (stored, blank))
+    files = [_entry(json.loads(each["provenance"]), "files") for each in (stored, blank)]
+    known = set.intersection(*(set(each) if isinstance(each, dict) else set() for each in files))
     for name in [*now, *(set(was) - set(now))]:
-        if name in files[0] & files[1]:
+        if name in known:
             continue  # a file is known by its content, which is bound below, not by its name
         if name not in was and not now[name]:
             continue  # an option that the file's version did not have, and that is not used
         if was.get(name) != now.get(name):
             yield name, _flag(name, was.get(name)), _shown(was.get(name)), _shown(now.get(name))
-    was, now = (json.loads(r.attrs["provenance"]) for r in (stored, blank))
+    was, now = (json.loads(each["provenance"]) for each in (stored, blank))
     for path in BOUND:
         old, new = _entry(was, path), _entry(now, path)
         if old != new and (old is not None or path not in LATER):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from analysis.study import MANIFEST
 from checkpoints.device import device_named, keep_freed_memory
+from checkpoints.reader import one_line
 from landscape.core import store
 from landscape.core.cli import guarded, say
 from landscape.study import file
@@ -73,7 +74,7 @@ def _measure(chosen: argparse.Namespace) -> int:
         if store.BUSY not in reason:  # else that process reports it
             manifest.tell(network, label, reason)
         manifest.write()
-    print(task.out)
+    print(one_line(str(task.out)))
     if failed:
         say(f"{failed} of {total} results are missing; {manifest.path} has the commands.")
     return int(failed > 0)
@@ -86,7 +87,8 @@ def _list(task: Run, networks: Sequence[Network], labels: Sequence[str]) -> int:
             there = finished(task.out / network.result(label))
             total += 1
             count += not there
-            print("there     " if there else "to measure", task.command(network, label))
+            state = "there     " if there else "to measure"
+            print(state, one_line(task.command(network, label)))
     say(f"{count} of {total} results to measure.")
     missing = [network for network in networks if not network.is_there()]
     if missing:

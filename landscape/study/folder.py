@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import h5py
 import torch
 
-from analysis import upgrade
+from analysis import result_file, upgrade
 from analysis.study import COST, MANIFEST, UNMEASURED, table_digest
 from analysis.upgrade import SCHEMA_VERSION
 from checkpoints import checkpoint, loading
@@ -242,17 +241,16 @@ class Manifest:
 
 def _digest(path: Path) -> str:
     """The checksum that a result file carries; empty in the first schema."""
-    with h5py.File(path) as file:
-        return str(file.attrs.get("sha256", ""))
+    return str(result_file.outlined(path)[0].get(result_file.DIGEST, ""))
 
 
 def finished(path: Path) -> bool:
     """Whether a result file exists, is intact, and has every cell measured."""
     try:
-        with h5py.File(path) as file:
-            return bool((file["measured"][...] == 1).all())
-    except (OSError, KeyError):
+        mask = result_file.values(path, "measured")
+    except (OSError, ValueError):
         return False
+    return bool((mask == 1).all())
 
 
 def _described(network: Network) -> tuple[dict[str, Any], Checkpoint]:

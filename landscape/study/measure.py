@@ -18,6 +18,7 @@ from types import FrameType
 import h5py
 import torch
 
+from analysis import result_file
 from analysis.upgrade import SCHEMA_VERSION
 from checkpoints import checkpoint, interrupts, loading
 from checkpoints.checkpoint import Checkpoint
@@ -83,9 +84,8 @@ def _discard_damaged(path: Path) -> None:
         with h5py.File(path) as file:
             if file.attrs.get("schema_version") not in range(1, SCHEMA_VERSION + 1):
                 return
-            for array in file.values():
-                array[...]
-    except (OSError, KeyError, ValueError):
+        result_file.read(path)
+    except (OSError, ValueError):
         aside = path.with_name(f"{path.name}.damaged")
         path.replace(aside)
         say(f"{path} is damaged: moved to {aside.name}, and measured again.")

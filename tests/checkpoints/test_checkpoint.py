@@ -655,6 +655,92 @@ def test_another_state_dict_of_the_network_is_named_and_can_be_asked_for(
     assert line.startswith(f"--weights average: {tmp_path / 'net.pt'} has no such state dict (it")
 
 
+# How one state dict that fits lies in a file beside others.
+BESIDE: dict[str, Callable[[Any, Any], Any]] = {
+    "generator": lambda fitting, other: {"critic": other, "generator": fitting},
+    "other": lambda fitting, other: {"model": other, "other": fitting},
+    "checkpoint.state_dict": lambda fitting, other: {
+        "checkpoint": {"state_dict": fitting, "epoch": 3},
+        "losses": torch.ones(5),
+    },
+    "nested.checkpoint.model": lambda fitting, other: {
+        "nested": {"checkpoint": {"model": fitting}},
+        "args": {"x": other},
+    },
+    "1": lambda fitting, other: [other, fitting, {"lr": 0.1}],
+    "nets.0": lambda fitting, other: {"nets": (fitting, other)},
+}
+
+
+@pytest.mark.parametrize("name", BESIDE)
+@pytest.mark.parametrize("model", [None, "resnet8"])
+def test_of_several_state_dicts_the_one_that_alone_fits_is_taken_and_said(
+    tmp_path: Path, name: str, model: str | None
+) -> None:
+    fitting, other = network().state_dict(), nn.Linear(3, 2).state_dict()
+    torch.save(BESIDE[name](fitting, other), tmp_path / "net.pt")
+    said: list[str] = []
+    found = load(tmp_path / "net.pt", model=model, say=said.append)
+    assert said[0] == f"net.pt: took {name}, which alone fits."
+    assert_same_tensors(found.state_dict, fitting)
+    assert_same_tensors(load(tmp_path / "net.pt", weights=name).state_dict, fitting)
+    heard: list[str] = []
+    parameters = dict(network(4).named_parameters())
+    end = load_end(tmp_path / "net.pt", parameters, {}, fitting, say=heard.append)
+    assert heard == said[:1]
+    assert_same_tensors(end, {key: fitting[key] for key in parameters})
+
+
+def test_an_average_beside_the_weights_is_named_whatever_its_prefix(tmp_path: Path) -> None:
+    raw, average = network().state_dict(), network(seed=5).state_dict()
+    ema = prefixed("online_model.", raw) | prefixed("ema_model.", average)
+    ema |= {"initted": torch.tensor([True]), "step": torch.tensor([7])}
+    torch.save({"model": raw, "ema": ema}, tmp_path / "net.pt")
+    said: list[str] = []
+    assert_same_tensors(load(tmp_path / "net.pt", say=said.append).state_dict, raw)
+    assert said[0] == "net.pt: took model; there is also ema (--weights ema takes it)."
+    found = load(tmp_path / "net.pt", weights="ema_model").state_dict
+    assert_same_tensors(found, average)
+    torch.save(ema, tmp_path / "ema.pt")
+    assert "under online_model., ema_model. fit alike" in refusal(lambda: load(tmp_path / "ema.pt"))
+
+
+def test_a_file_of_ours_has_no_entries_to_choose_from(tmp_path: Path) -> None:
+    save(example(), tmp_path / "net.pt")
+    line = refusal(lambda: load(tmp_path / "net.pt", weights="ema"))
+    assert "is of this toolkit, and holds one network. Leave --weights out." in line
+    said: list[str] = []
+    load_end(tmp_path / "net.pt", network().state_dict(), {}, weights="ema", say=said.append)
+    assert said == ["net.pt holds one network: --weights ema is not for it."]
+
+
+class Renamed(nn.Module):
+    """A layer that reads the name that its weight had in an earlier version."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 2)
+        self.register_load_state_dict_pre_hook(self.earlier)
+
+    @staticmethod
+    def earlier(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+        if f"{prefix}kernel" in state:
+            state[f"{prefix}linear.weight"] = state.pop(f"{prefix}kernel").T
+
+
+def test_the_end_of_a_line_is_read_by_the_first_network_s_load_hooks(tmp_path: Path) -> None:
+    first, kernel = Renamed(), torch.arange(6.0).view(3, 2)
+    before = {name: value.clone() for name, value in first.state_dict().items()}
+    torch.save({"kernel": kernel, "linear.bias": torch.ones(2)}, tmp_path / "end.pt")
+    origin, names = dict(first.named_parameters()), first.state_dict()
+    found = load_end(tmp_path / "end.pt", origin, {}, names, network=first)
+    assert found["linear.weight"].equal(kernel.T)
+    assert_same_tensors(first.state_dict(), before)
+    torch.save({"kernel": torch.ones(9, 9), "linear.bias": torch.ones(2)}, tmp_path / "end.pt")
+    line = refusal(lambda: load_end(tmp_path / "end.pt", origin, {}, names, network=first))
+    assert "linear.weight is not in the file" in line
+
+
 def test_an_optimizer_s_state_is_not_taken_for_weights(tmp_path: Path) -> None:
     net = network()
     optimizer = torch.optim.Adam(net.parameters()).state_dict()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -139,6 +140,44 @@ def test_what_is_probably_not_meant_is_said(caplog: pytest.LogCaptureFixture) ->
     bytes_ = Problem.of(plain(), [(X, Y)], normalization=Normalization((125.3,), (63.0,)))
     assert "look like those of bytes" in said(caplog, bytes_)
     assert "inputs run from -" in said(caplog, Problem.of(plain(), [((X - 0.5) / 0.2, Y)]))
+
+
+NLL = nn.NLLLoss(reduction="none")
+
+
+@pytest.mark.parametrize("loss", [NLL, partial(functional.nll_loss, reduction="none")])
+@pytest.mark.parametrize(
+    ("last", "line"),
+    [
+        (nn.Softmax(1), "look like probabilities"),
+        (nn.Identity(), "are no log-probabilities"),
+        (nn.LogSoftmax(1), ""),
+    ],
+)
+def test_a_negative_log_likelihood_takes_log_probabilities(
+    loss: Any, last: nn.Module, line: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    problem = Problem.of(nn.Sequential(plain(), last), [(X, Y)], loss)
+    text = said(caplog, problem)
+    assert line in text
+    assert line or "probabilities" not in text
+    assert problem.loss_unit == "nat"
+
+
+@pytest.mark.parametrize(("factor", "told"), [(1.0, False), (19.0, False), (255.0, True)])
+def test_columns_far_from_a_standard_deviation_of_1_are_named(
+    factor: float, told: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    table = torch.linspace(-1, 1, 24).view(6, 4) * factor
+    problem = Problem.of(nn.Linear(4, 3), [(table, torch.arange(6) % 3)])
+    assert ("input runs from -255 to 255: distances" in said(caplog, problem)) == told
+
+
+def test_the_class_that_a_partial_loss_ignores_is_no_wrong_label() -> None:
+    loss = partial(functional.cross_entropy, reduction="none", ignore_index=9)
+    landscape.measure("surface", Problem.of(plain(), [(X, Y.where(Y > 0, 9))], loss), points=1)
+    with pytest.raises(ValueError, match="targets run from 1 to 9"):
+        landscape.measure("surface", Problem.of(plain(), [(X, Y.where(Y > 0, 9))]), points=1)
 
 
 @pytest.mark.parametrize("columns", [1, 3])

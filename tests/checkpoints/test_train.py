@@ -620,7 +620,7 @@ def test_a_stopped_training_continues_to_the_same_bits(
         ({"recipe": replace(RECIPE, rate=0.1)}, "with rate=0.05, this one has rate=0.1"),
         ({"seed": 1}, "with seed=0, this one has seed=1"),
         ({"model": "resnet8"}, "with model=fmmnet8, this one has model=resnet8"),
-        ({"options": {"width": 5}}, "with options={'width': 4, "),
+        ({"options": {"width": 5}}, "with width=4, this one has width=5"),
         ({"train_images": made_images(seed=5)}, "with data="),
     ],
 )
@@ -776,6 +776,45 @@ def test_the_command_writes_a_checkpoint_and_tells_where(
             assert line.startswith(f"{out} exists already, with {name_of_it}="), line
             assert line.endswith("Delete it, or pass another --out.\n")
         assert loading.load(out).sha256 == written.sha256
+
+
+def test_a_training_is_not_continued_with_options_that_it_was_not_begun_with(
+    tmp_path: Path,
+    data: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(
+        "from checkpoints.models.resnet import ResNet\n"
+        "def net(classes, channels, width=2, scaled=False, **others):\n"
+        "    return ResNet(8, width=width, classes=classes, channels=channels)\n"
+    )
+    start = ["--model", "mine.py:net", "--data", data, *FLAGS[2:], "--epochs", "1"]
+    recorded = ["--option", "scaled=no", "--option", "more=1"]
+    assert command(*start, *recorded, "--out", "a\x1b[1m.pt") == 0
+    assert capsys.readouterr().out == "a [1m.pt\n"
+    same = ["--option", "more=1", "--option", "width=2"]  # the rest are defaults
+    others = {
+        "scaled": ["--option", "more=1", "--option", "scaled=on"],
+        "more": ["--option", "more=true"],
+        "width": [*recorded, "--option", "width=3"],
+    }
+    assert command(*start, *same, "--out", "a\x1b[1m.pt") == 0
+    capsys.readouterr()
+    for name, options in others.items():
+        assert command(*start, *options, "--out", "a\x1b[1m.pt") == 1
+        assert f"exists already, with {name}=" in capsys.readouterr().err
+    assert command(*start, *others["more"][:0], "--out", "a\x1b[1m.pt") == 1
+    assert "with more=1, not (not given)" in capsys.readouterr().err
+    monkeypatch.setattr(checkpoint, "save", lambda *_, **__: (_ for _ in ()).throw(OSError("full")))
+    assert command(*start, *recorded, "--out", "b.pt") == 1
+    capsys.readouterr()
+    for name, options in others.items():
+        assert command(*start, *options, "--out", "b.pt") == 1
+        assert f"b.pt.train.pt belongs to a run with {name}=" in capsys.readouterr().err
+    assert command(*start, "--out", "x" * 221) == 1
+    assert "a name of 221 bytes" in capsys.readouterr().err
 
 
 def test_a_model_of_one_s_own_names_its_file(

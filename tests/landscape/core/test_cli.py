@@ -15,7 +15,9 @@ import pytest
 import torch
 import xarray as xr
 
-from checkpoints import checkpoint
+from analysis.figures.__main__ import main as figures
+from analysis.report.__main__ import main as report
+from checkpoints import checkpoint, whole_file
 from checkpoints.checkpoint import Checkpoint
 from checkpoints.models.resnet import ResNet
 from checkpoints.source import Source, load_problem
@@ -271,3 +273,45 @@ def test_the_default_name_carries_what_distinguishes_a_run(
 ) -> None:
     entry = PROBES[probe]
     assert default_name(entry, Source("files/net.pt"), entry.spec(**spec)) == Path(name)
+
+
+def test_a_name_that_is_too_long_is_shortened_or_refused_before_anything_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    entry = PROBES["interpolate"]
+    names = {
+        str(default_name(entry, Source(f"{'ö' * 120}{end}.pt"), entry.spec(to="other.pt")))
+        for end in "ab"
+    }
+    assert len(names) == 2
+    assert all(len(os.fsencode(name)) <= whole_file.LONGEST for name in names)
+    assert all(name.endswith(".interpolate.h5") for name in names)
+    for name in ("ö" * 111, "x" * 221, "x" * 400):
+        assert main(PROBES["surface"], ["--ckpt", "absent.pt", "--out", name]) == 1
+        line = capsys.readouterr().err
+        assert line.count("\n") == 1
+        assert "bytes; expected at most 220" in line
+    assert main(PROBES["surface"], ["--ckpt", "x" * 400]) == 1
+    assert "File name too long" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_control_character_of_a_path_or_a_message_reaches_the_terminal(
+    network: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    odd = "a\x1b[31m\nb\u202e.h5"
+    start = ["--ckpt", str(network), "--points", "2", "--dimensions", "1", "--examples", "20"]
+    start += ["--no-figure", "--out", odd]
+    assert main(PROBES["surface"], start) == 0
+    assert main(PROBES["surface"], [*start, "--points", "3"]) == 1
+    assert figures([odd, "--format", "png"]) == 0
+    assert report([f"{odd}/none"]) == 1
+    printed = capsys.readouterr()
+    for line in (*printed.out.splitlines(), *printed.err.splitlines()):
+        assert line.isprintable()
+    assert "a [31m b .h5" in printed.out

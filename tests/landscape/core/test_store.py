@@ -10,14 +10,16 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+import torch
 import xarray as xr
 
-from landscape.core import store
+from landscape.core import direction_files, store
 
 PROVENANCE: dict[str, Any] = {
     "checkpoint": {
         "file": "a.pt",
         "model": "resnet20",
+        "options": {"width": 16},
         "mean": [0.5],
         "std": [0.25],
         "sha256": "1" * 64,
@@ -223,3 +225,42 @@ def test_a_file_without_what_describes_a_result_is_none(
     other.attrs = {name: value for name, value in other.attrs.items() if value is not None}
     store.save(other, file)
     assert "is not a result of this toolkit" in refusal(result(), file)
+
+
+@pytest.mark.parametrize("name", ["loss", "alpha", "more"])
+@pytest.mark.parametrize("shape", [(300_000_000,), (3, 1), (4,)])
+@pytest.mark.parametrize("dtype", ["f8", "f4", "S5"])
+def test_arrays_that_are_not_planned_are_refused_before_a_value_is_read(
+    name: str, shape: tuple[int, ...], dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "a.h5"
+    store.save(result(), file)
+    with h5py.File(file, "a") as opened:
+        if name in opened:
+            del opened[name]
+        array = opened.create_dataset(name, shape, dtype)  # its values are not written
+        if array.nbytes < 100:
+            array[...] = np.zeros(shape, dtype)
+    monkeypatch.setattr(h5py.Dataset, "__getitem__", lambda *_: pytest.fail("values were read"))
+    line = refusal(result(), file)
+    written = "other dims or variables" if shape != (300_000_000,) else "of which 0 bytes are there"
+    assert written in line
+    assert name in line
+
+
+def test_directions_of_other_shapes_are_refused_before_a_value_is_read(tmp_path: Path) -> None:
+    file, origin = tmp_path / "d.h5", {"weight": torch.ones(2, 3)}
+    for shape, line in (
+        ((300_000_000, 2, 3), "0 bytes are there"),
+        ((1, 3, 2), "direction is (3, 2)"),
+    ):
+        with h5py.File(file, "w") as opened:
+            array = opened.create_group("directions").create_dataset("weight", shape, "f4")
+            if array.nbytes < 100:
+                array[...] = 1
+        with pytest.raises(ValueError, match=re.escape(line)):
+            direction_files.load(file, origin)
+    with h5py.File(file, "w") as opened:
+        opened["directions"] = h5py.ExternalLink(str(tmp_path / "other.h5"), "/")
+    with pytest.raises(ValueError, match="holds no directions"):
+        direction_files.load(file, origin)

@@ -57,6 +57,7 @@ def as_declared(
         fitting = _readings(value, annotation) if _known(annotation) else [value]
         if not fitting:
             given, expected = one_line(str(value), 40), described(annotation)
+            expected += " or none" if types.NoneType in _kinds(annotation) else ""
             raise ValueError(f"{shown}: {name}={given}; expected {expected}.")
         found[name] = fitting[0]
     return found

@@ -138,8 +138,12 @@ class DeformableConvolution(Sampling):
 
     def positions(self, features: Tensor) -> Tensor:
         """See `Sampling.positions`."""
+        return self._places(features) + self._moved(features)
+
+    def _moved(self, features: Tensor) -> Tensor:
+        """The offsets, (N, M, Q, axes)."""
         offsets: Tensor = self.offsets(features)
-        return self._places(features) + offsets.flatten(3).movedim(2, -1)
+        return offsets.flatten(3).movedim(2, -1)
 
     def forward(self, queries: Tensor, keys: Tensor | None = None) -> Tensor:
         """The formula, with the keys where G is not zero only: two along each axis.
@@ -150,7 +154,7 @@ class DeformableConvolution(Sampling):
 
         Cost: N Q M C (2^axes + C') multiplications, and memory for 2^axes N Q M C numbers.
         """
-        sampled = _sampled(queries, self.positions(queries))
+        sampled = _sampled(queries, self._places(queries), self._moved(queries))
         result = self._projected(sampled.transpose(1, 2).flatten(2)).mT
         return result.reshape(*result.shape[:2], *self.sizes(queries))
 
@@ -268,11 +272,12 @@ def _convolved(features: Tensor, weight: Tensor, bias: Tensor | None, stride: in
     return convolution(features, weight, bias, stride, weight.shape[-1] // 2)
 
 
-def _sampled(features: Tensor, positions: Tensor) -> Tensor:
-    """Interpolate features (N, C, *sizes) at positions (N, M, Q, axes); (N, M, Q, C).
+def _sampled(features: Tensor, places: Tensor, offsets: Tensor) -> Tensor:
+    """Interpolate features (N, C, *sizes) at whole places and offsets from them; (N, M, Q, C).
 
-    Each of the 2^axes corners around a position is gathered, and weighted by G; those outside
-    have weight 0.
+    Both are (N or 1, M, Q, axes). Each of the 2^axes corners around a position is gathered, and
+    weighted by G; those outside have weight 0. Places and offsets are not added: near the kink at
+    an offset of 0, where training begins, the sum would round to the other side of it.
     """
     sizes = features.shape[2:]
     rows = tokens(features)
@@ -280,7 +285,7 @@ def _sampled(features: Tensor, positions: Tensor) -> Tensor:
     rows = rows.reshape(examples * count, channels)
     first = torch.arange(examples, device=rows.device)[:, None, None] * count
     along = [
-        _neighbors(positions[..., axis], size, math.prod(sizes[axis + 1 :]))
+        _neighbors(places[..., axis], offsets[..., axis], size, stride=math.prod(sizes[axis + 1 :]))
         for axis, size in enumerate(sizes)
     ]
     total: Tensor | None = None
@@ -293,12 +298,15 @@ def _sampled(features: Tensor, positions: Tensor) -> Tensor:
     return total
 
 
-def _neighbors(positions: Tensor, size: int, stride: int) -> list[tuple[Tensor, Tensor]]:
+def _neighbors(
+    places: Tensor, offsets: Tensor, size: int, *, stride: int
+) -> list[tuple[Tensor, Tensor]]:
     """The two whole positions around each along one axis: their part of the index, and of G."""
-    below = positions.detach().floor()
-    beyond = positions - below  # in [0, 1)
+    below = offsets.detach().floor()
+    beyond = offsets - below  # from 0 to 1
+    first = places + below
     pairs = []
-    for place, weight in ((below, 1 - beyond), (below + 1, beyond)):
+    for place, weight in ((first, 1 - beyond), (first + 1, beyond)):
         inside = ((place >= 0) & (place < size)).to(weight)
         pairs.append((place.clamp(0, size - 1).long() * stride, weight * inside))
     return pairs

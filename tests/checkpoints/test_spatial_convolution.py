@@ -123,6 +123,19 @@ def test_the_gathers_of_a_deformable_convolution_are_the_formula(
     assert not found.allclose(torch_convolution(features, module, stride))
 
 
+def test_offsets_too_small_for_their_position_keep_their_sign() -> None:
+    """After a few steps of training: as a number of float32, 5 - 1e-8 is 5, beyond the kink."""
+    module, features = seeded(DeformableConvolution, 4, 5), rand(2, 4, 6, 7)
+    generator = torch.Generator().manual_seed(1)
+    nn.init.normal_(module.offsets.weight, std=1e-8, generator=generator)
+    gradients = []
+    for dtype in (torch.float32, WIDE):
+        module, features = module.to(dtype), features.to(dtype)
+        loss = (module(features) * rand(2, 5, 6, 7, seed=2).to(dtype)).sum()
+        gradients += torch.autograd.grad(loss, module.offsets.weight)
+    torch.testing.assert_close(gradients[0].double(), gradients[1], rtol=1e-5, atol=1e-5)
+
+
 def test_offsets_are_an_inner_value_of_the_query_s_content() -> None:
     module, features = seeded(DeformableConvolution, 4, 5), rand(2, 4, 6, 7)
     nn.init.normal_(module.offsets.weight, generator=torch.Generator().manual_seed(1))

@@ -29,6 +29,7 @@ GENERATIONS = (
 )
 OPTIMIZER = "param_groups"  # an entry of every optimizer's state
 COUNTER = "num_batches_tracked"
+TRIED = 40  # kinds of state dicts in one file that are tried, if the usual one does not fit
 DEPTH = 3  # components of a prefix that is taken off
 
 
@@ -79,8 +80,9 @@ def chosen(
         state = _named(weights, found, path)
         return state, fit(state, say)
     usual = _usual(levels, found)
+    lines: list[str] = []
     if usual is not None:
-        state, lines = found[usual], list[str]()
+        state = found[usual]
         if (fitting := fit(state, lines.append)) is not None:
             others = [name for name in found if name != usual and _alike(found[name], state)]
             if usual and others:
@@ -91,13 +93,21 @@ def chosen(
             for line in lines:
                 say(line)
             return state, fitting
-    heard: dict[str, list[str]] = {name: [] for name in found if name != usual}
-    fits = {n: made for n in heard if (made := fit(found[n], heard[n].append)) is not None}
+    kinds: dict[Any, list[str]] = {}  # names and shapes alone decide what fits: tried once for all
+    for name, state in found.items():
+        kinds.setdefault(_kind(state), []).append(name)
+    if usual is not None:
+        del kinds[_kind(found[usual])]
+    fits: dict[str, tuple[T, list[str]]] = {}
+    for alike in list(kinds.values())[:TRIED]:
+        lines = []
+        if (fitting := fit(found[alike[0]], lines.append)) is not None:
+            fits |= dict.fromkeys(alike, (fitting, lines))
     if len(fits) == 1:
-        ((name, fitting),) = fits.items()
+        ((name, (fitting, lines)),) = fits.items()
         say(f"{path.name}: took {one_line(name, 40) or 'its own tensors'}, which alone fits.")
-        for told in heard[name]:
-            say(told)
+        for line in lines:
+            say(line)
         return found[name], fitting
     if usual is not None and not fits:
         return found[usual], None
@@ -108,6 +118,10 @@ def chosen(
         )
     entries = listed(map(str, content), 60) or "none"
     raise ValueError(f"{path} contains no state dict; its entries: {entries}.")
+
+
+def _kind(state: Mapping[str, Tensor]) -> frozenset[Any]:
+    return frozenset((name, shape_of(value), value.dtype) for name, value in state.items())
 
 
 def _usual(

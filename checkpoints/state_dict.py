@@ -76,23 +76,29 @@ def chosen(
     """
     levels = list(_states_in(content))
     found = {name: state for level in levels for name, state in level.items()}
+    lines: list[str] = []  # of `fit`, which are said if it fits, after what was taken
+
+    def taken(state: dict[str, Tensor], fitting: T, *line: str) -> tuple[dict[str, Tensor], T]:
+        for each in (*line, *lines):
+            say(each)
+        return state, fitting
+
     if weights is not None:
         state = _named(weights, found, path)
-        return state, fit(state, say)
+        fitting = fit(state, lines.append)
+        return (state, None) if fitting is None else taken(state, fitting)
     usual = _usual(levels, found)
-    lines: list[str] = []
     if usual is not None:
         state = found[usual]
         if (fitting := fit(state, lines.append)) is not None:
             others = [name for name in found if name != usual and _alike(found[name], state)]
-            if usual and others:
-                say(
-                    f"{path.name}: took {one_line(usual, 40)}; there is also {listed(others, 40)} "
-                    f"(--weights {one_line(others[0], 40)} takes it)."
-                )
-            for line in lines:
-                say(line)
-            return state, fitting
+            beside = (
+                f"{path.name}: took {one_line(usual, 40)}; there is also {listed(others, 40)} "
+                f"(--weights {one_line(others[0], 40)} takes it)."
+                if usual and others
+                else ""
+            )
+            return taken(state, fitting, *filter(None, [beside]))
     kinds: dict[Any, list[str]] = {}  # names and shapes alone decide what fits: tried once for all
     for name, state in found.items():
         kinds.setdefault(_kind(state), []).append(name)
@@ -105,10 +111,8 @@ def chosen(
             fits |= dict.fromkeys(alike, (fitting, lines))
     if len(fits) == 1:
         ((name, (fitting, lines)),) = fits.items()
-        say(f"{path.name}: took {one_line(name, 40) or 'its own tensors'}, which alone fits.")
-        for line in lines:
-            say(line)
-        return found[name], fitting
+        shown = one_line(name, 40) or "its own tensors"
+        return taken(found[name], fitting, f"{path.name}: took {shown}, which alone fits.")
     if usual is not None and not fits:
         return found[usual], None
     if names := list(fits) or [name for name in found if name]:

@@ -14,6 +14,7 @@ from typing import Any
 import safetensors.torch
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from checkpoints.declared import as_declared, with_defaults
 from checkpoints.imported import imported
@@ -172,8 +173,17 @@ def outline(model: str, options: Mapping[str, Any]) -> nn.Module:
     """
     if model not in MODELS:
         return build(model, options)
-    with torch.device("meta"):
+    with torch.device("meta"), _Undrawn():
         return build(model, options)
+
+
+class _Undrawn(TorchFunctionMode):
+    """Draws no initial values, which the meta device takes most of the time for."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (Tensor.normal_, Tensor.uniform_):
+            return args[0]
+        return func(*args, **(kwargs or {}))
 
 
 def tensors(network: nn.Module) -> dict[str, Tensor]:

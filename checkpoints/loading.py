@@ -206,16 +206,12 @@ def _foreign(
     """The network in a file of other code."""
 
     def fit(part: State, say: Callable[[str], None]) -> Checkpoint | None:
-        heard: list[str] = []
         try:
-            made = fitted(part, path, model, options, heard.append)
+            return fitted(part, path, model, options, say)
         except AmbiguousError:
             raise
         except ValueError:  # said below, if nothing else of the file fits
             return None
-        for line in heard:
-            say(line)
-        return made
 
     state: Mapping[str, Any] = content
     try:

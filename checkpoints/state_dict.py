@@ -29,6 +29,7 @@ GENERATIONS = (
 )
 OPTIMIZER = "param_groups"  # an entry of every optimizer's state
 COUNTER = "num_batches_tracked"
+TRIED = 40  # kinds of state dicts in one file that are tried, if the usual one does not fit
 DEPTH = 3  # components of a prefix that is taken off
 
 
@@ -75,30 +76,43 @@ def chosen(
     """
     levels = list(_states_in(content))
     found = {name: state for level in levels for name, state in level.items()}
+    lines: list[str] = []  # of `fit`, which are said if it fits, after what was taken
+
+    def taken(state: dict[str, Tensor], fitting: T, *line: str) -> tuple[dict[str, Tensor], T]:
+        for each in (*line, *lines):
+            say(each)
+        return state, fitting
+
     if weights is not None:
         state = _named(weights, found, path)
-        return state, fit(state, say)
+        fitting = fit(state, lines.append)
+        return (state, None) if fitting is None else taken(state, fitting)
     usual = _usual(levels, found)
     if usual is not None:
-        state, lines = found[usual], list[str]()
+        state = found[usual]
         if (fitting := fit(state, lines.append)) is not None:
             others = [name for name in found if name != usual and _alike(found[name], state)]
-            if usual and others:
-                say(
-                    f"{path.name}: took {one_line(usual, 40)}; there is also {listed(others, 40)} "
-                    f"(--weights {one_line(others[0], 40)} takes it)."
-                )
-            for line in lines:
-                say(line)
-            return state, fitting
-    heard: dict[str, list[str]] = {name: [] for name in found if name != usual}
-    fits = {n: made for n in heard if (made := fit(found[n], heard[n].append)) is not None}
+            beside = (
+                f"{path.name}: took {one_line(usual, 40)}; there is also {listed(others, 40)} "
+                f"(--weights {one_line(others[0], 40)} takes it)."
+                if usual and others
+                else ""
+            )
+            return taken(state, fitting, *filter(None, [beside]))
+    kinds: dict[Any, list[str]] = {}  # names and shapes alone decide what fits: tried once for all
+    for name, state in found.items():
+        kinds.setdefault(_kind(state), []).append(name)
+    if usual is not None:
+        del kinds[_kind(found[usual])]
+    fits: dict[str, tuple[T, list[str]]] = {}
+    for alike in list(kinds.values())[:TRIED]:
+        lines = []
+        if (fitting := fit(found[alike[0]], lines.append)) is not None:
+            fits |= dict.fromkeys(alike, (fitting, lines))
     if len(fits) == 1:
-        ((name, fitting),) = fits.items()
-        say(f"{path.name}: took {one_line(name, 40) or 'its own tensors'}, which alone fits.")
-        for told in heard[name]:
-            say(told)
-        return found[name], fitting
+        ((name, (fitting, lines)),) = fits.items()
+        shown = one_line(name, 40) or "its own tensors"
+        return taken(found[name], fitting, f"{path.name}: took {shown}, which alone fits.")
     if usual is not None and not fits:
         return found[usual], None
     if names := list(fits) or [name for name in found if name]:
@@ -108,6 +122,10 @@ def chosen(
         )
     entries = listed(map(str, content), 60) or "none"
     raise ValueError(f"{path} contains no state dict; its entries: {entries}.")
+
+
+def _kind(state: Mapping[str, Tensor]) -> frozenset[Any]:
+    return frozenset((name, shape_of(value), value.dtype) for name, value in state.items())
 
 
 def _usual(

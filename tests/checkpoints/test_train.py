@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -473,6 +473,55 @@ def importable(monkeypatch: pytest.MonkeyPatch) -> None:
     module = type(sys)("checkpoints_line")
     module.build = Line  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "checkpoints_line", module)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9])
+def test_the_optimizer_has_the_recipe_s_numbers(momentum: float) -> None:
+    network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Linear(2, 2))
+    recipe = Recipe(momentum=momentum, rate=0.3, decay=0.02)
+    sgd = recipe.stepping(loop.parameter_groups(network, recipe))
+    adam = replace(recipe, optimizer="adam").stepping(loop.parameter_groups(network, recipe))
+    assert (type(sgd), type(adam)) == (torch.optim.SGD, torch.optim.AdamW)
+    for group in sgd.param_groups:
+        assert (group["momentum"], group["nesterov"]) == (momentum, momentum > 0)
+    for optimizer in (sgd, adam):
+        assert all(group["lr"] == 0.3 for group in optimizer.param_groups)
+        groups = optimizer.param_groups
+        decays = {p: group["weight_decay"] for group in groups for p in group["params"]}
+        assert {p.ndim > 1: decay for p, decay in decays.items()} == {True: 0.02, False: 0.0}
+        assert set(decays) == set(network.parameters())
+    assert all(group["betas"] == (momentum, 0.98) for group in adam.param_groups)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+def test_the_training_loss_is_a_smoothed_mean_over_examples_and_positions(smoothing: float) -> None:
+    logits = torch.linspace(-1, 2, 2 * 4 * 3, dtype=torch.float64).view(2, 4, 3)
+    labels = torch.tensor([[0, 3, -100], [1, -100, -100]])
+
+    def by_hand(row: Tensor, label: int) -> Tensor:
+        wanted = torch.full((4,), smoothing / 4, dtype=torch.float64)
+        wanted[label] += 1 - smoothing
+        return -(wanted * row.log_softmax(0)).sum()
+
+    first = (by_hand(logits[0, :, 0], 0) + by_hand(logits[0, :, 1], 3)) / 2
+    second = by_hand(logits[1, :, 0], 1)
+    found = loop._training_loss(logits, labels, smoothing)
+    torch.testing.assert_close(found, (first + second) / 2)
+    images = loop._training_loss(logits[..., 0], labels[:, 0], smoothing)
+    torch.testing.assert_close(images, (by_hand(logits[0, :, 0], 0) + second) / 2)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_evaluation_leaves_the_network_in_its_mode(training: bool) -> None:
+    network = Line(5, 1, dropout=0.5).train(training)
+    batches = as_batches(made_images(8))
+    first, second = (evaluate(network, batches) for _ in range(2))
+    assert first == second
+    assert network.training is training
+
+
+def test_a_recipe_of_an_earlier_version_has_today_s_defaults() -> None:
+    assert recipe_module.completed({"epochs": 7}) == asdict(Recipe(epochs=7))
 
 
 # A whole training.

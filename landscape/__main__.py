@@ -55,7 +55,7 @@ COMMANDS = {
     "terms": (
         "landscape.terms",
         "What each term of spatial attention contributes to the maps, and to loss and accuracy.",
-        "--ckpt spatial_resnet8-seed0.pt",
+        "--ckpt spatial_resnet18.pt",
     ),
     "diffusion": (
         "landscape.diffusion",

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+import xarray as xr
 from numpy.typing import NDArray
 
 from checkpoints import options
@@ -173,9 +174,36 @@ def surface(problem: Problem, spec: Spec) -> Plan:
         walk=dims,
         measure=partial(_measure, space, axes, [coords[dim].values for dim in dims], spec),
         watch="loss",
+        tell=_tell,
         extra_files=(Path(spec.save_directions),) if spec.save_directions else (),
         begin=partial(_save, axes, spec, provenance),
     )
+
+
+def _tell(result: xr.Dataset) -> list[str]:
+    """Loss and accuracy: nearest to the origin, lowest, highest, and how much is not finite."""
+    dims = result["measured"].dims
+    at_origin = {dim: int(np.abs(result[dim].values).argmin()) for dim in dims}
+    lines = []
+    for name in ("loss", "accuracy"):
+        if name not in result:
+            continue
+        values = result[name].values
+        finite = np.isfinite(values)
+        unit = result[name].attrs["units"].replace("1", "")
+        line = f"{name} at the origin {float(result[name][at_origin]):.4g} {unit}".rstrip()
+        if any(result[dim].values[at_origin[dim]] for dim in dims):
+            line = line.replace("at the origin", "at the point nearest to the origin")
+        if finite.any():
+            lowest = np.unravel_index(np.nanargmin(np.where(finite, values, np.nan)), values.shape)
+            place = ", ".join(
+                f"{dim} {float(result[dim][i]):.3g}" for dim, i in zip(dims, lowest, strict=True)
+            )
+            line += f"; lowest {values[lowest]:.4g} at {place}; highest {values[finite].max():.4g}"
+        if not finite.all():
+            line += f"; {int((~finite).sum())} of {finite.size} points not finite"
+        lines.append(line)
+    return lines
 
 
 def _save(axes: Sequence[Tensors], spec: Decided, provenance: dict[str, Any]) -> None:

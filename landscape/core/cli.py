@@ -14,7 +14,7 @@ from typing import Any
 import xarray as xr
 
 from checkpoints import interrupts, kernels, options
-from checkpoints.device import keep_freed_memory, memory_exhausted
+from checkpoints.device import keep_freed_memory, memory_exhausted, peak_memory
 from checkpoints.kernels import Derivatives
 from checkpoints.problem import Problem
 from checkpoints.reader import one_line
@@ -22,7 +22,7 @@ from checkpoints.source import DEFAULT, Source
 from checkpoints.whole_file import check_name, shortened
 from landscape.core import batch_size
 from landscape.core.measurement import measured
-from landscape.core.plan import Plan, Probe, Workers, run
+from landscape.core.plan import Plan, Probe, Workers, forecast, run
 from landscape.core.workers import workers_of_this_process
 
 
@@ -124,6 +124,9 @@ def _measure(probe: Probe, chosen: argparse.Namespace) -> int:
     problem = source.problem(say)
     problem = _prepared(problem, spec.derivatives, out, workers)
     _introduce(problem)
+    if chosen.dry_run:
+        _foretell(probe.plan(problem, spec), out)
+        return 0
     plan, result = measured(
         probe,
         problem,
@@ -137,6 +140,34 @@ def _measure(probe: Probe, chosen: argparse.Namespace) -> int:
     if first:
         _report(plan, result, out, figure=chosen.figure)
     return 0
+
+
+def _foretell(plan: Plan, out: Path) -> None:
+    """What a run would take, in a few lines; nothing is written."""
+    found = forecast(plan)
+    calls = "" if found.blocks == found.points else f" in {found.blocks} blocks"
+    say(f"{found.points} points{calls}, {_amount(found.size)} in {out}; nothing was written.")
+    say(
+        f"about {_duration(found.seconds)}, from {found.tried} of {found.blocks} that took "
+        f"{_duration(found.seconds / found.blocks)} each."
+    )
+    if peak := peak_memory():
+        say(f"memory so far: {_amount(peak)} at its peak.")
+
+
+def _duration(seconds: float) -> str:
+    for unit, size in (("h", 3600), ("min", 60), ("s", 1)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds:.2g} s"
+
+
+def _amount(size: float) -> str:
+    for unit in ("bytes", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.3g} {unit}"
+        size /= 1024
+    return f"{size:.3g} GiB"
 
 
 def without_problem(plan: Plan, out: Path, *, figure: bool) -> int:
@@ -224,6 +255,11 @@ def _parser(probe: Probe) -> argparse.ArgumentParser:
     )
     options.add_flags(parser.add_argument_group("what is measured"), probe.spec)
     options.add_flags(parser, Source, {"ckpt": _default_network(probe)})
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="only say how many points there are and about how long they take, from a few of them",
+    )
     parser.add_argument(
         "--save-seconds",
         type=float,

@@ -226,6 +226,48 @@ def run(
     return result
 
 
+@dataclass(frozen=True)
+class Forecast:
+    """What a plan will take, from some of its blocks.
+
+    Args:
+        points: cells to measure.
+        blocks: in how many calls of `measure`.
+        tried: how many of these were measured for this.
+        seconds: of all blocks, if the others take what these took.
+        size: bytes of the result.
+    """
+
+    points: int
+    blocks: int
+    tried: int
+    seconds: float
+    size: int
+
+
+def forecast(plan: Plan, seconds: float = 3.0) -> Forecast:
+    """Measure blocks from all over the plan for about so long; nothing is kept or written.
+
+    The first block warms up and does not count, unless it is the only one.
+
+    Cost: two blocks at least, where there are two.
+    """
+    blank = plan.blank()
+    cells = np.argwhere(blank["measured"].values == 0)
+    blocks = [cells[i : i + plan.block] for i in range(0, len(cells), plan.block)]
+    order = np.unique(np.linspace(0, len(blocks) - 1, min(len(blocks), 20)).astype(int))
+    taken: list[float] = []
+    for number in order:
+        start = time.monotonic()
+        plan.measure([dict(zip(plan.walk, map(int, cell), strict=True)) for cell in blocks[number]])
+        taken.append(time.monotonic() - start)
+        if len(taken) > 1 and sum(taken) > seconds:
+            break
+    counted = taken[1:] or taken
+    mean = sum(counted) / len(counted)
+    return Forecast(len(cells), len(blocks), len(taken), mean * len(blocks), blank.nbytes)
+
+
 def _complete(
     result: xr.Dataset,
     plan: Plan,

@@ -53,8 +53,8 @@ def terms(problem: Problem, spec: Spec) -> Plan:
     layers = calls(space)
     if not layers:
         raise ValueError(
-            "the network has no spatial attention, so no terms, nor has one that ships. Train one "
-            "with python -m checkpoints.train, as in docs/terms.md, and pass its file as --ckpt."
+            "the network has no spatial attention, so no terms. One that ships has: "
+            "spatial_resnet18.pt."
         )
     probe = Measurement(space, layers, spec)
     coords = of_examples(problem) | {
@@ -93,4 +93,4 @@ def _tell(result: xr.Dataset) -> list[str]:
     return lines
 
 
-PROBE = Probe("terms", Spec, terms)
+PROBE = Probe("terms", Spec, terms, ckpt="spatial_resnet18.pt")

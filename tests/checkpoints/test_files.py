@@ -15,6 +15,7 @@ from checkpoints.train.loop import evaluate
 
 pytestmark = pytest.mark.timeout(240)
 
+LONG = ("resnet18", "fmmnet18")  # trained on all images
 SAMPLE = 500  # images of the sample on which the larger networks are measured
 FILES = sorted(
     (Path(__file__).parents[2] / "checkpoints" / "files").glob("*.pt"), key=lambda path: path.name
@@ -23,22 +24,36 @@ FILES = sorted(
 
 def test_the_files_that_ship_are_there() -> None:
     names = [path.name for path in FILES]
-    assert names == ["fmmnet18.pt", "fmmnet8.pt", "resnet18.pt", "resnet8.pt"]
+    assert names == [
+        "cbam_resnet18.pt",
+        "deformable_resnet18.pt",
+        "dynamic_resnet18.pt",
+        "fmm_wrn16_2.pt",
+        "fmmnet18.pt",
+        "fmmnet8.pt",
+        "resnet18.pt",
+        "resnet8.pt",
+        "se_resnet18.pt",
+        "spatial_resnet18-0010.pt",
+        "spatial_resnet18.pt",
+        "wrn16_2.pt",
+    ]
+    assert sum(path.stat().st_size for path in FILES) < 20e6
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_a_file_that_ships_describes_itself(path: Path) -> None:
     content = torch.load(path, weights_only=True)
     loaded = loading.load(path.name)
-    assert loaded.model == path.stem == content["model"]
+    assert loaded.model == path.stem.partition("-")[0] == content["model"]
     assert loaded.data == "fashion-mnist"
     assert loaded.input_shape == (1, 28, 28)
     assert len(loaded.history) == loaded.recipe["epochs"]
     assert loaded.metrics["test_accuracy_last"] == loaded.history[-1]["test_accuracy"]
     assert all("gradient_norm" in block for block in loaded.history[-1]["blocks"].values())
+    assert loaded.metrics["test_accuracy_last"] >= (0.925 if path.stem in LONG else 0.8)
     if path.stem.endswith("18"):
         assert loaded.options["width"] == 16
-        assert loaded.metrics["test_accuracy_last"] >= 0.925
 
 
 @pytest.mark.parametrize("path", [p for p in FILES if p.stem.endswith("t8")], ids=lambda p: p.stem)

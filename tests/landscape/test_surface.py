@@ -364,3 +364,24 @@ def test_only_the_layers_that_are_named_move(problem: Problem, tmp_path: Path) -
         landscape.measure("surface", problem, layers="layer9", **grid)
     with pytest.raises(ValueError, match="layers is for random directions"):
         landscape.measure("surface", problem, layers="layer3.*", space="inputs", **grid)
+
+
+def test_a_surface_is_summed_up_in_two_lines(problem: Problem) -> None:
+    plan = surface(replace(problem, batch_size=8), Spec(points=(3, 2)))
+    assert plan.tell is not None
+    result = plan.blank()
+    result["loss"].values[...] = [[3.0, 2.5], [0.5, 1.0], [np.inf, np.nan]]
+    result["accuracy"].values[...] = 0.25
+    loss, accuracy = plan.tell(result)
+    assert loss == (
+        "loss at the point nearest to the origin 0.5 nat; lowest 0.5 at alpha 0, beta -1; "
+        "highest 3; 2 of 6 points not finite"
+    )
+    assert accuracy.startswith("accuracy at the point nearest to the origin 0.25; lowest 0.25")
+    result["loss"].values[...] = np.nan
+    assert plan.tell(result)[0].endswith("nan nat; 6 of 6 points not finite")
+    line = surface(replace(problem, batch_size=8), Spec(points=(3,), dimensions=1))
+    result = line.blank()
+    result["loss"].values[...] = [2.0, 1.5, 1.0]
+    assert line.tell is not None
+    assert line.tell(result)[0] == "loss at the origin 1.5 nat; lowest 1 at alpha 1; highest 2"

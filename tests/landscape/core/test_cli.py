@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -154,7 +155,7 @@ def test_a_mistake_is_one_line_and_exit_code_1(
 
 
 @pytest.mark.second_derivative
-@pytest.mark.parametrize("probe", [n for n in PROBES if n not in ("terms", "trajectory")])
+@pytest.mark.parametrize("probe", [name for name in PROBES if name != "trajectory"])
 def test_without_a_checkpoint_a_network_that_ships_is_measured(
     probe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -315,3 +316,19 @@ def test_no_control_character_of_a_path_or_a_message_reaches_the_terminal(
     for line in (*printed.out.splitlines(), *printed.err.splitlines()):
         assert line.isprintable()
     assert "a [31m b .h5" in printed.out
+
+
+@pytest.mark.parametrize("probe", ["surface", "sharpness"])
+def test_a_dry_run_says_what_it_would_take_and_writes_nothing(
+    probe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    small = {"surface": ["--points", "3"], "sharpness": ["--radii", "0.1", "0.2", "--draws", "1"]}
+    shown = ["--ckpt", "resnet8.pt", "--examples", "10", *small[probe], "--dry-run"]
+    assert main(PROBES[probe], shown) == 0
+    printed = capsys.readouterr()
+    points = {"surface": "9 points", "sharpness": "2 points"}[probe]
+    assert f"{points}, " in printed.err and "nothing was written" in printed.err
+    assert re.search(r"about [\d.]+ (s|min), from \d of \d that took", printed.err)
+    assert printed.out == ""
+    assert list(tmp_path.iterdir()) == []

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 import xarray as xr
 
 from landscape.core import store
-from landscape.core.plan import Cell, Plan, Values, run
+from landscape.core.plan import Cell, Plan, Values, forecast, run
 from landscape.core.variables import Coordinate, Variable, numbered
 
 
@@ -308,3 +309,23 @@ def test_a_run_killed_right_before_its_end_is_finished_by_the_next(tmp_path: Pat
     stamp = halted.stat().st_mtime_ns
     run(summed_up(), halted)
     assert halted.stat().st_mtime_ns == stamp, "nothing is left to do"
+
+
+@pytest.mark.parametrize("block", [1, 5, 12])
+def test_a_forecast_measures_some_blocks_from_all_over_and_keeps_none(block: int) -> None:
+    seen: list[Cell] = []
+
+    def slow(cells: Sequence[Cell]) -> Values:
+        seen.extend(cells)
+        time.sleep(0.002 * len(cells))
+        return measure(cells)
+
+    found = forecast(make_plan(measure=slow, block=block), seconds=0.005)
+    blocks = -(-12 // block)
+    assert (found.points, found.blocks) == (12, blocks)
+    assert min(2, blocks) <= found.tried <= 5
+    assert len(seen) <= found.tried * block
+    assert found.seconds >= 0.8 * 0.002 * 12  # a sleep is never shorter, the last block may be
+    whole = forecast(make_plan(block=block), seconds=60)
+    assert whole.tried == blocks
+    assert found.size == make_plan().blank().nbytes

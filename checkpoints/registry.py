@@ -19,6 +19,7 @@ FAMILY_PLACES = [
     "checkpoints.models.spatial:FAMILY",
     "checkpoints.models.sk:FAMILY",
     "checkpoints.models.seq2seq:FAMILY",
+    "checkpoints.models.vit:FAMILY",
 ]
 DATASET_PLACES = {
     "fashion-mnist-sample": "checkpoints.data.sample:load",

@@ -457,8 +457,10 @@ def fit_height(figure: Figure, axes: Sequence[Axes], down: int, ratio: float) ->
     titles = max(ax.title.get_window_extent().height for ax in axes) / figure.dpi
     first = down * ratio * figure.get_figwidth() / across + rows * (_ROOM + titles)
     figure.set_figheight(max(figure.get_figheight(), first))
+    layout = figure.get_layout_engine()
+    assert layout is not None, "no figure of new_figure"
     for _ in range(5):  # labels and colour bar change a little with the height
-        figure.draw_without_rendering()
+        layout.execute(figure)
         width, height = figure.get_size_inches()
         before = [label.get_text() for _, label in labels]
         for (ax, label), text in zip(labels, whole, strict=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
@@ -21,6 +21,7 @@ from checkpoints.batch_norm import NORMS, recompute_statistics
 from checkpoints.device import exact_arithmetic, in_order
 from checkpoints.differentiable import twice_differentiable
 from checkpoints.problem import Problem, Tensors
+from landscape.core.fingerprint import fingerprint
 from landscape.core.summary import mean_and_stderr
 
 log = logging.getLogger(__name__)
@@ -126,6 +127,16 @@ class Space(ABC):
     def tensors(self) -> Tensors:
         """Parameters and buffers of the network, by name. Do not modify."""
         return dict(self._network.named_parameters()) | dict(self._network.named_buffers())
+
+    def fingerprint(self) -> Hashable | None:
+        """What `outputs_of` and the losses depend on besides tensors: see `core.fingerprint`.
+
+        It is that of the network as it is now, with the replacements that are open.
+        """
+        problem = self.problem
+        treatment = (problem.loss, problem.temperature, problem.normalization, self._kernels)
+        settings = (torch.get_default_dtype(), torch.is_autocast_enabled(problem.device.type))
+        return fingerprint((self._network, treatment, settings), self.tensors.values())
 
     def inner_values(self) -> dict[str, tuple[int, ...]]:
         """The names of the network's inner values, with their shapes for one example.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 
 from checkpoints.device import memory_exhausted
 from checkpoints.problem import Tensors
+from landscape.core.fingerprint import fingerprint
 from landscape.core.spaces import EVERYTHING, Inputs, Space, Weights
 from landscape.hessian import products, split_graph
 
@@ -289,7 +290,9 @@ class Curvature(CurvatureOperator):  # type: ignore[misc]
         parts = self._parts()
         form = partial(self._differentiated, products.forward_over_reverse)
         try:
-            split = split_graph.split(form, self._given(parts[0]), vector)
+            given = self._given(parts[0])
+            key = self._fingerprint([given, vector])
+            split = split_graph.shared(key, form, given, vector)
             room = int(MEMORY_SHARE * free_memory(self.device))
             alike = [part for part in parts if part.stop - part.start == parts[0].stop]
             chosen = alike[: room // max(split.bytes, 1)]
@@ -309,6 +312,13 @@ class Curvature(CurvatureOperator):  # type: ignore[misc]
                 return
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             log.info(f"the product cannot be traced ({reason}); recomputing it every time.")
+
+    def _fingerprint(self, arguments: Any) -> Hashable | None:
+        """What the traced product depends on besides the numbers in its arguments."""
+        network, tensors = self.space.fingerprint(), pytree.tree_leaves(arguments)
+        shapes = fingerprint(arguments, tensors)
+        is_known = network is not None and shapes is not None
+        return (network, shapes, self.matrix, len(self._targets)) if is_known else None
 
     def _check(self, split: split_graph.Split, part: slice, vector: Tensors) -> None:
         assert self._kept is not None

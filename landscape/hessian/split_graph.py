@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
 aten = torch.ops.aten
+MOST_SHARED = 8  # graphs that are kept for other networks
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,11 +31,35 @@ class Split:
         prepare: (*arguments) -> kept tensors. Cost: about a forward and a backward pass.
         linear: (kept, vector) -> the return value of `function`; keeps nothing.
         bytes: memory of the kept tensors, not counting storage shared with the arguments.
+        by_form: whether it holds for all arguments of these shapes, whatever their values.
     """
 
     prepare: Callable[..., list[Any]]
     linear: Callable[[Sequence[Any], Any], Any]
     bytes: int
+    by_form: bool
+
+
+_SHARED: OrderedDict[Hashable, Split] = OrderedDict()  # the last used at the end
+
+
+def shared(
+    key: Hashable | None, function: Callable[..., Any], arguments: Sequence[Any], vector: Any
+) -> Split:
+    """`split`, taken over from an earlier call in this process with the same key.
+
+    Args:
+        key: all that the graph depends on; with None nothing is shared.
+        function: see `split`.
+        arguments: see `split`.
+        vector: see `split`.
+    """
+    found = _SHARED.pop(key, None) or split(function, arguments, vector)
+    if key is not None and found.by_form:
+        _SHARED[key] = found
+    while len(_SHARED) > MOST_SHARED:
+        _SHARED.popitem(last=False)
+    return found
 
 
 def split(function: Callable[..., Any], arguments: Sequence[Any], vector: Any) -> Split:
@@ -58,7 +84,7 @@ def split(function: Callable[..., Any], arguments: Sequence[Any], vector: Any) -
     argument, while this reuses one graph for all batches.
     """
     # Without in-place writes: the cut must not separate two writes to one tensor.
-    traced, shape = _traced(functionalize(function), [*arguments, vector])
+    traced, shape, by_form = _traced(functionalize(function), [*arguments, vector])
     nodes = list(traced.graph.nodes)
     inputs = [node for node in nodes if node.op == "placeholder"]
     (output,) = (node for node in nodes if node.op == "output")
@@ -103,13 +129,13 @@ def split(function: Callable[..., Any], arguments: Sequence[Any], vector: Any) -
     known = {None, *map(_storage, inputs)}
     fresh = {_storage(node): node for node in kept if _storage(node) not in known}
     size = sum(node.meta["val"].untyped_storage().nbytes() for node in fresh.values())
-    return Split(run_prepare, run_linear, size)
+    return Split(run_prepare, run_linear, size, by_form)
 
 
 def _traced(
     function: Callable[..., Any], arguments: Sequence[Any]
-) -> tuple[fx.GraphModule, pytree.TreeSpec]:
-    """The graph of `function` with flattened outputs, and the tree structure of these outputs."""
+) -> tuple[fx.GraphModule, pytree.TreeSpec, bool]:
+    """The graph of `function` with flattened outputs, their tree structure, and `Split.by_form`."""
     forms: list[pytree.TreeSpec] = []
 
     def pure(*everything: Any) -> Any:  # make_fx counts arguments, and miscounts a bound method's
@@ -119,6 +145,7 @@ def _traced(
 
     with warnings.catch_warnings():  # torch's own forward mode is written with torch.jit
         warnings.filterwarnings("ignore", message=".*torch.jit", category=DeprecationWarning)
+        by_form = True
         try:
             # Without values; but tensors in the closure, such as a loss's weights, are real.
             traced = make_fx(pure, tracing_mode="fake", _allow_non_fake_inputs=True)(*arguments)
@@ -127,7 +154,8 @@ def _traced(
             if "on the same device" not in str(error):
                 raise
             traced = make_fx(pure)(*arguments)
-    return traced, forms[-1]
+            by_form = False
+    return traced, forms[-1], by_form
 
 
 def _simplify(graph: fx.Graph) -> None:

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import xarray as xr
-from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+from analysis.figures import style
 
 Surface = Callable[..., xr.Dataset]
 
@@ -74,5 +77,6 @@ def bowl() -> xr.Dataset:
 
 @pytest.fixture
 def not_laid_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Figures that are made and not laid out, which takes most of the time."""
-    monkeypatch.setattr(Figure, "draw_without_rendering", lambda self: None)
+    """Figures that are made, and neither laid out nor divided, which takes most of the time."""
+    monkeypatch.setattr(ConstrainedLayoutEngine, "execute", lambda *_: None)
+    monkeypatch.setattr(style, "TALLEST", math.inf)

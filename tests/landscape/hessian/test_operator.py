@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import hessian_eigenthings
@@ -13,10 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from checkpoints.losses import cross_entropy
-from checkpoints.problem import Problem
+from checkpoints.problem import Normalization, Problem
 from landscape.core.directions import matching, relative_scale
 from landscape.core.spaces import Inputs, Space, Weights
-from landscape.hessian import lanczos, operator, quadrature, trace
+from landscape.hessian import lanczos, operator, quadrature, split_graph, trace
 from landscape.hessian.operator import Curvature
 from tests.oracles import LinearRegression, make_problem
 
@@ -283,8 +286,6 @@ def test_the_scaled_spectrum_does_not_see_a_rescaling_that_cancels() -> None:
 
 
 def test_recomputed_statistics_are_those_of_the_origin_held_fixed() -> None:
-    from dataclasses import replace
-
     problem = small()
     calibration = {"input": torch.rand(6, 1, 5, 5, dtype=WIDE, generator=torch.Generator())}
     again = replace(problem, batch_norm="recompute", calibration=calibration)
@@ -296,8 +297,6 @@ def test_recomputed_statistics_are_those_of_the_origin_held_fixed() -> None:
 
 
 def test_a_temperature_is_part_of_the_loss() -> None:
-    from dataclasses import replace
-
     problem = small()
     warm = Curvature(Weights(replace(problem, temperature=2.0)))
     head = problem.model.head
@@ -319,6 +318,106 @@ def test_kept_products_agree_in_float32_with_those_in_float64() -> None:
         expected = wide.matvec(vector)
         # float32 rounding through a dozen layers
         assert (found - expected).norm() < 1e-4 * expected.norm()
+
+
+@pytest.fixture
+def traced(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The functions that are traced, from here on."""
+    found: list[Any] = []
+
+    def split(function: Any, arguments: Any, vector: Any) -> split_graph.Split:
+        found.append(function)
+        return original(function, arguments, vector)
+
+    original = split_graph.split
+    monkeypatch.setattr(split_graph, "split", split)
+    monkeypatch.setattr(split_graph, "_SHARED", OrderedDict())
+    return found
+
+
+def test_networks_of_one_architecture_share_a_trace_and_have_the_values_of_their_own(
+    traced: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem, other = small(), small()
+    for value in other.model.parameters():
+        value.data.mul_(1.5)
+
+    def product(problem: Problem) -> Tensor:
+        multiplied = Curvature(Weights(problem), keep=True)
+        return multiplied.matvec(torch.ones(multiplied.size, dtype=WIDE))
+
+    product(problem)
+    shared = product(other)
+    assert len(traced) == 1
+    monkeypatch.setattr(split_graph, "MOST_SHARED", 0)
+    split_graph._SHARED.clear()
+    assert torch.equal(product(other), shared)
+    assert len(traced) == 2
+
+
+def _other_slope(problem: Problem) -> Problem:
+    problem.model.norm.eps *= 2
+    return problem
+
+
+def _with_a_hook(problem: Problem) -> Problem:
+    problem.model.gate.register_forward_hook(lambda _, __, maps: 2 * maps)
+    return problem
+
+
+class Tilted(nn.Module):
+    """A loss with numbers of its own."""
+
+    def __init__(self, tilt: float) -> None:
+        super().__init__()
+        self.register_buffer("tilt", torch.tensor([tilt, 1.0, 1.0, 1.0]))
+
+    def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return functional.cross_entropy(outputs, targets, self.tilt, reduction="none")
+
+
+def test_what_changes_the_product_is_traced_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With splits that compute as they are told: one of another problem has other values."""
+    made = []
+
+    def split(function: Any, arguments: Any, vector: Any) -> split_graph.Split:
+        made.append(function)
+        linear = lambda kept, vector: function(*kept, vector)  # noqa: E731
+        return split_graph.Split(lambda *arguments: list(arguments), linear, 0, by_form=True)
+
+    monkeypatch.setattr(split_graph, "split", split)
+    monkeypatch.setattr(split_graph, "_SHARED", OrderedDict())
+    monkeypatch.setattr(split_graph, "MOST_SHARED", 100)
+    seen = []
+
+    def multiply_once(problem: Problem, matrix: operator.Matrix = "hessian") -> None:
+        multiplied = Curvature(Weights(problem), matrix, keep=True)
+        multiplied.matvec(torch.ones(multiplied.size, dtype=WIDE))
+
+    def remembering(outputs: Tensor, targets: Tensor) -> Tensor:
+        seen.append(outputs)
+        return cross_entropy(outputs, targets)
+
+    others: list[Callable[[Problem], Problem]] = [
+        lambda problem: problem,
+        lambda problem: small(multiplied=False),
+        lambda problem: small(batch_size=5),
+        lambda problem: problem.take(slice(0, 8)),
+        lambda problem: replace(problem, temperature=2.0),
+        lambda problem: replace(problem, normalization=Normalization((0.5,), (0.5,))),
+        lambda problem: replace(problem, kernels="contiguous"),
+        _other_slope,
+        _with_a_hook,
+        *(lambda problem, t=t: replace(problem, loss=Tilted(t)) for t in (0.5, 0.7)),
+        *[lambda problem: replace(problem, loss=remembering)] * 2,
+    ]
+    for number, change in enumerate(others, start=1):
+        for matrix in ("hessian", "gauss_newton"):
+            multiply_once(change(small()), matrix)
+        assert len(made) == 2 * number
+    for known in (0, 9):
+        multiply_once(others[known](small()))
+    assert len(made) == 2 * len(others)
 
 
 def test_no_memory_means_recomputation(

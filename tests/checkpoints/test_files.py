@@ -28,7 +28,6 @@ def test_the_files_that_ship_are_there() -> None:
         "cbam_resnet18.pt",
         "deformable_resnet18.pt",
         "dynamic_resnet18.pt",
-        "fmm_wrn16_2.pt",
         "fmmnet18.pt",
         "fmmnet8.pt",
         "resnet18.pt",
@@ -36,7 +35,6 @@ def test_the_files_that_ship_are_there() -> None:
         "se_resnet18.pt",
         "spatial_resnet18-0010.pt",
         "spatial_resnet18.pt",
-        "wrn16_2.pt",
     ]
     assert sum(path.stat().st_size for path in FILES) < 20e6
 

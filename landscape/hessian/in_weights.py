@@ -88,7 +88,13 @@ class _Measurement:
             return values
         if kind == "verification":
             return self._verification(start[0], which)
-        estimated = trace.traces(self._multiply, start, self.spec.trace_products, generator)
+        estimated = trace.traces(
+            self._multiply,
+            start,
+            self.spec.trace_products,
+            generator,
+            krylov=self.spec.krylov_trace,
+        )
         norm = estimated.squared_norm**0.5
         estimates = {
             "trace": estimated.trace,

@@ -63,6 +63,11 @@ class Spec:
         least=1,
     )
     trace_products: int = option(30, "products for the trace", least=6, most=1_000_000)
+    krylov_trace: bool = option(
+        False,
+        "take the trace's subspace from Lanczos steps instead of a random sketch: with as many "
+        "products it has twice the dimension",
+    )
     verify: bool = option(
         False,
         "compute the eigenvalues and the trace with hessian-eigenthings as well, and store its "
@@ -92,6 +97,7 @@ class Spec:
                     (f"--parts {' '.join(parts)}", parts != ("eigenpairs",)),
                     ("--save-directions", self.save_directions),
                     ("--multiple", self.multiple),
+                    ("--krylov-trace", self.krylov_trace),
                     ("--verify", self.verify),
                 )
                 if given
@@ -102,6 +108,8 @@ class Spec:
                 raise ValueError("--space inputs takes one --which at a time.")
         if self.save_directions and "eigenpairs" not in parts:
             raise ValueError("--save-directions needs --parts eigenpairs.")
+        if self.krylov_trace and "trace" not in parts:
+            raise ValueError("--krylov-trace needs --parts trace.")
         if self.verify and set(parts) == {"density"}:
             raise ValueError("--verify needs --parts eigenpairs or trace.")
 

@@ -15,7 +15,9 @@ import xarray as xr
 import landscape
 from checkpoints.problem import Problem
 from landscape.core.spaces import Inputs, Weights
+from landscape.hessian.lanczos import gaussian
 from landscape.hessian.operator import Curvature
+from landscape.hessian.trace import traces
 from tests.landscape.hessian.test_operator import dense, dense_hessian, small
 from tests.oracles import LinearRegression
 
@@ -72,6 +74,59 @@ def test_trace_and_norm_are_within_their_errors(exact: np.ndarray) -> None:
     assert abs(result["trace"] - exact.sum()) < 4 * result["trace_stderr"]
     norm = np.sqrt((exact**2).sum())
     assert abs(result["frobenius_norm"] - norm) < 4 * result["frobenius_norm_stderr"]
+
+
+def with_outliers() -> torch.Tensor:
+    """A matrix with a spectrum like a network's: few large values, the rest on both sides of 0."""
+    generator = torch.Generator().manual_seed(0)
+    values = 0.02 * torch.randn(100, generator=generator, dtype=torch.float64)
+    values[:9] = torch.logspace(1, -1, 9, dtype=torch.float64)
+    vectors = torch.linalg.qr(torch.randn(100, 100, generator=generator, dtype=torch.float64))[0]
+    return vectors * values @ vectors.T
+
+
+def test_a_krylov_space_gives_a_better_trace_and_its_interval_holds_the_truth() -> None:
+    matrix, runs = with_outliers(), 40
+    exact = float(matrix.trace()), float(matrix.square().sum())
+    errors: dict[bool, list[float]] = {}
+    held = np.zeros(2)
+    for krylov in (False, True):
+        estimates = [
+            traces(
+                lambda vectors: vectors @ matrix,
+                gaussian(torch.empty(1, 100, dtype=torch.float64), generator),
+                30,
+                generator,
+                krylov=krylov,
+            )
+            for generator in (torch.Generator().manual_seed(seed) for seed in range(runs))
+        ]
+        errors[krylov] = [found.trace - exact[0] for found in estimates]
+        if krylov:  # 2.26: Student's t for 95 % and 10 probes
+            held += (
+                sum(abs(found.trace - exact[0]) < 2.26 * found.trace_stderr for found in estimates),
+                sum(
+                    abs(found.squared_norm - exact[1]) < 2.26 * found.squared_norm_stderr
+                    for found in estimates
+                ),
+            )
+    assert np.std(errors[True]) < 0.9 * np.std(errors[False])
+    assert abs(np.mean(errors[True])) < 4 * np.std(errors[True]) / runs**0.5, "no bias"
+    # 95 %, within 4 standard errors of a share of so many runs
+    assert (abs(held / runs - 0.95) < 4 * (0.95 * 0.05 / runs) ** 0.5).all()
+
+
+def test_a_krylov_space_of_all_rows_gives_the_trace_exactly(exact: np.ndarray) -> None:
+    result = measured(small(), parts=("trace",), trace_products=96, krylov_trace=True)
+    assert float(result["trace"]) == pytest.approx(exact.sum(), rel=1e-10)
+    assert float(result["trace_stderr"]) == 0
+
+
+def test_a_trace_in_another_subspace_does_not_continue_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "net.h5"
+    measured(small(), parts=("trace",), trace_products=6, out=file)
+    with pytest.raises(ValueError, match="krylov_trace"):
+        measured(small(), parts=("trace",), trace_products=6, krylov_trace=True, out=file)
 
 
 def test_a_cell_does_not_depend_on_which_others_are_measured() -> None:
@@ -293,6 +348,7 @@ def test_input_eigenvalues_do_not_depend_on_the_batches() -> None:
         ({"top": 99}, "top 99 exceeds the 64 parameters selected"),
         ({"trace_products": 5}, "trace_products 5; expected a whole number, at least 6"),
         ({"parts": ("trace",), "save_directions": "x.h5"}, "needs parts eigenpairs"),
+        ({"parts": ("density",), "krylov_trace": True}, "krylov_trace needs parts trace"),
     ],
 )
 def test_what_cannot_be_measured_is_refused_in_one_line(spec: dict[str, Any], said: str) -> None:

@@ -27,8 +27,7 @@ class _Elementary(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         if func in _HARDSIGMOIDS:
-            # A clamp: a ReLU6 would count as a unit that switches.
-            return (args[0] + 3).clamp(0, 6) / 6
+            return functional.relu6(args[0] + 3) / 6
         if func is torch._weight_norm:
             return _weight_norm(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))

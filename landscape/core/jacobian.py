@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -64,9 +63,7 @@ def gradient(
     return logits.detach(), size[:, None] * flattened(parts).double()
 
 
-def jacobian(
-    space: Inputs, inputs: Tensors, *, forward: AbstractContextManager[object] | None = None
-) -> tuple[Tensor, Tensor]:
+def jacobian(space: Inputs, inputs: Tensors) -> tuple[Tensor, Tensor]:
     """Every logit's gradient in the inputs, exact.
 
     Logits of sequences (n, classes, T) are taken in one row, as classes x T of them.
@@ -74,7 +71,6 @@ def jacobian(
     Args:
         space: the only caller of the network.
         inputs: {name: (n, ...)}, the raw inputs. Not written to.
-        forward: a context for the forward pass alone.
 
     Returns:
         logits (n, classes) float64, and the Jacobians (n, classes, d) in the dtype of `inputs`.
@@ -83,8 +79,7 @@ def jacobian(
     """
     leaves = {name: value.detach().requires_grad_() for name, value in inputs.items()}
     with space.exact():
-        with forward or nullcontext():
-            logits = space.outputs(leaves).flatten(1)
+        logits = space.outputs(leaves).flatten(1)
         rows = list(_pulled_back(logits, leaves, torch.eye(logits.shape[1]).to(logits)))
     return logits.detach().double(), torch.stack(rows, dim=1)
 

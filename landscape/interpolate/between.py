@@ -14,12 +14,12 @@ from torch import Tensor
 from checkpoints.problem import Tensors
 from landscape.core.jacobian import gram, jacobian, norms, softmax_jacobian
 from landscape.core.plan import Values
-from landscape.core.spaces import Inputs
+from landscape.core.spaces import USUAL_BATCH, Inputs
 from landscape.core.summary import mean_and_stderr
 from landscape.core.variables import Floats, Variable, Variables
 from landscape.interpolate import pairs, path_statistics
 from landscape.interpolate.pairs import SamplePath
-from landscape.interpolate.transitions import Switches, transitions
+from landscape.interpolate.transitions import transitions
 
 PROBABILITY_SLOPE = "per L2 distance, pixel range 1"
 SLOPE = f"logits {PROBABILITY_SLOPE}"
@@ -87,11 +87,7 @@ def measure(
     points, length = pairs.along(path, samples, t)
     with torch.inference_mode():
         ends = space.outputs(samples).double()
-    of_jacobian: dict[str, Any] = {}
-    if with_jacobian:
-        outputs, switched, of_jacobian = _with_jacobian_norms(space, points)
-    else:
-        outputs, switched = transitions(space, points)
+    outputs, switched = transitions(space, points)
     log_p = torch.log_softmax(outputs.double(), dim=1)
     shuffled = path.kind == "random"
     labels = ends.argmax(dim=1) if shuffled else space.problem.targets[list(path.samples)]
@@ -108,7 +104,8 @@ def measure(
         "loss": _padded(torch.stack(losses, dim=1).cpu().numpy(), ranks),
         "probability": _padded(log_p[:, labels].exp().cpu().numpy(), ranks),
     }
-    values |= of_jacobian
+    if with_jacobian:
+        values |= _jacobian_norms(space, points)
     inside = (t >= 0) & (t <= 1)
     switches = switched.numpy()[inside[1:] & inside[:-1]].sum()
     # Outputs that overflow give inf and NaN, which are kept.
@@ -156,22 +153,21 @@ def _statistics(
     return found
 
 
-def _with_jacobian_norms(space: Inputs, points: Tensors) -> tuple[Tensor, Tensor, dict[str, Any]]:
-    """`transitions`, and the norms of the Jacobian at every point, of the same forward pass."""
+def _jacobian_norms(space: Inputs, points: Tensors) -> dict[str, Any]:
+    size = space.problem.batch_size or USUAL_BATCH
+    count = len(next(iter(points.values())))
     found: list[tuple[Tensor, Tensor]] = []
-
-    def run(space: Inputs, points: Tensors, switches: Switches) -> Tensor:
-        logits, jacobians = jacobian(space, points, forward=switches)
+    for start in range(0, count, size):
+        part = {name: value[start : start + size] for name, value in points.items()}
+        logits, jacobians = jacobian(space, part)
         products = gram(jacobians)
         outer = softmax_jacobian(torch.softmax(logits, dim=1))
-        new = slice(1 if found else 0, None)  # the first point is the last of the batch before
-        found.append((norms(products)[0][new], norms(products, outer)[0][new]))
-        return logits
-
-    outputs, switched = transitions(space, points, run)
-    columns = [torch.cat(part).cpu().numpy() for part in zip(*found, strict=True)]
-    names = ("jacobian_norm", "probability_jacobian_norm")
-    return outputs, switched, dict(zip(names, columns, strict=True))
+        found.append((norms(products)[0], norms(products, outer)[0]))
+    of_logits, of_probabilities = (torch.cat(part) for part in zip(*found, strict=True))
+    return {
+        "jacobian_norm": of_logits.cpu().numpy(),
+        "probability_jacobian_norm": of_probabilities.cpu().numpy(),
+    }
 
 
 def _padded(values: Any, ranks: int) -> Floats:

@@ -40,17 +40,11 @@ _PIECES: dict[Any, Callable[..., Tensor]] = {
 }
 
 
-class Switches(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Switches(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts, while the network runs, the ReLUs that differ between neighbouring examples.
 
     It intercepts operators: `checkpoints.hooks` sees only what modules return, and a `torch.relu`
     in a network's forward method is not a module.
-
-    Args:
-        examples: how many there are.
-
-    Attributes:
-        counts: (examples - 1,).
     """
 
     def __init__(self, examples: int) -> None:
@@ -67,17 +61,7 @@ class Switches(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return func(*args, **(kwargs or {}))
 
 
-def outputs(space: Inputs, points: Tensors, switches: Switches) -> Any:
-    """The network's outputs, without derivatives."""
-    with torch.inference_mode(), switches:
-        return space.outputs(points)
-
-
-def transitions(
-    space: Inputs,
-    path: Tensors,
-    run: Callable[[Inputs, Tensors, Switches], Any] = outputs,
-) -> tuple[Any, Tensor]:
+def transitions(space: Inputs, path: Tensors) -> tuple[Any, Tensor]:
     """The network's outputs along a path, and how many ReLUs switch at each of its steps.
 
     A unit is one entry of a feature map; it switches if its input is above 0 at one of two
@@ -89,8 +73,6 @@ def transitions(
     Args:
         space: the only caller of the network.
         path: examples, {name: (n, ...)}, in the order of the path.
-        run: (space, some points of the path, counter) -> their outputs; the network runs in the
-            counter's context.
 
     Returns:
         The outputs (n, ...), and (n - 1,) counts.
@@ -100,12 +82,12 @@ def transitions(
     """
     count = len(next(iter(path.values())))
     size = space.problem.batch_size or USUAL_BATCH
-    found, switched = [], []
+    outputs, switched = [], []
     for start in range(0, max(count - 1, 1), size):
         # Neighbouring batches share a point, so no step between them is lost.
         part = slice(start, min(start + size + 1, count))
-        switches = Switches(part.stop - start)
-        made = run(space, {name: value[part] for name, value in path.items()}, switches)
-        found.append(made[1:] if start else made)
+        with torch.inference_mode(), _Switches(part.stop - start) as switches:
+            found = space.outputs(path, part)
+        outputs.append(found[1:] if start else found)
         switched.append(switches.counts)
-    return torch.cat(found), torch.cat(switched)
+    return torch.cat(outputs), torch.cat(switched)

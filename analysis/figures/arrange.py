@@ -20,6 +20,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter
+from matplotlib.transforms import BboxBase
 
 from analysis import results
 from analysis.figures import style
@@ -36,6 +37,9 @@ _TICKS_3D = 6
 _LIFT_3D, _GAP_3D = -11, 0.13  # 3-D Axes are empty at the top and overhang at the bottom
 _TICK = {False: 0.15, True: 0.3}  # inches a tick of an upright and of a lying colour bar takes
 _CHARACTER = 0.055  # inches a character of 8 pt takes
+_LEGEND = 0.85  # of a panel's width may be taken by the legend above it
+_AXIS = 0.62  # of a panel's width its horizontal axis is longer
+_LINES = 0.28  # inches between two lines of text that ascend by 30 degrees
 _ROOM = 0.8  # inches between two rows, at most
 _GAP = 1.2  # length of an upright axis label over that of its axis, where it may use the gap
 _TIGHTER = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)  # lengths to try for lines of a label, of what it has
@@ -240,15 +244,15 @@ def blocks(
     *,
     ways: Callable[[xr.Dataset, str], Sequence[Callable[..., Any]]],
     across: dict[int, int],
-    ratio: float,
+    ratio: dict[int, float],
 ) -> Figure:
-    """A block of panels a result: one a variable and way to draw it, each on its own scale.
+    """A block of panels a result: one a variable and way to draw it, with its own scale and legend.
 
     Args:
         page: what to show.
         ways: (result, variable) -> marks (result, Axes, *, variable), one panel each.
         across: panels side by side, by columns.
-        ratio: height of a panel over its width.
+        ratio: height of a panel over its width, by columns.
     """
     shown, columns = page.own(page.shown), page.columns
     drawings = [(marks, name) for name in page.variables for marks in ways(shown[0], name)]
@@ -261,12 +265,38 @@ def blocks(
         for at, (marks, variable) in enumerate(drawings):
             ax = figure.add_subplot(len(shown) * down, many, number * down * many + at + 1)
             marks(result, ax, variable=variable)
+            key = _legend_above(ax, _LEGEND * width)
             if at == 0:
-                title(ax, name, "", 0.8 * width, lift=0)
+                title(ax, name, "", 0.8 * width, lift=key)
             axes.append(ax)
-    legend(figure, axes)
-    fit_height(figure, axes, len(shown) * down, ratio)
+    fit_height(figure, axes, len(shown) * down, ratio[columns])
     return figure
+
+
+def errors(ax: Axes) -> None:
+    """Say in the legend what the bars of `ax` are."""
+    ax.errorbar([], [], [], color="0.2", lw=0.8, label=style.TWO_ERRORS)
+
+
+def name_places(ax: Axes, names: Sequence[str]) -> None:
+    """Name the places 0, 1, ... of the horizontal axis: side by side where they fit, else aslant.
+
+    To fit, names are broken at their spaces, or else at their last dot.
+    """
+    place, figure = ax.get_subplotspec(), ax.get_figure(root=True)
+    assert place is not None and figure is not None  # all Axes here are subplots
+    room = _AXIS * figure.get_figwidth() / place.get_gridspec().ncols / len(names)
+    character = _CHARACTER * style.NOTE_SIZE / style.TEXT_SIZE
+    broken = [n.replace(" ", "\n") if " " in n else "\n".join(n.rsplit(".", 1)) for n in names]
+    fit = [
+        lines
+        for lines in (list(names), broken)
+        if max(len(line) for name in lines for line in name.split("\n")) * character <= room
+    ]
+    ax.set_xticks(range(len(names)), fit[0] if fit else list(names))
+    for label in ax.get_xticklabels() if not fit else []:
+        label.set(rotation=30 if room > _LINES else 60, ha="right", rotation_mode="anchor")
+    ax.set_xlim(-0.5, len(names) - 0.5)
 
 
 def overlay(page: Page, *, remark: Callable[[xr.Dataset], str] = lambda _: "") -> Figure:
@@ -405,28 +435,57 @@ def legend(figure: Figure, axes: Sequence[Axes], first: Sequence[str] = ()) -> N
     named = [label for label in labels if label in first]
     common = os.path.commonprefix(named).rpartition(", ")[0] if len(named) > 1 else ""
     shortened = [label.removeprefix(f"{common}, ") if label in named else label for label in labels]
-    rows, characters = 1, max(map(len, [common, *shortened]))
+    box = _as_wide(
+        figure,
+        [entries[key] for key in keys],
+        shortened,
+        figure.get_figwidth(),
+        heading=common,
+        loc="outside lower center",
+    )
+    figure.set_figheight(figure.get_figheight() + box.height)  # it takes no height from the Axes
+
+
+def _legend_above(ax: Axes, width: float) -> float:
+    """A legend above Axes, no wider than so many inches; its height in points, 0 without one."""
+    handles, labels = ax.get_legend_handles_labels()
+    if not handles:
+        return 0.0
+    where: dict[str, Any] = {"loc": "lower right", "bbox_to_anchor": (1, 1), "borderaxespad": 0.2}
+    return 72 * _as_wide(ax, handles, labels, width, **where).height
+
+
+def _as_wide(
+    owner: Figure | Axes,
+    handles: Sequence[Any],
+    labels: Sequence[str],
+    room: float,
+    *,
+    heading: str = "",
+    **where: Any,
+) -> BboxBase:
+    """Draw a legend of as few rows as `room` inches allow; the box that it takes, in inches."""
+    figure = owner.get_figure(root=True)
+    assert figure is not None
+    rows, characters = 1, max(map(len, [heading, *labels]))
     while True:
-        title, *lines = (_filled(text, characters) for text in [common, *shortened])
-        drawn = figure.legend(
-            [entries[key] for key in keys],
+        title, *lines = (_filled(text, characters) for text in [heading, *labels])
+        drawn = owner.legend(
+            handles,
             lines,
             title=title,
             title_fontsize=style.NOTE_SIZE,
-            loc="outside lower center",
             ncols=-(-len(labels) // rows),
+            **where,
         )
         box = drawn.get_window_extent().transformed(figure.dpi_scale_trans.inverted())
-        width, height = figure.get_size_inches()
-        excess = box.width / width
-        if excess <= 1:  # and a tall one takes no height from the Axes
-            figure.set_size_inches(width, height + box.height)
-            return
+        if box.width <= room:
+            return box
         drawn.remove()
         if rows < len(labels):
             rows += 1
         else:
-            characters = int(characters / excess)
+            characters = int(characters * room / box.width)
 
 
 def _filled(text: str, characters: int) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -11,10 +11,10 @@ from matplotlib.axes import Axes
 
 from analysis import results
 from analysis.figures import style
-from analysis.figures.arrange import Kind, blocks, summed_up
+from analysis.figures.arrange import Kind, blocks, errors, name_places, summed_up
 
-_PANEL = {1: 2, 2: 3}  # panels side by side
-_HEIGHT = 0.9  # of a panel's width
+_PANEL = {1: 1, 2: 3}  # panels side by side
+_HEIGHT = {1: 0.3, 2: 0.8}  # of a panel's width
 SIDE = "before"  # the features whose importance is drawn: those that the gate weighs
 _MARKS = ("o", "v", "s", "D")  # the first, the attention itself, in black
 _ORDERS = {
@@ -60,10 +60,9 @@ def agreement(result: xr.Dataset, ax: Axes, *, variable: str) -> None:
         )
     ax.axhline(0, color="0.7", linewidth=0.6, zorder=0)
     _sites(result, ax)
-    _errors(ax)
-    if chosen:
-        ax.set_xlabel(f"features {SIDE} the gate")
-    ax.set_ylabel(_label(result, variable, f" with {_spaced(kind)}" if chosen else ""))
+    errors(ax)
+    of = f" with {_spaced(kind)} {SIDE} the gate" if chosen else ""
+    ax.set_ylabel(_label(result, variable, of))
 
 
 def taus(result: xr.Dataset, ax: Axes, *, variable: str) -> None:
@@ -82,8 +81,13 @@ def taus(result: xr.Dataset, ax: Axes, *, variable: str) -> None:
             alpha=0.4 if which == "permuted" else 1,
             color=colour,
             linestyle="-",
+            label=which,
         )
-    ax.set(xlabel=_label(result, variable), ylabel="density over images and sites", xlim=(-1, 1))
+    ax.set(
+        xlabel=_label(result, variable, f" {SIDE} the gate"),
+        ylabel="density over images and sites",
+        xlim=(-1, 1),
+    )
 
 
 def erasure(result: xr.Dataset, ax: Axes, *, variable: str) -> None:
@@ -119,18 +123,14 @@ def by_intervention(result: xr.Dataset, ax: Axes, *, variable: str) -> None:
             place, middle, [middle - low, high - middle], fmt="o", color="0.2", markersize=3
         )
         ax.set_yscale("log")
-        ax.set_xlabel("median, 10\N{EN DASH}90 %")
+        ax.errorbar([], [], [], color="0.2", label="median, 10\N{EN DASH}90 % of examples")
     else:
         mean, error = (result[f"{variable}_{name}"].values for name in ("mean", "mean_stderr"))
         ax.errorbar(place, mean, 2 * np.nan_to_num(error), fmt="o", color="0.2", markersize=3)
         ax.axhline(mean[0], color="0.7", linewidth=0.6, zorder=0)
-        _errors(ax)
-    _name_ticks(ax, [_spaced(name) for name in names])
+        errors(ax)
+    name_places(ax, [_spaced(name) for name in names])
     ax.set_ylabel(_label(result, variable))
-
-
-def _errors(ax: Axes) -> None:
-    ax.errorbar([], [], [], color="0.2", label="\N{PLUS-MINUS SIGN} 2 standard errors")
 
 
 def _ways(result: xr.Dataset, variable: str) -> list[Callable[..., None]]:
@@ -144,16 +144,7 @@ def _ways(result: xr.Dataset, variable: str) -> list[Callable[..., None]]:
 def _sites(result: xr.Dataset, ax: Axes) -> None:
     names = [str(name) for name in result["site"].values]
     short = [name.replace(".attention", "").removesuffix(".merge") for name in names]
-    _name_ticks(ax, short)
-
-
-def _name_ticks(ax: Axes, names: Sequence[str]) -> None:
-    """Name the places 0, 1, ... along the axis, aslant where there are several."""
-    ax.set_xticks(range(len(names)), [style.written(name) for name in names])
-    if len(names) > 1:
-        for label in ax.get_xticklabels():
-            label.set(rotation=60, ha="right", rotation_mode="anchor")
-    ax.set_xlim(-0.5, len(names) - 0.5)
+    name_places(ax, [style.written(name) for name in short])
 
 
 def _label(result: xr.Dataset, variable: str, of: str = "") -> str:

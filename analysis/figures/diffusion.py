@@ -15,7 +15,7 @@ from analysis.figures import style
 from analysis.figures.arrange import Kind, blocks
 
 _PANEL = {1: 1, 2: 2}  # panels side by side
-_HEIGHT = 0.55  # of a panel's width
+_HEIGHT = {1: 0.55, 2: 0.55}  # of a panel's width
 _LIMITS = {
     "bias": "drift twice: the theorem's",
     "bias_drift_once": "drift once",

@@ -69,6 +69,12 @@ def maps(page: Page) -> Figure:
                 short = site.replace(".attention", "").removesuffix(".spatial")
                 ax.set_xlabel(wrapped(short or names[id(result)], width))
             axes.append(ax)
+    side = max(int(result["patches"].max()) for result in page.shown)
+    note = (
+        f"Means of the gate over {side} × {side} patches, coloured from the least in the image, "
+        "violet, to the largest, yellow."
+    )
+    figure.supxlabel(wrapped(note, 0.9 * style.WIDTHS[page.columns]), size=style.NOTE_SIZE)
     shape = page.shown[0].sizes
     fit_height(figure, axes, len(rows), shape["height"] / shape["width"])
     return figure

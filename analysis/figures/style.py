@@ -18,6 +18,7 @@ NOT_FINITE = "0.55"
 NOT_MEASURED = "0.92"
 TEXT_SIZE, NOTE_SIZE = 8.0, 7.0  # points
 ONE_ERROR = "\N{PLUS-MINUS SIGN} 1 standard error"  # of a band, in legends
+TWO_ERRORS = "\N{PLUS-MINUS SIGN} 2 standard errors"  # of bars
 
 # Okabe and Ito's palette; the line style tells the lines apart once more, for grey print. Dots are
 # left to what accompanies a network's line: chords, medians, rounding errors.

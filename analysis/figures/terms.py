@@ -12,16 +12,16 @@ from matplotlib.axes import Axes
 
 from analysis import results
 from analysis.figures import style
-from analysis.figures.arrange import Kind, blocks, summed_up
+from analysis.figures.arrange import Kind, blocks, errors, name_places, summed_up
 
-_HEIGHT = 0.42  # of a panel's width
+_HEIGHT = {1: 0.42, 2: 0.42}  # of a panel's width
 _PANEL = {1: 1, 2: 2}  # panels side by side
 _MARKERS = ("o", "s", "^", "D")
 _SPREAD = 0.12  # of the distance between two layers, between two terms
 
 
 def by_layer(result: xr.Dataset, ax: Axes, *, variable: str) -> None:
-    """Draw a number of each term over the layers: mean over examples, with one standard error.
+    """Draw a number of each term over the layers: mean over examples, with two standard errors.
 
     Args:
         result: of `terms`.
@@ -40,23 +40,25 @@ def by_layer(result: xr.Dataset, ax: Axes, *, variable: str) -> None:
         ax.errorbar(
             place + shift,
             values,
-            error.sel(chosen).values,
+            2 * error.sel(chosen).values,
             fmt=marker,
             markersize=3,
             color=f"C{number}",
             linewidth=0.8,
             clip_on=False,  # zero is common
-            label=None if term is None else str(term).replace("_", " and "),
+            label=None if term is None else str(term).replace("_", " × "),
         )
-    ax.set_xticks(place, _short([style.written(str(name)) for name in result["layer"].values]))
-    ax.set_xlim(-0.5, len(place) - 0.5)
-    if np.isfinite(ax.dataLim.ymax):  # else no term at all: the setting 0000
-        ax.set_ylim(0, 1.08 * ax.dataLim.ymax)
     ax.set(xlabel="layer", ylabel=results.axis_label(result[variable]))
+    name_places(ax, _short([style.written(str(name)) for name in result["layer"].values]))
+    if np.isfinite(mean.values).any():
+        ax.set_ylim(0, 1.08 * ax.dataLim.ymax)
+        errors(ax)
+    else:  # the setting 0000
+        ax.text(0.5, 0.5, "no term", ha="center", transform=ax.transAxes)
 
 
 def by_setting(result: xr.Dataset, ax: Axes, *, variable: str) -> None:
-    """Draw loss or accuracy with the terms of each setting: mean, with one standard error.
+    """Draw loss or accuracy with the terms of each setting: mean, with two standard errors.
 
     Args:
         result: of `terms`.
@@ -65,11 +67,12 @@ def by_setting(result: xr.Dataset, ax: Axes, *, variable: str) -> None:
     """
     mean, error = (result[f"{variable}_{name}"].values for name in ("mean", "mean_stderr"))
     place = np.arange(len(mean))
-    ax.errorbar(place, mean, error, fmt="o", markersize=3, color="0.2", linewidth=0.8)
+    ax.errorbar(place, mean, 2 * error, fmt="o", markersize=3, color="0.2", linewidth=0.8)
+    errors(ax)
     ax.axhline(mean[0], color="0.7", linewidth=0.6, zorder=0)
     ax.set_xticks(place, [str(s) for s in result["setting"].values], rotation=90)
     ax.set_xlim(-0.5, len(place) - 0.5)
-    label = "terms left: query and key, query and position, key, position"
+    label = "terms left: query × key, query × position, key, position"
     ax.set(xlabel=label, ylabel=results.axis_label(result[variable]))
 
 

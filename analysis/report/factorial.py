@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 
 from analysis.claims import Evaluation, Verdict
 from analysis.factors import Factorial
@@ -324,7 +325,7 @@ def trade_off_figure(
         labels: of the axes.
     """
     with style.context():
-        figure = new_figure(2, gap=0.02)
+        figure = new_figure(1, gap=0.02)
         ax = figure.add_subplot()
         line = np.array([points[name][:2] for name in front])
         ax.plot(line[:, 0], line[:, 1], "-", color="#D55E00", lw=1.2, label="envelope", zorder=1)
@@ -347,7 +348,7 @@ def trade_off_figure(
         ax.set(xlabel=labels[0], ylabel=labels[1])
         ax.margins(x=0.08)
         legend(figure, [ax])
-        fit_height(figure, [ax], 1, 0.55)
+        fit_height(figure, [ax], 1, 1.25)
         places = {name: point[:2] for name, point in points.items()}
         steps = np.linspace(0, 1, 40)[:, None]
         along = [a + steps * (b - a) for a, b in zip(line[:-1], line[1:], strict=True)]
@@ -360,6 +361,7 @@ def trade_off_figure(
                 fontsize=style.NOTE_SIZE,
                 va="center",
                 fontweight="bold" if name in front else "normal",
+                path_effects=[withStroke(linewidth=1.5, foreground="white")],
                 arrowprops={"arrowstyle": "-", "lw": 0.3, "color": "0.6", "shrinkA": 0},
             )
     return figure
@@ -370,7 +372,8 @@ def _apart(
 ) -> list[tuple[float, float]]:
     """Where the names stand, in fractions of the Axes: near their points, over no other's.
 
-    Each takes the nearest place of those around its point that covers no point and no earlier name.
+    Each takes the nearest place of those around its point that covers no point, no line and no
+    earlier name; it may cover an interval.
     """
     extent = ax.get_window_extent().transformed(figure.dpi_scale_trans.inverted())
     width, height = 72 * extent.width, 72 * extent.height  # in points of type

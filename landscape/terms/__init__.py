@@ -81,9 +81,10 @@ def _tell(result: xr.Dataset) -> list[str]:
     """The share and the divergence of each term, and the loss without some of them."""
     lines = []
     for name in ("variance_share", "removal_divergence"):
-        means = result[f"{name}_mean"].mean("layer")
-        shown = ", ".join(f"{t} {float(v):.3g}" for t, v in zip(TERMS, means, strict=True))
-        lines.append(f"{result[name].attrs['long_name']}, mean over layers: {shown}")
+        means = result[f"{name}_mean"].mean("layer").dropna("term")
+        shown = ", ".join(f"{t} {float(means.sel(term=t)):.3g}" for t in means["term"].values)
+        if shown:  # else no term: the setting 0000
+            lines.append(f"{result[name].attrs['long_name']}, mean over layers: {shown}")
     for name in ("setting_loss", "setting_accuracy"):
         if name in result:
             pairs = zip(result["setting"].values, result[f"{name}_mean"].values, strict=True)

@@ -23,6 +23,8 @@ def texts(figure: Figure) -> list[Text]:
         found += [legend.get_title(), *legend.get_texts()]
     for ax in figure.axes:
         found += [ax.title, *ax.texts]
+        if own := ax.get_legend():
+            found += own.get_texts()
         if ax.axison:
             for axis in axes_of(ax):
                 found += [axis.label, axis.offsetText, *(text for _, text in ticks(axis))]

@@ -10,6 +10,7 @@ import pytest
 from analysis import claims
 from analysis.claims import evaluate
 from analysis.contrasts import Design, resolved, words
+from analysis.figures import style
 from analysis.report.factorial import envelope
 from analysis.report.sections import report
 from analysis.stats import factorial
@@ -244,6 +245,8 @@ def test_the_report_shows_effects_trade_off_and_what_decides(tmp_path):
     costs = {row["arm"]: float(row["overhead_mflop"]) for row in tables["overhead.costs"]}
     assert costs["11"] == (FLOPS["11"] - FLOPS["none"]) / 1e6
     assert [row["name"] for row in tables["factors.1"]] == ["A", "B", "A:B"]
-    assert {"factors.1.effects", "overhead"} <= {d.name for s in made.sections for d in s.drawings}
+    drawings = [drawing for section in made.sections for drawing in section.drawings]
+    assert {"factors.1.effects", "overhead"} <= {drawing.name for drawing in drawings}
+    assert {drawing.figure.get_figwidth() for drawing in drawings} == {style.WIDTHS[1]}
     assert "\N{MINUS SIGN}2,000,000, corrected p" in page  # a count has no interval
     assert "none, 00, other" in page.replace("\n", " ")  # the envelope

@@ -48,6 +48,7 @@ def test_the_list_is_one_screen(arguments: list[str], capsys: pytest.CaptureFixt
         assert any(line.split()[:2] == ["landscape", name] for line in lines), name
 
 
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")  # of other tests
 def test_a_command_takes_its_own_arguments(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -55,7 +55,7 @@ MERGES = {"attention": "sigmoid_residual"}
 
 
 def problem_for(probe: str, device: torch.device) -> Problem:
-    made = make_problem(device, merge=MERGES.get(probe, "add"), count=10, batch_size=4)
+    made = make_problem(device, merge=MERGES.get(probe, "add"), count=11, batch_size=4)
     NETWORKS.get(probe, lambda network: None)(made.model)
     if probe == "trajectory":
         made, SMALL[probe] = taken(made, {"snapshots": walked(made, 2), "points": (3, 2)})

@@ -192,7 +192,7 @@ def test_divergences_have_their_known_values() -> None:
 def test_a_network_without_spatial_attention_is_refused() -> None:
     with pytest.raises(ValueError, match="the network has no spatial attention") as refusal:
         landscape.measure("terms", make_problem(torch.device("cpu")))
-    assert "Train one with python -m checkpoints.train, as in docs/terms.md" in str(refusal.value)
+    assert "One that ships has: spatial_resnet18.pt" in str(refusal.value)
     assert len(str(refusal.value)) <= 200
 
 

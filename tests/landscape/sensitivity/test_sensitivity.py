@@ -460,8 +460,9 @@ def test_neighbour_distances_do_not_depend_on_how_many_examples_are_measured() -
         landscape.measure("sensitivity", load_problem(examples=n), **parts) for n in (10, 30)
     )
     assert float(few["median_distance"]) == float(more["median_distance"])
-    for name in ("nearest_distance", "band_loss_max"):
-        np.testing.assert_array_equal(few[name], more[name][:10])
+    np.testing.assert_array_equal(few["nearest_distance"], more["nearest_distance"][:10])
+    # Another batch changes a loss by rounding, on some processors.
+    np.testing.assert_allclose(few["band_loss_max"], more["band_loss_max"][:10], rtol=1e-5)
     images = sample.load("test").pixels.reshape(2000, -1) / 255
     apart = cdist(images[:10], images)
     apart[np.arange(10), np.arange(10)] = np.inf

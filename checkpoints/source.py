@@ -148,7 +148,7 @@ class Source:
             pool = self._calibration(data, images, others)
             calibrating = _tensors(pool)["inputs"]
             provenance["calibration"] = {"name": pool.name, "split": pool.split}
-            say(f"batch norm: statistics of {len(pool)} {pool.split} images of {pool.name}.")
+            say(f"batch norm: statistics of {len(pool)} {pool.split} examples of {pool.name}.")
         problem = Problem(
             model=checkpoint.network(),
             **_tensors(images.take(measured)),
@@ -171,7 +171,7 @@ class Source:
             problem = _at_fitted_temperature(problem, held_out)
             say(
                 f"temperature: {problem.temperature:.4f}, fitted on {len(held_out)} held-out "
-                f"{held_out.split} images of {held_out.name}."
+                f"{held_out.split} examples of {held_out.name}."
             )
         return self._placed(problem, images.take(measured), reference, pool)
 
@@ -398,8 +398,8 @@ def _check_shape(source: Checkpoint, images: Images) -> None:
     fixed = slice(-1 if images.sequences else None)  # a sequence may have any length
     if source.input_shape and shape[fixed] != source.input_shape[fixed]:
         raise ValueError(
-            f"{source.file} was trained on images of shape {source.input_shape}, {images.name} has "
-            f"{shape}. Pass other --data, or --size for a folder."
+            f"{source.file} was trained on examples of shape {source.input_shape}, {images.name} "
+            f"has {shape}. Pass other --data, or --size for a folder."
         )
 
 

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from analysis import results
 from analysis.figures import style
 from analysis.figures.arrange import Kind, blocks, errors, name_places, summed_up
+from analysis.figures.scale import LOG_RATIO
 
 _PANEL = {1: 1, 2: 3}  # panels side by side
 _HEIGHT = {1: 0.3, 2: 0.8}  # of a panel's width
@@ -26,7 +27,12 @@ _RANKS = {
     "kendall_tau": "Kendall's \N{GREEK SMALL LETTER TAU}",
     "spearman": "Spearman's \N{GREEK SMALL LETTER RHO}",
 }
-_INTERVENTIONS = ("intervention_loss", "intervention_accuracy", "intervention_second_difference")
+_INTERVENTIONS = (
+    "intervention_loss_rise",  # of each example, so that its bars are those of the difference
+    "intervention_accuracy",
+    "intervention_second_difference",
+)
+_NAMES = _RANKS | {"intervention_loss_rise": "rise of the loss"}
 
 
 def agreement(result: xr.Dataset, ax: Axes, *, variable: str) -> None:
@@ -87,6 +93,7 @@ def taus(result: xr.Dataset, ax: Axes, *, variable: str) -> None:
         xlabel=_label(result, variable, f" {SIDE} the gate"),
         ylabel="density over images and sites",
         xlim=(-1, 1),
+        xticks=(-1, -0.5, 0, 0.5, 1),
     )
 
 
@@ -122,7 +129,8 @@ def by_intervention(result: xr.Dataset, ax: Axes, *, variable: str) -> None:
         ax.errorbar(
             place, middle, [middle - low, high - middle], fmt="o", color="0.2", markersize=3
         )
-        ax.set_yscale("log")
+        if low.min() > 0 and high.max() > LOG_RATIO * low.min():
+            ax.set_yscale("log")
         ax.errorbar([], [], [], color="0.2", label="median, 10\N{EN DASH}90 % of examples")
     else:
         mean, error = (result[f"{variable}_{name}"].values for name in ("mean", "mean_stderr"))
@@ -149,7 +157,7 @@ def _sites(result: xr.Dataset, ax: Axes) -> None:
 
 def _label(result: xr.Dataset, variable: str, of: str = "") -> str:
     """A short name of `variable`, and its unit."""
-    short = _RANKS.get(variable) or _spaced(variable.removeprefix("intervention_"))
+    short = _NAMES.get(variable) or _spaced(variable.removeprefix("intervention_"))
     unit = results.units(result[variable])
     return f"{short}{of}" if unit == "1" else f"{short}{of} ({unit})"
 

@@ -48,7 +48,11 @@ def attention(problem: Problem, spec: Spec) -> Plan:
         outputs = space.outputs(problem.inputs, slice(0, 1))
     labels = problem.targets.ndim == 1 and not problem.targets.is_floating_point()
     if not isinstance(outputs, Tensor) or outputs.ndim != 2 or not labels:
-        raise ValueError("attention needs a network with outputs (n, classes), and class labels.")
+        found = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+        raise ValueError(
+            "attention needs a network with outputs (n, classes), and class labels; of one example "
+            f"the outputs are {found}."
+        )
     classes, targets = outputs.shape[1], problem.targets
     if not 0 <= int(targets.min()) <= int(targets.max()) < classes or len(problem) < 2:
         raise ValueError(

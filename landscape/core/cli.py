@@ -217,7 +217,7 @@ def _introduce(problem: Problem) -> None:
     provenance = problem.provenance
     data, network = provenance["data"], provenance["checkpoint"]
     say(
-        f"{network['file']}: {network['model']} on {data['examples']} images of {data['name']} "
+        f"{network['file']}: {network['model']} on {data['examples']} examples of {data['name']} "
         f"({data['split']}), {problem.device.type} {str(problem.dtype).removeprefix('torch.')}, "
         f"batches of {problem.batch_size}"
     )

@@ -83,7 +83,11 @@ def attention() -> xr.Dataset:
     for name in ("kendall_tau", "spearman"):
         _means(data, name, dims, 6, 2, 1, 4)
     _means(data, "erased_probability", ("site", "order", "fraction"), 6, 3, 4)
-    for name in ("intervention_loss", "intervention_accuracy", "intervention_second_difference"):
+    for name in (
+        "intervention_loss_rise",
+        "intervention_accuracy",
+        "intervention_second_difference",
+    ):
         _means(data, name, ("intervention",), 5)
     coords = {
         "site": [f"layer{n}.0.attention" for n in range(6)],

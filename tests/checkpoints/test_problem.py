@@ -437,12 +437,14 @@ def test_one_mean_serves_all_channels_and_a_wrong_number_is_refused(tmp_path: Pa
 def test_images_that_the_network_does_not_take_are_refused(tmp_path: Path, data: str) -> None:
     rgb = saved(tmp_path / "rgb.pt", 3, data=data, mean=(0.5,), std=(0.5,))
     line = refusal(lambda: load_problem(rgb))
-    assert "rgb.pt was trained on images of shape (3, 8, 8), npz:" in line
+    assert "rgb.pt was trained on examples of shape (3, 8, 8), npz:" in line
     unsaid = saved(tmp_path / "unsaid.pt", 3, data=data, mean=(0.5,), std=(0.5,), input_shape=())
     line = refusal(lambda: load_problem(unsaid))
     assert "unsaid.pt: resnet8 does not take images of shape (1, 8, 8) of npz:" in line
     large = saved(tmp_path / "large.pt", data=data, input_shape=(1, 9, 9))
-    assert "was trained on images of shape (1, 9, 9), npz:" in refusal(lambda: load_problem(large))
+    assert "was trained on examples of shape (1, 9, 9), npz:" in refusal(
+        lambda: load_problem(large)
+    )
     seven = saved(tmp_path / "seven.pt", classes=7, data=data)
     line = refusal(lambda: load_problem(seven))
     assert "seven.pt has 7 classes, npz:" in line
@@ -525,7 +527,7 @@ def test_calibration_examples_are_of_the_training_split(file: Path) -> None:
     assert told["calibration"]["split"] == "train"
     assert told["calibration"]["examples"] == 20
     assert len(said) == 1
-    assert "statistics of 20 train images of npz:" in said[0]
+    assert "statistics of 20 train examples of npz:" in said[0]
 
 
 def test_without_a_training_split_they_are_those_that_are_not_measured(

@@ -362,7 +362,7 @@ def test_a_file_of_another_length_is_measured_and_one_of_images_is_not(tmp_path:
     save(Checkpoint(**common, input_shape=(12, 2, 9)), tmp_path / "net.pt")
     assert load_problem(tmp_path / "net.pt", examples=2).inputs["input"].shape == (2, 12, 2, 12)
     save(Checkpoint(**common, input_shape=(12, 3, 12)), tmp_path / "other.pt")
-    with pytest.raises(ValueError, match=r"was trained on images of shape \(12, 3, 12\)"):
+    with pytest.raises(ValueError, match=r"was trained on examples of shape \(12, 3, 12\)"):
         load_problem(tmp_path / "other.pt", examples=2)
 
 

@@ -69,7 +69,7 @@ def straight(network: Path, tmp_path_factory: pytest.TempPathFactory) -> xr.Data
         timeout=300,
     )
     assert done.stdout == f"{out}\n"
-    assert "resnet8 on 60 images of fashion-mnist-sample (test)" in done.stderr
+    assert "resnet8 on 60 examples of fashion-mnist-sample (test)" in done.stderr
     assert "Warning" not in done.stderr
     return store.load(out)
 

@@ -558,7 +558,7 @@ def test_the_sample_s_unmeasured_images_are_balanced(tmp_path: Path) -> None:
     assert len(made) == 300
     assert len(pixels_of(made.calibration)) == 500
     assert not pixels_of(made.calibration) & pixels_of(made.inputs)
-    assert "statistics of 500 test images of fashion-mnist-sample" in said[-1]
+    assert "statistics of 500 test examples of fashion-mnist-sample" in said[-1]
 
 
 def test_a_damaged_training_split_is_told_and_not_replaced(file: Path, tmp_path: Path) -> None:
